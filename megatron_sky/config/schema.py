@@ -1,0 +1,318 @@
+"""The recipe: one frozen pydantic model per section, a description with its unit on every field.
+
+A section is handed only to its owner (`model` to the model builder, `data` to the data loader, ...). Nothing here
+imports torch, and nothing changes a config once it is built: progress lives in `trainer.state.TrainState`.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from megatron_sky.config.presets import PRESETS
+from megatron_sky.config.units import IntervalField, TokenCount
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and any key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The network's shape. The defaults are LLaMA's: RMSNorm pre-norm, SwiGLU, RoPE, no biases, untied embeddings."""
+
+    preset: str | None = Field(None, description=f"Named shape that fills the fields left out: {', '.join(PRESETS)}.")
+    vocab_size: Positive = Field(description="True vocabulary size of the tokenizer, in tokens; padding is not counted.")
+    hidden_size: Positive = Field(description="Width of the residual stream.")
+    ffn_hidden_size: Positive = Field(description="Inner width of the feed-forward layer (of each half for SwiGLU).")
+    num_layers: Positive = Field(description="Number of transformer layers.")
+    num_attention_heads: Positive = Field(description="Number of query heads.")
+    num_query_groups: Positive | None = Field(
+        None, description="Number of key/value heads (grouped-query attention); null: one per query head."
+    )
+    kv_channels: Positive | None = Field(
+        None, description="Width of one attention head; null: hidden_size / num_attention_heads."
+    )
+    seq_length: Positive = Field(4096, description="Context length, in tokens.")
+    position_embedding: Literal["rope", "learned_absolute"] = Field("rope", description="How positions are encoded.")
+    rotary_base: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies (RoPE theta).")
+    normalization: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="Kind of the pre-norms.")
+    norm_epsilon: float = Field(1e-6, gt=0, description="Constant added to the variance in a norm.")
+    activation: Literal["swiglu", "gelu"] = Field("swiglu", description="Feed-forward activation.")
+    add_bias_linear: bool = Field(False, description="Biases in the linear layers.")
+    tie_embeddings: bool = Field(False, description="One matrix for input embedding and output layer.")
+    hidden_dropout: Fraction = Field(0.0, description="Dropout probability on residual branches and embeddings.")
+    attention_dropout: Fraction = Field(0.0, description="Dropout probability on attention weights.")
+    init_std: float = Field(
+        0.02,
+        gt=0,
+        description="Standard deviation of initial weights; the layers that write to the residual stream use "
+        "init_std / sqrt(2 * num_layers).",
+    )
+    vocab_multiple: Positive = Field(
+        128,
+        description="The embedding is padded to a multiple of this many rows, the same in every layout; "
+        "must be a multiple of parallel.tp_size.",
+    )
+    backend: Literal["auto", "torch", "te"] = Field(
+        "auto",
+        description="Layer implementation: te (Transformer Engine, GPU), torch (anywhere), auto (te where CUDA and "
+        "Transformer Engine are present).",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: object) -> object:
+        if not isinstance(given, dict) or given.get("preset") is None:
+            return given
+        if given["preset"] not in PRESETS:
+            return given  # told by the field's own validator
+        return PRESETS[given["preset"]] | given
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, name: str | None) -> str | None:
+        if name is not None and name not in PRESETS:
+            raise ValueError(f"must be one of {', '.join(PRESETS)}")
+        return name
+
+    @property
+    def query_groups(self) -> int:
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding matrix: vocab_size rounded up to a multiple of vocab_multiple."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+class TokenizerConfig(Section):
+    """The tokenizer that made the data files; needed to generate text and to check the data against."""
+
+    path: str | None = Field(None, description="SentencePiece model file (.model).")
+
+
+class Ramp(Section):
+    """A weight that moves in a straight line over the run's token budget."""
+
+    start: float = Field(ge=0, description="Weight at the first token.")
+    end: float = Field(ge=0, description="Weight at the last token of train.tokens.")
+
+
+class SourceConfig(Section):
+    """One training source of the mixture."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$", description="Name in logs and reports.")
+    path: str = Field(description="Path prefix of the .bin and .idx files, without the ending.")
+    weight: Annotated[float, Field(ge=0)] | Ramp = Field(
+        1.0, description="Share of the mixture (weights are normalised to sum to 1), constant or a ramp."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _prefix(cls, path: str) -> str:
+        return re.sub(r"\.(bin|idx)$", "", path)
+
+
+class DataConfig(Section):
+    """The training mixture."""
+
+    train: tuple[SourceConfig, ...] = Field((), description="Training sources with their weights.")
+    max_epochs: float = Field(
+        5.0, gt=0, description="A source that the plan would repeat more often than this stops the run before it starts."
+    )
+    seed: int = Field(1234, ge=0, description="Seed of the order of the samples.")
+    num_workers: int = Field(1, ge=0, description="Threads that read batches ahead; the result does not depend on it.")
+    prefetch_batches: Positive = Field(4, description="Micro batches read ahead of the step that needs them.")
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> "DataConfig":
+        names = [source.name for source in self.train]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"source names must be unique; more than once: {', '.join(twice)}")
+        return self
+
+
+class ParallelConfig(Section):
+    """How the model is split. The data-parallel size is what remains: world_size / (tp * pp * cp)."""
+
+    tp_size: Positive = Field(1, description="Tensor-parallel size, in ranks.")
+    pp_size: Positive = Field(1, description="Pipeline-parallel size, in ranks (pipeline stages).")
+    vpp_size: Positive = Field(1, description="Model chunks per pipeline stage (interleaved 1F1B when above 1).")
+    cp_size: Positive = Field(1, description="Context-parallel size, in ranks; each holds a part of the sequence.")
+    sequence_parallel: bool = Field(
+        False, description="Split norms and dropouts along the sequence over the tensor-parallel ranks."
+    )
+    distributed_optimizer: bool = Field(True, description="Shard the optimizer state over data-parallel ranks (ZeRO-1).")
+    overlap_grad_reduce: bool = Field(False, description="Reduce gradients while the backward pass still runs.")
+    overlap_param_gather: bool = Field(False, description="Gather updated parameters while the forward pass runs.")
+    overlap_p2p: bool = Field(
+        False, description="Overlap pipeline sends and receives with compute (interleaved 1F1B only)."
+    )
+    grad_bucket_size: Positive | None = Field(
+        None, description="Parameters per gradient bucket; null: megatron-core's choice."
+    )
+
+
+class PrecisionConfig(Section):
+    """Number formats."""
+
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="Format of weights and activations.")
+    initial_loss_scale: float = Field(2.0**16, gt=0, description="First loss scale of dynamic scaling (fp16 only).")
+    grad_reduce_in_fp32: bool = Field(True, description="Accumulate and reduce gradients in fp32.")
+
+
+class OptimizerConfig(Section):
+    """AdamW, with the report's values. Biases and norms are not decayed."""
+
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay.")
+    adam_beta1: Fraction = Field(0.9, description="Decay of the first moment.")
+    adam_beta2: Fraction = Field(0.95, description="Decay of the second moment.")
+    adam_eps: float = Field(1e-8, gt=0, description="Constant added to the root of the second moment.")
+    clip_grad: float = Field(1.0, ge=0, description="Global gradient norm above which gradients are scaled; 0: off.")
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a pure function of consumed tokens."""
+
+    style: Literal["cosine", "linear", "constant", "wsd"] = Field("cosine", description="Shape after the warm-up.")
+    lr: float = Field(description="Peak learning rate.", gt=0)
+    min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the decay.")
+    warmup_tokens: TokenCount = Field(0, description="Tokens of the linear warm-up from warmup_start_lr to lr.")
+    warmup_start_lr: float = Field(0.0, ge=0, description="Learning rate at token 0.")
+    decay_tokens: TokenCount | None = Field(
+        None, description="Consumed tokens at which min_lr is reached, warm-up included; null: train.tokens."
+    )
+    wsd_decay_tokens: TokenCount = Field(
+        0, description="wsd only: tokens of the final decay, which ends at decay_tokens; before it the rate is lr."
+    )
+    wsd_decay_style: Literal["linear", "cosine", "sqrt", "exponential"] = Field(
+        "linear", description="wsd only: shape of the final decay (sqrt: 1 - sqrt of the fraction done)."
+    )
+
+
+class BatchRampup(Section):
+    """The global batch grows in equal steps from start_size to train.global_batch_size."""
+
+    start_size: Positive = Field(description="First global batch size, in sequences.")
+    increment: Positive = Field(description="Growth per stage, in sequences.")
+    tokens: TokenCount = Field(description="Consumed tokens over which the batch grows to its full size.")
+
+
+class TrainConfig(Section):
+    """The run itself."""
+
+    run_dir: str = Field(description="Folder of the run: config, metrics, logs, checkpoints, report.")
+    tokens: TokenCount = Field(description="Token budget; the run ends with the first step that reaches it.")
+    global_batch_size: Positive = Field(description="Sequences per step, over all ranks.")
+    micro_batch_size: Positive = Field(1, description="Sequences per forward pass of one rank.")
+    batch_rampup: BatchRampup | None = Field(None, description="Growth of the global batch at the run's start.")
+    max_steps: Positive | None = Field(
+        None, description="Stop, with a checkpoint, after this step even if the budget is not met; null: no limit."
+    )
+    seed: int = Field(1234, ge=0, description="Seed of the initial weights and of dropout.")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="Activations recomputed in the backward pass: none, the attention core, or whole layers."
+    )
+    recompute_num_layers: Positive = Field(1, description="Layers per recomputed block (full recomputation only).")
+    num_threads: int = Field(
+        0, ge=0, description="CPU threads of each process; 0: the machine's cores divided by the local processes."
+    )
+
+
+class ValidationSet(Section):
+    """A named held-out set; its loss is reported on its own."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$", description="Name in logs and reports.")
+    path: str = Field(description="Path prefix of the .bin and .idx files, without the ending.")
+
+    @field_validator("path")
+    @classmethod
+    def _prefix(cls, path: str) -> str:
+        return re.sub(r"\.(bin|idx)$", "", path)
+
+
+class ValidationConfig(Section):
+    """Losses on named held-out sets, each one distribution."""
+
+    sets: tuple[ValidationSet, ...] = Field((), description="The sets.")
+    interval: IntervalField | None = Field(None, description="How often, beside the run's start and end; null: never.")
+    at_start: bool = Field(True, description="Also before the first step.")
+    micro_batch_size: Positive | None = Field(
+        None, description="Sequences per forward pass of one rank; null: train.micro_batch_size."
+    )
+    max_sequences: Positive | None = Field(
+        None, description="Use this many sequences from the start of each set; null: all of them."
+    )
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> "ValidationConfig":
+        names = [each.name for each in self.sets]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"validation set names must be unique; more than once: {', '.join(twice)}")
+        return self
+
+
+class CheckpointConfig(Section):
+    """Saving, and where a run starts from. A run folder with checkpoints is always continued from the last whole one."""
+
+    interval: IntervalField | None = Field(None, description="How often, beside the run's end; null: at the end only.")
+    keep_last: Positive | None = Field(None, description="Keep this many newest checkpoints; null: all.")
+    save_optimizer: bool = Field(True, description="Save the optimizer state; without it a run can't be resumed.")
+    init_from: str | None = Field(
+        None, description="Checkpoint folder whose weights (only) a new run starts from; ignored once the run has its own."
+    )
+
+
+class WandbConfig(Section):
+    """Weights & Biases; needs `pip install megatron-sky[wandb]`."""
+
+    project: str = Field(description="Project name.")
+    name: str | None = Field(None, description="Run name; null: the run folder's name.")
+    mode: Literal["online", "offline"] = Field("online", description="Whether to send while training.")
+
+
+class MonitorConfig(Section):
+    """What is written about the run while it goes on."""
+
+    log_interval: Positive = Field(1, description="Steps between log lines; metrics.jsonl has every step.")
+    tensorboard: bool = Field(True, description="Write TensorBoard event files to <run_dir>/tensorboard.")
+    wandb: WandbConfig | None = Field(None, description="Weights & Biases; null: off.")
+    peak_tflops: float | None = Field(
+        None, gt=0, description="Peak dense TFLOP/s of one device, for MFU; null: known by the device's name, or no MFU."
+    )
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    model: ModelConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    data: DataConfig = DataConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig
+    train: TrainConfig
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
+
+    @property
+    def tokens_per_sequence(self) -> int:
+        return self.model.seq_length
+
+
+def json_schema() -> dict:
+    """The recipe's JSON schema, for editors that complete and check YAML."""
+    return Config.model_json_schema()

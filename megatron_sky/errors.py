@@ -1,0 +1,79 @@
+"""The errors that users meet.
+
+Everything a user can mend is a `SkyError`: `cli.main` prints its text and exits with its `exit_code`. What only a
+programmer can mend is an `assert`, and keeps its traceback. A message names the field or file, the value, the rule
+and the mend; where several things are wrong at once, `ConfigError` carries all of them.
+"""
+
+from dataclasses import dataclass
+
+
+class SkyError(Exception):
+    """Something the user can mend. `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken rule: where (dotted key or file), what stands there, the rule, and how to mend it."""
+
+    where: str
+    rule: str
+    mend: str = ""
+    value: object = None
+
+    def __str__(self) -> str:
+        shown = "" if self.value is None else f" = {self.value!r}"
+        mend = f"\n      mend: {self.mend}" if self.mend else ""
+        return f"{self.where}{shown}: {self.rule}{mend}"
+
+
+class ConfigError(SkyError):
+    """A recipe that can't be used; `problems` holds every broken rule found."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[Problem] | Problem):
+        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        assert self.problems, "a ConfigError needs a problem"
+        count = len(self.problems)
+        head = "the recipe has a problem" if count == 1 else f"the recipe has {count} problems"
+        super().__init__(head + ":\n" + "\n".join(f"  {i}. {p}" for i, p in enumerate(self.problems, 1)))
+
+
+class DataError(SkyError):
+    """A data or tokenizer file that is missing, damaged, or contradicts its description."""
+
+    exit_code = 3
+
+
+class CheckpointError(SkyError):
+    """A checkpoint that is missing, damaged, or belongs to another model."""
+
+    exit_code = 4
+
+
+class RunError(SkyError):
+    """The run folder or the machine does not allow the run (in use, not writable, no space)."""
+
+    exit_code = 5
+
+
+class MissingDependency(SkyError):
+    """An optional package is needed and absent."""
+
+    exit_code = 6
+
+    def __init__(self, package: str, needed_for: str, install: str):
+        super().__init__(f"{needed_for} needs the package `{package}`, which is not installed.\n  mend: {install}")
+
+
+class RankFailed(SkyError):
+    """One process of a distributed job failed; the message holds its rank and cause."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code or 1
