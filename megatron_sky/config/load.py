@@ -1,0 +1,280 @@
+"""Recipe files and overrides in, one frozen `Config` out.
+
+YAML files layer left to right, then dotted `key=value` overrides; mappings merge key by key, everything else (lists
+too) is replaced whole. Each value remembers the file and line that set it, so that an error can point there. All
+problems found are told at once, with the nearest known name for a typo.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from megatron_sky.config.schema import Config, Section
+from megatron_sky.errors import ConfigError, Problem
+
+_FLOAT = re.compile(
+    r"""^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|\.[0-9_]+(?:[eE][-+]?[0-9]+)?
+    |[0-9][0-9_]*\.[0-9_]*|\.inf|\.nan)$""",
+    re.X | re.I,
+)
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+Place = str  # "file.yaml:12" or "command line"
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `6e-4` as a float (plain PyYAML reads a string)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:float"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Config:
+    """The recipe made of `files`, left to right, and then `overrides` such as `train.micro_batch_size=2`.
+
+    Raises ConfigError with every problem found in reading and in the sections' own rules. Rules that span sections
+    and need the number of ranks are `validate.check`'s.
+    """
+    problems: list[Problem] = []
+    tree: dict = {}
+    places: dict[str, Place] = {}
+    for file in files:
+        _merge(tree, _read_file(Path(file), places, problems))
+    for text in overrides:
+        _apply_override(tree, text, places, problems)
+    tree = _expand_variables(tree, "", problems)
+    config = None
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        problems += [_problem(each, places) for each in _telling(error.errors())]
+    if problems or config is None:
+        raise ConfigError(_dedupe(problems))
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved recipe as YAML; `load_config` of it gives an equal Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _read_file(path: Path, places: dict[str, Place], problems: list[Problem]) -> dict:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        problems.append(Problem(str(path), "no such recipe file", _near_file(path)))
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(Problem(str(path), f"can't be read: {error}", "give a readable UTF-8 YAML file"))
+        return {}
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            problems.append(Problem(str(path), "a recipe must be a mapping of sections", "start it with `model:`"))
+            return {}
+        return _build(loader, node, str(path), "", places, problems)
+    except yaml.YAMLError as error:
+        problems.append(Problem(str(path), f"is not valid YAML: {error}", "mend the file at that place"))
+        return {}
+    finally:
+        loader.dispose()
+
+
+def _build(loader: _Loader, node: yaml.Node, file: str, key: str, places: dict, problems: list[Problem]) -> object:
+    """The node as plain Python, each dotted key's place noted, keys given twice told."""
+    places[key] = f"{file}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        loader.flatten_mapping(node)
+        made: dict = {}
+        for name_node, value_node in node.value:
+            name = str(loader.construct_object(name_node, deep=True))
+            dotted = f"{key}.{name}" if key else name
+            if name in made:
+                line = name_node.start_mark.line + 1
+                problems.append(Problem(dotted, f"is given twice in one mapping ({file}:{line})", "remove one of the two"))
+            made[name] = _build(loader, value_node, file, dotted, places, problems)
+        return made
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(loader, each, file, f"{key}.{i}", places, problems) for i, each in enumerate(node.value)]
+    return loader.construct_object(node, deep=True)
+
+
+def _merge(base: dict, over: dict) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _apply_override(tree: dict, text: str, places: dict[str, Place], problems: list[Problem]) -> None:
+    key, equals, value_text = text.partition("=")
+    key = key.strip()
+    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+        problems.append(
+            Problem(text, "is neither a recipe file (.yaml) nor an override", "write overrides as section.key=value")
+        )
+        return
+    try:
+        value = yaml.load(value_text, Loader=_Loader) if value_text.strip() else None  # a SafeLoader subclass
+    except yaml.YAMLError as error:
+        problems.append(Problem(key, f"has a value that is not valid YAML: {error}", "quote it", value_text))
+        return
+    *parents, leaf = key.split(".")
+    here: dict | list = tree
+    for depth, name in enumerate(parents):
+        child = _child(here, name)
+        if child is None and isinstance(here, dict):
+            child = here[name] = {}
+        if not isinstance(child, dict | list):
+            where = ".".join(parents[: depth + 1])
+            problems.append(Problem(key, f"can't be set: {where} is not a section", f"check the name {where!r}"))
+            return
+        here = child
+    if isinstance(here, list):
+        if not leaf.isdigit() or int(leaf) >= len(here):
+            problems.append(Problem(key, f"needs an index below {len(here)}", f"use {'.'.join(parents)}.0 and so on"))
+            return
+        here[int(leaf)] = value
+    else:
+        here[leaf] = value
+    for known in [known for known in places if known == key or known.startswith(key + ".")]:
+        del places[known]
+    places[key] = "command line"
+
+
+def _child(node: dict | list, name: str) -> object:
+    if isinstance(node, list):
+        return node[int(name)] if name.isdigit() and int(name) < len(node) else None
+    return node.get(name)
+
+
+def _expand_variables(node: object, key: str, problems: list[Problem]) -> object:
+    """`${NAME}` and `${NAME:-default}` in strings, from the environment."""
+    if isinstance(node, dict):
+        return {name: _expand_variables(value, f"{key}.{name}" if key else name, problems) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_expand_variables(value, f"{key}.{i}", problems) for i, value in enumerate(node)]
+    if not isinstance(node, str):
+        return node
+
+    def value_of(match: re.Match) -> str:
+        name, default = match.groups()
+        found = os.environ.get(name, default)
+        if found is None:
+            problems.append(
+                Problem(key, f"names the environment variable {name}, which is not set", f"export {name}=...", node)
+            )
+            return match.group(0)
+        return found
+
+    return _VARIABLE.sub(value_of, node)
+
+
+def _telling(errors: list[dict]) -> list[dict]:
+    """Without the errors that only follow from another: a shape unknown because the preset is, a union's other branch."""
+    bad_preset = any(error["loc"] == ("model", "preset") for error in errors)
+    places = [_dotted(error["loc"]) for error in errors if error["type"] != "model_type"]
+    return [
+        error
+        for error in errors
+        if not (bad_preset and error["type"] == "missing" and error["loc"][0] == "model")
+        and not (error["type"] == "model_type" and _dotted(error["loc"]) in places)
+    ]
+
+
+def _problem(error: dict, places: dict[str, Place]) -> Problem:
+    dotted = _dotted(error["loc"])
+    place = _place(dotted, places)
+    where = f"{dotted or 'the recipe'} ({place})" if place else (dotted or "the recipe")
+    kind, value = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return Problem(where, "is not a known key", _nearest(dotted))
+    if kind == "missing":
+        field = _field(dotted)
+        return Problem(where, "is required and not given", f"add it: {field.description}" if field else "add it")
+    rule = error["msg"].removeprefix("Value error, ")
+    rule = rule[0].lower() + rule[1:] if rule else rule
+    if rule.startswith("input "):
+        rule = rule.removeprefix("input ")
+    field = _field(dotted)
+    mend = f"give what it stands for: {field.description}" if field and field.description else ""
+    return Problem(where, rule, mend, None if isinstance(value, dict | list | Section) else value)
+
+
+def _dotted(loc: tuple) -> str:
+    """pydantic's location without the names it adds for the branches of a union."""
+    return ".".join(str(part) for part in loc if not re.search(r"[\[\]()]|^(constrained-)?(float|int|str)$|^Ramp$", str(part)))
+
+
+def _place(dotted: str, places: dict[str, Place]) -> Place | None:
+    while dotted:
+        if dotted in places:
+            return places[dotted]
+        dotted = dotted.rpartition(".")[0]
+    return None
+
+
+def _known_keys() -> dict[str, object]:
+    """Every dotted key of the recipe (two levels: section and field) with its pydantic field."""
+    keys: dict[str, object] = {}
+    for name, section in Config.model_fields.items():
+        keys[name] = section
+        keys |= {f"{name}.{field}": info for field, info in section.annotation.model_fields.items()}
+    return keys
+
+
+def _field(dotted: str):
+    return _known_keys().get(dotted)
+
+
+def _nearest(dotted: str) -> str:
+    keys = _known_keys()
+    parent, _, leaf = dotted.rpartition(".")
+    section = parent.split(".")[0]
+    siblings = [key for key in keys if key.rpartition(".")[0] == parent]
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == leaf]
+    close = difflib.get_close_matches(leaf, [key.rpartition(".")[2] for key in siblings], n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {f'{parent}.{close[0]}' if parent else close[0]}?"
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    anywhere = difflib.get_close_matches(dotted, list(keys), n=1, cutoff=0.6) or difflib.get_close_matches(
+        leaf, [key.rpartition(".")[2] for key in keys], n=1, cutoff=0.75
+    )
+    if anywhere:
+        full = next(key for key in keys if key == anywhere[0] or key.rpartition(".")[2] == anywhere[0])
+        return f"did you mean {full}?"
+    names = ", ".join(key.rpartition(".")[2] for key in siblings)
+    return f"{section or 'the recipe'} has: {names}" if names else "remove it"
+
+
+def _near_file(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else None
+    if folder is None:
+        return f"the folder {path.parent} does not exist"
+    names = [each.name for each in folder.iterdir() if each.suffix in (".yaml", ".yml")]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    if close:
+        return f"did you mean {folder / close[0]}?"
+    return f"recipes in {folder}: {', '.join(sorted(names))}" if names else f"{folder} holds no .yaml file"
+
+
+def _dedupe(problems: list[Problem]) -> list[Problem]:
+    """A union's branches fail one by one; the same place with the same rule is told once."""
+    seen: dict[tuple[str, str], Problem] = {}
+    for problem in problems:
+        seen.setdefault((problem.where, problem.rule), problem)
+    return list(seen.values())

@@ -1,0 +1,262 @@
+"""Rules that span sections or need the number of ranks, checked before anything is built.
+
+Pure arithmetic: no torch. `problems` stop a run, `notes` are told and do not. A rule that one field can break on its
+own stands at that field in `schema.py`.
+"""
+
+from megatron_sky.config.schema import BatchRampup, Config
+from megatron_sky.errors import ConfigError, Problem
+
+
+def check(config: Config, world_size: int) -> list[str]:
+    """Raises ConfigError with every broken rule of `config` on `world_size` ranks; returns notes worth telling."""
+    problems = find_problems(config, world_size)
+    if problems:
+        raise ConfigError(problems)
+    return find_notes(config, world_size)
+
+
+def data_parallel_size(config: Config, world_size: int) -> int:
+    """world_size / (tp * pp * cp); 0 where it does not divide."""
+    p = config.parallel
+    size, rest = divmod(world_size, p.tp_size * p.pp_size * p.cp_size)
+    return size if rest == 0 else 0
+
+
+def batch_sizes(global_batch_size: int, rampup: BatchRampup | None) -> list[int]:
+    """Every global batch size (sequences) that the run will use, in order."""
+    if rampup is None:
+        return [global_batch_size]
+    return [*range(rampup.start_size, global_batch_size, rampup.increment), global_batch_size]
+
+
+def find_problems(config: Config, world_size: int) -> list[Problem]:
+    problems: list[Problem] = []
+    problems += _layout(config, world_size)
+    problems += _shape(config)
+    problems += _batch(config, world_size)
+    problems += _schedule(config)
+    return problems
+
+
+def find_notes(config: Config, world_size: int) -> list[str]:
+    notes = []
+    p, t = config.parallel, config.train
+    dp_size = data_parallel_size(config, world_size)
+    last = batch_sizes(t.global_batch_size, t.batch_rampup)[-1]
+    num_microbatches = last // (t.micro_batch_size * dp_size)
+    if p.pp_size > 1 and num_microbatches < p.pp_size:
+        notes.append(
+            f"{num_microbatches} micro batches on {p.pp_size} pipeline stages leave most stages idle most of the time; "
+            f"a global batch of {p.pp_size * 4 * t.micro_batch_size * dp_size} sequences would not"
+        )
+    step_tokens = last * config.model.seq_length
+    if t.batch_rampup is None and t.tokens % step_tokens:
+        whole = -(-t.tokens // step_tokens)
+        notes.append(
+            f"train.tokens = {t.tokens:,} is no multiple of a step's {step_tokens:,} tokens; the run ends at "
+            f"{whole * step_tokens:,} (step {whole})"
+        )
+    if config.checkpoint.interval is None:
+        notes.append("checkpoint.interval is not set: the only checkpoint is the one at the run's end")
+    return notes
+
+
+def _layout(config: Config, world_size: int) -> list[Problem]:
+    p = config.parallel
+    problems = []
+    split = p.tp_size * p.pp_size * p.cp_size
+    if world_size % split:
+        problems.append(
+            Problem(
+                "parallel.tp_size * pp_size * cp_size",
+                f"must divide the number of ranks, {world_size}",
+                f"use {_next_multiple(world_size, split)} ranks, or sizes whose product divides {world_size}",
+                split,
+            )
+        )
+    if p.sequence_parallel and p.tp_size == 1:
+        problems.append(
+            Problem(
+                "parallel.sequence_parallel",
+                "needs parallel.tp_size above 1",
+                "set parallel.sequence_parallel=false or raise parallel.tp_size",
+                True,
+            )
+        )
+    if p.vpp_size > 1 and p.pp_size == 1:
+        problems.append(
+            Problem("parallel.vpp_size", "needs parallel.pp_size above 1", "set parallel.vpp_size=1", p.vpp_size)
+        )
+    if p.overlap_p2p and p.vpp_size == 1:
+        problems.append(
+            Problem(
+                "parallel.overlap_p2p",
+                "needs interleaved 1F1B (parallel.vpp_size above 1)",
+                "set parallel.overlap_p2p=false",
+                True,
+            )
+        )
+    if p.overlap_param_gather and not p.distributed_optimizer:
+        problems.append(
+            Problem(
+                "parallel.overlap_param_gather",
+                "needs parallel.distributed_optimizer",
+                "set parallel.distributed_optimizer=true or parallel.overlap_param_gather=false",
+                True,
+            )
+        )
+    if p.overlap_param_gather and not p.overlap_grad_reduce:
+        problems.append(
+            Problem(
+                "parallel.overlap_param_gather",
+                "needs parallel.overlap_grad_reduce",
+                "set parallel.overlap_grad_reduce=true",
+                True,
+            )
+        )
+    return problems
+
+
+def _shape(config: Config) -> list[Problem]:
+    m, p, t = config.model, config.parallel, config.train
+    rules = [
+        ("model.num_attention_heads", m.num_attention_heads, p.tp_size, "parallel.tp_size"),
+        ("model.num_query_groups", m.query_groups, p.tp_size, "parallel.tp_size"),
+        ("model.ffn_hidden_size", m.ffn_hidden_size, p.tp_size, "parallel.tp_size"),
+        ("model.vocab_multiple", m.vocab_multiple, p.tp_size, "parallel.tp_size"),
+        ("model.num_attention_heads", m.num_attention_heads, m.query_groups, "model.num_query_groups"),
+        ("model.num_layers", m.num_layers, p.pp_size * p.vpp_size, "parallel.pp_size * vpp_size"),
+    ]
+    if m.kv_channels is None:
+        rules.append(("model.hidden_size", m.hidden_size, m.num_attention_heads, "model.num_attention_heads"))
+    if p.cp_size > 1:
+        rules.append(("model.seq_length", m.seq_length, 2 * p.cp_size, "2 * parallel.cp_size"))
+    if p.sequence_parallel:
+        rules.append(("model.seq_length", m.seq_length, p.cp_size * p.tp_size, "parallel.cp_size * tp_size"))
+    if t.recompute == "full":
+        layers = m.num_layers // (p.pp_size * p.vpp_size)
+        if t.recompute_num_layers > max(layers, 1):
+            rule = f"must be at most the {layers} layers of one pipeline stage or model chunk"
+            yield_problem = Problem(
+                "train.recompute_num_layers", rule, f"use a value up to {layers}", t.recompute_num_layers
+            )
+            return [*_divides(rules), yield_problem]
+    if m.position_embedding == "rope" and m.head_size % 2:
+        return [
+            *_divides(rules),
+            Problem("model.kv_channels", "must be even for rotary positions", "use an even head size", m.head_size),
+        ]
+    return _divides(rules)
+
+
+def _divides(rules: list[tuple[str, int, int, str]]) -> list[Problem]:
+    return [
+        Problem(
+            where,
+            f"must be a multiple of {name} ({divisor})",
+            f"use {_next_multiple(value, divisor)}, or change {name.split(' *')[0]}",
+            value,
+        )
+        for where, value, divisor, name in rules
+        if value % divisor
+    ]
+
+
+def _batch(config: Config, world_size: int) -> list[Problem]:
+    t, p = config.train, config.parallel
+    problems = []
+    dp_size = data_parallel_size(config, world_size)
+    if dp_size == 0:
+        return []  # the layout's own problem comes first
+    rampup = t.batch_rampup
+    if rampup is not None:
+        if rampup.start_size > t.global_batch_size:
+            problems.append(
+                Problem(
+                    "train.batch_rampup.start_size",
+                    f"must be at most train.global_batch_size ({t.global_batch_size})",
+                    "lower it",
+                    rampup.start_size,
+                )
+            )
+        elif (t.global_batch_size - rampup.start_size) % rampup.increment:
+            problems.append(
+                Problem(
+                    "train.batch_rampup.increment",
+                    f"must divide the growth from {rampup.start_size} to {t.global_batch_size}",
+                    "use a divisor of the difference",
+                    rampup.increment,
+                )
+            )
+        if problems:
+            return problems
+    per_pass = t.micro_batch_size * dp_size
+    for size in batch_sizes(t.global_batch_size, rampup):
+        where = "train.global_batch_size" if size == t.global_batch_size else "train.batch_rampup (a size on the way)"
+        if size % per_pass:
+            problems.append(
+                Problem(
+                    where,
+                    f"must be a multiple of train.micro_batch_size * data-parallel size "
+                    f"({t.micro_batch_size} * {dp_size} = {per_pass})",
+                    f"use {_next_multiple(size, per_pass)}, or another micro batch or layout",
+                    size,
+                )
+            )
+        elif p.vpp_size > 1 and (size // per_pass) % p.pp_size:
+            problems.append(
+                Problem(
+                    where,
+                    f"gives {size // per_pass} micro batches; interleaved 1F1B needs a multiple of "
+                    f"parallel.pp_size ({p.pp_size})",
+                    f"use {_next_multiple(size, per_pass * p.pp_size)} sequences",
+                    size,
+                )
+            )
+    if t.tokens == 0:
+        problems.append(Problem("train.tokens", "must be above 0", "give the token budget, as 130B", 0))
+    return problems
+
+
+def _schedule(config: Config) -> list[Problem]:
+    s, t = config.schedule, config.train
+    problems = []
+    end = s.decay_tokens if s.decay_tokens is not None else t.tokens
+    if s.min_lr > s.lr:
+        problems.append(Problem("schedule.min_lr", f"must be at most schedule.lr ({s.lr})", "lower it", s.min_lr))
+    if s.warmup_start_lr > s.lr:
+        problems.append(
+            Problem("schedule.warmup_start_lr", f"must be at most schedule.lr ({s.lr})", "lower it", s.warmup_start_lr)
+        )
+    if s.warmup_tokens > end:
+        problems.append(
+            Problem("schedule.warmup_tokens", f"must be at most the decay's end, {end:,} tokens", "lower it", s.warmup_tokens)
+        )
+    if s.style == "wsd" and not 0 < s.wsd_decay_tokens <= max(end - s.warmup_tokens, 0):
+        problems.append(
+            Problem(
+                "schedule.wsd_decay_tokens",
+                f"must be above 0 and at most the {max(end - s.warmup_tokens, 0):,} tokens after the warm-up",
+                "a tenth of the budget is usual",
+                s.wsd_decay_tokens,
+            )
+        )
+    if s.style != "wsd" and s.wsd_decay_tokens:
+        problems.append(
+            Problem(
+                "schedule.wsd_decay_tokens",
+                f"has no effect with schedule.style={s.style}",
+                "remove it, or set schedule.style=wsd",
+                s.wsd_decay_tokens,
+            )
+        )
+    if s.style == "wsd" and s.wsd_decay_style == "exponential" and s.min_lr == 0:
+        problems.append(
+            Problem("schedule.min_lr", "must be above 0 for an exponential decay", "set it, as 1e-6", s.min_lr)
+        )
+    return problems
+
+
+def _next_multiple(value: int, divisor: int) -> int:
+    return max(-(-value // divisor), 1) * divisor

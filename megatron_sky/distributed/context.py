@@ -1,0 +1,179 @@
+"""Process groups: the one file that touches `megatron.core.parallel_state`.
+
+`open_context` makes a `ParallelContext` from the recipe's `parallel` section; everything else is handed that object
+and asks it for ranks, groups and the few collectives a run needs.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from megatron_sky.config.schema import ParallelConfig
+from megatron_sky.distributed import device as accelerator
+from megatron_sky.distributed import seeding
+from megatron_sky.distributed.launch import RankInfo
+from megatron_sky.distributed.topology import Coordinates, Layout
+
+
+@dataclass(frozen=True)
+class ParallelContext:
+    """This process's place in the job, its process groups, and its device (a torch.device)."""
+
+    layout: Layout
+    place: Coordinates
+    rank: int
+    local_rank: int
+    device: object
+
+    @property
+    def world_size(self) -> int:
+        return self.layout.world_size
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.place.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.place.pp_rank == self.layout.pp_size - 1
+
+    def chunk_is_first(self, chunk: int) -> bool:
+        """Whether model chunk `chunk` of this rank holds the embedding."""
+        return self.is_first_stage and chunk == 0
+
+    def chunk_is_last(self, chunk: int) -> bool:
+        """Whether model chunk `chunk` of this rank holds the output layer."""
+        return self.is_last_stage and chunk == self.layout.vpp_size - 1
+
+    @property
+    def dp_cp_group(self):
+        from megatron.core import parallel_state
+
+        return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+    @property
+    def pp_group(self):
+        from megatron.core import parallel_state
+
+        return parallel_state.get_pipeline_model_parallel_group()
+
+    def total_from_last_stage(self, values):
+        """`values` (a tensor that counts on the last pipeline stage only) summed over data and context ranks, everywhere.
+
+        One small all-reduce and one broadcast; on a GPU the caller's `.tolist()` is the sync point.
+        """
+        import torch.distributed as dist
+        from megatron.core import parallel_state
+
+        if self.is_last_stage:
+            dist.all_reduce(values, group=self.dp_cp_group)
+        if self.layout.pp_size > 1:
+            last = parallel_state.get_pipeline_model_parallel_last_rank()
+            dist.broadcast(values, last, group=self.pp_group)
+        return values
+
+    def largest(self, value: float) -> float:
+        """The largest `value` over all ranks."""
+        import torch
+        import torch.distributed as dist
+
+        held = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        return held.item()
+
+    def gather_objects(self, value: object) -> list:
+        """`value` of every rank, in rank order, on every rank."""
+        import torch.distributed as dist
+
+        gathered: list = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        import torch.distributed as dist
+
+        dist.barrier()
+
+    def seed_step(self, seed: int, step: int) -> None:
+        """Seeds this rank's generators for `step` (see `seeding`)."""
+        from megatron.core.tensor_parallel import random as megatron_random
+
+        base = seeding.step_seed(seed, step, self.place.pp_rank, self.place.dp_rank, self.place.cp_rank)
+        accelerator.seed(base)
+        megatron_random.model_parallel_cuda_manual_seed(base)
+
+
+@contextlib.contextmanager
+def open_context(
+    parallel: ParallelConfig, info: RankInfo, *, num_threads: int = 0, timeout_seconds: float = 1800
+) -> Iterator[ParallelContext]:
+    """Joins the job and makes its process groups; leaves them at the end, but not while failing.
+
+    A failing rank must not enter a collective: it would wait for ranks that wait for it.
+    """
+    import torch.distributed as dist
+
+    device = accelerator.setup(info.local_rank, num_threads, info.local_world_size)
+    store = dist.HashStore() if info.world_size == 1 and info.master_addr is None else None
+    where = {"store": store} if store is not None else {"init_method": f"tcp://{info.master_addr}:{info.master_port}"}
+    if store is None and info.from_torchrun:
+        where = {"init_method": "env://"}
+    dist.init_process_group(
+        accelerator.collective_backend(),
+        rank=info.rank,
+        world_size=info.world_size,
+        timeout=timedelta(seconds=timeout_seconds),
+        **where,
+    )
+    yield _make_groups(parallel, info.rank, info.local_rank, info.world_size, device)
+    close_context()
+
+
+@contextlib.contextmanager
+def open_fake_context(parallel: ParallelConfig, rank: int, world_size: int) -> Iterator[ParallelContext]:
+    """Rank `rank` of a job of `world_size` ranks that does not exist: groups without members, for a dry run.
+
+    Collectives return at once and move nothing.
+    """
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    device = accelerator.setup()
+    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        yield _make_groups(parallel, rank, 0, world_size, device, gloo_groups=False)
+    finally:
+        close_context()
+
+
+def close_context() -> None:
+    """Leaves every process group."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _make_groups(parallel: ParallelConfig, rank: int, local_rank: int, world_size: int, device, gloo_groups: bool = True):
+    from megatron.core import parallel_state
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tp_size,
+        pipeline_model_parallel_size=parallel.pp_size,
+        virtual_pipeline_model_parallel_size=parallel.vpp_size if parallel.vpp_size > 1 else None,
+        context_parallel_size=parallel.cp_size,
+        create_gloo_process_groups=gloo_groups,
+    )
+    layout = Layout.of(parallel, world_size)
+    place = layout.coordinates(rank)
+    told = Coordinates(
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+    )
+    assert place == told, f"megatron-core orders ranks otherwise: {told}, not {place}"
+    return ParallelContext(layout=layout, place=place, rank=rank, local_rank=local_rank, device=device)

@@ -1,0 +1,277 @@
+"""The one seam to the accelerator: where CUDA is present it does nothing clever; where not, the CPU answers for it.
+
+megatron-core names the device in four ways: `device="cuda"` arguments, `torch.cuda.current_device()` and its
+relatives, `Tensor.cuda()`, and comparisons of `Tensor.type()` with `"torch.cuda.FloatTensor"`. On a machine without
+CUDA, `setup` answers each of them with the CPU, for the whole process. A TorchFunctionMode would be tidier, but it is
+off inside `autograd.backward`, where recomputation runs, so torch's factories are wrapped instead.
+
+No other file of this package names the device type.
+"""
+
+import contextlib
+import functools
+import importlib.abc
+import os
+import sys
+import warnings
+
+_FACTORIES = (
+    "arange as_tensor empty empty_like empty_strided full full_like linspace ones ones_like rand randint randn "
+    "randperm tensor zeros zeros_like"
+).split()
+
+_state = {"ready": False}
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available() and not _state.get("redirected", False)
+
+
+def collective_backend() -> str:
+    """The process-group backend for this machine's tensors: nccl on GPUs, gloo on CPUs."""
+    return "nccl" if has_gpu() else "gloo"
+
+
+def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1):
+    """Makes this process ready for megatron-core and returns its torch.device; a second call only returns it.
+
+    Must run before `megatron.core` is imported. `num_threads`: CPU threads of this process; 0 shares the machine's
+    cores among the `local_world_size` processes.
+    """
+    import torch
+
+    if not _state["ready"]:
+        _silence_imports()
+        # One hardware queue: megatron-core's overlaps rely on the order in which kernels are launched.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        if has_gpu():
+            torch.cuda.set_device(local_rank)
+        else:
+            assert "megatron.core" not in sys.modules, "device.setup() must come before megatron.core is imported"
+            _hide_gpu_packages()
+            _answer_with_cpu()
+            _state["redirected"] = True
+            _patch_megatron_rng()
+            threads = num_threads or max(1, available_cores() // local_world_size)
+            torch.set_num_threads(threads)
+        _state["ready"] = True
+    return current()
+
+
+def current():
+    """This process's torch.device."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+
+
+def available_cores() -> int:
+    """Cores this process may use: a container's or a job step's share, not the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def name() -> str:
+    """The device's name for logs and for the peak table: the GPU's, or `cpu`."""
+    import torch
+
+    return torch.cuda.get_device_name() if has_gpu() else "cpu"
+
+
+def peak_memory_bytes() -> int:
+    """Peak memory of this process so far: allocated on the GPU, or resident on the CPU."""
+    import torch
+
+    if has_gpu():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def synchronize() -> None:
+    """Waits for queued kernels, so that a clock read afterwards tells the truth."""
+    import torch
+
+    if has_gpu():
+        torch.cuda.synchronize()
+
+
+def seed(value: int) -> None:
+    """Seeds the default generators of CPU and device."""
+    import torch
+
+    torch.manual_seed(value)  # seeds the GPUs as well where there are any
+
+
+@contextlib.contextmanager
+def on_meta():
+    """Tensors made inside take no memory: for building a model only to look at its shapes."""
+    import torch
+
+    with torch.device("meta"):
+        yield
+
+
+def _silence_imports() -> None:
+    warnings.filterwarnings("ignore", message=r".*(Transformer Engine|transformer_engine|Apex|apex).*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+    warnings.filterwarnings("ignore", message=r".*(grouped_gemm|nvidia_resiliency_ext|modelopt|flash_mla|emerging).*")
+
+
+class _Hidden(importlib.abc.MetaPathFinder):
+    """Import of a GPU-only package fails as if it were not installed: it imports without a GPU but can't run."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.partition(".")[0] in ("transformer_engine", "apex"):
+            raise ModuleNotFoundError(f"{fullname} is hidden: this machine has no CUDA device", name=fullname)
+        return None
+
+
+def _hide_gpu_packages() -> None:
+    sys.meta_path.insert(0, _Hidden())
+
+
+def _is_cuda(device: object) -> bool:
+    import torch
+
+    if isinstance(device, str):
+        return device.startswith("cuda")
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, int) and not isinstance(device, bool)
+
+
+def _answer_with_cpu() -> None:
+    import torch
+    from torch.utils import _device
+
+    _device._device_constructors()  # caches torch's own factories, which `with torch.device("meta")` looks up
+    cpu = torch.device("cpu")
+    for factory in _FACTORIES:
+        setattr(torch, factory, _on_cpu(getattr(torch, factory), cpu))
+    tensor_type, tensor_to = torch.Tensor.type, torch.Tensor.to
+
+    @functools.wraps(tensor_type)
+    def type_(self, *args, **kwargs):
+        if args or kwargs:
+            return tensor_type(self, *args, **kwargs)
+        return tensor_type(self).replace("torch.", "torch.cuda.", 1)
+
+    @functools.wraps(tensor_to)
+    def to(self, *args, **kwargs):
+        if args and _is_cuda(args[0]):
+            args = (cpu, *args[1:])
+        if "device" in kwargs and _is_cuda(kwargs["device"]):
+            kwargs["device"] = cpu
+        return tensor_to(self, *args, **kwargs)
+
+    torch.Tensor.type, torch.Tensor.to = type_, to
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+    _answer_cuda_module(torch, cpu)
+    torch.compiler.set_stance("force_eager")  # compiling costs a CPU run 16 s and gains it nothing
+
+
+def _on_cpu(factory, cpu):
+    @functools.wraps(factory)
+    def wrapped(*args, **kwargs):
+        if kwargs:
+            if kwargs.get("device") is not None and _is_cuda(kwargs["device"]):
+                kwargs["device"] = cpu
+            if kwargs.get("pin_memory"):
+                kwargs["pin_memory"] = False
+        return factory(*args, **kwargs)
+
+    return wrapped
+
+
+class _Stream:
+    """A CPU is one stream in which everything happens in order, so waiting for it is already done."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def wait_stream(self, stream):
+        pass
+
+    def wait_event(self, event):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def record_event(self, event=None):
+        return event or _Event()
+
+    def query(self):
+        return True
+
+
+class _Event:
+    """An event of the one in-order stream: it has always happened."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def record(self, stream=None):
+        pass
+
+    def wait(self, stream=None):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def query(self):
+        return True
+
+
+def _answer_cuda_module(torch, cpu) -> None:
+    stream = _Stream()
+    answers = {
+        "current_device": lambda: cpu,
+        "set_device": lambda device: None,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "current_stream": lambda device=None: stream,
+        "default_stream": lambda device=None: stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "manual_seed": lambda value: torch.manual_seed(value),
+        "Stream": _Stream,
+        "Event": _Event,
+    }
+    for attribute, answer in answers.items():
+        setattr(torch.cuda, attribute, answer)
+
+
+def _patch_megatron_rng() -> None:
+    """megatron-core keeps named states of the CUDA generator; here they are states of the CPU's."""
+    import torch
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+    class CpuRngTracker(megatron_random.CudaRNGStatesTracker):
+        """Named states of the CPU generator; `fork` runs a block on one of them and restores the default."""
+
+        @contextlib.contextmanager
+        def fork(self, name=megatron_random._MODEL_PARALLEL_RNG_TRACKER_NAME):
+            assert name in self.states_, f"no generator state is named {name!r}"
+            outer = torch.get_rng_state()
+            torch.set_rng_state(self.states_[name])
+            try:
+                yield
+            finally:
+                self.states_[name] = torch.get_rng_state()
+                torch.set_rng_state(outer)
+
+    megatron_random._CUDA_RNG_STATE_TRACKER = CpuRngTracker()
+    megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True

@@ -1,0 +1,184 @@
+"""How processes become ranks: from torchrun's variables, from Slurm's, or as one process alone.
+
+`run_local` starts N processes on this machine through torch's elastic launcher. Each rank that fails leaves a small
+file with its cause and the time; the parent names the first cause and its rank last on the screen.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_sky.errors import RankFailed, SkyError
+
+_ERROR_DIR = "MEGATRON_SKY_ERROR_DIR"
+# What a rank sees when another one has gone: never the first cause while there is any other.
+_AFTERMATH = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|TCPStore|recvValue|sendBytes", re.I)
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """One process's number in the job and where the job meets (master_addr None: a job of one process)."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    master_addr: str | None = None
+    master_port: int = 0
+    from_torchrun: bool = False
+
+
+def rank_info(environ: Mapping[str, str] = os.environ) -> RankInfo:
+    """This process's RankInfo, from torchrun's variables, else from Slurm's job step, else one process alone."""
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        return RankInfo(
+            rank=_int(environ, "RANK"),
+            world_size=_int(environ, "WORLD_SIZE"),
+            local_rank=_int(environ, "LOCAL_RANK", "0"),
+            local_world_size=_int(environ, "LOCAL_WORLD_SIZE", "1"),
+            master_addr=environ.get("MASTER_ADDR", "127.0.0.1"),
+            master_port=_int(environ, "MASTER_PORT", "29500"),
+            from_torchrun=True,
+        )
+    # SLURM_STEP_ID is set by srun alone: a batch script without srun is one process, whatever --ntasks says.
+    if "SLURM_STEP_ID" in environ and int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        world_size = _int(environ, "SLURM_STEP_NUM_TASKS")
+        nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "127.0.0.1")
+        return RankInfo(
+            rank=_int(environ, "SLURM_PROCID"),
+            world_size=world_size,
+            local_rank=_int(environ, "SLURM_LOCALID"),
+            local_world_size=_tasks_on_node(environ, world_size),
+            master_addr=environ.get("MASTER_ADDR") or first_host(nodes),
+            master_port=_int(environ, "MASTER_PORT", str(20_000 + int(environ.get("SLURM_JOB_ID", "0")) % 20_000)),
+        )
+    return RankInfo()
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of a Slurm node list: `n[07-09,12],m1` -> `n07`."""
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
+    if match is None:
+        raise SkyError(f"SLURM_STEP_NODELIST = {nodelist!r}: is no node list\n  mend: set MASTER_ADDR yourself")
+    head, number, tail = match.groups()
+    return head + (number or "") + (tail or "")
+
+
+def _tasks_on_node(environ: Mapping[str, str], world_size: int) -> int:
+    """Tasks on this node, from `SLURM_STEP_TASKS_PER_NODE` such as `8(x3),4`."""
+    counts: list[int] = []
+    for part in environ.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if match:
+            counts += [int(match.group(1))] * int(match.group(2) or 1)
+    node = int(environ.get("SLURM_NODEID", "0"))
+    return counts[node] if node < len(counts) else world_size
+
+
+def _int(environ: Mapping[str, str], name: str, default: str | None = None) -> int:
+    text = environ.get(name, default)
+    if text is None or not re.fullmatch(r"-?\d+", text):
+        raise SkyError(f"environment variable {name} = {text!r}: must be a whole number, as the launcher sets it")
+    return int(text)
+
+
+def run_local(arguments: Sequence[str], nproc: int) -> None:
+    """Runs `python -m megatron_sky ARGUMENTS` in `nproc` processes; raises RankFailed with the first cause."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    _quiet_elastic()
+    with tempfile.TemporaryDirectory(prefix="megatron_sky_") as folder:
+        os.environ[_ERROR_DIR] = folder
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # each rank sets its threads itself, from train.num_threads
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=nproc,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",
+            run_id=f"local-{os.getpid()}",
+            max_restarts=0,
+            monitor_interval=0.1,
+            start_method="spawn",
+            local_addr="127.0.0.1",
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+        )
+        try:
+            elastic_launch(config, entrypoint=sys.executable)("-m", "megatron_sky", *arguments)
+        except ChildFailedError as error:
+            raise _first_cause(Path(folder), error) from None
+        except SignalException as error:
+            raise RankFailed(f"stopped by {signal.Signals(error.sigval).name}", 128 + error.sigval) from None
+        finally:
+            del os.environ[_ERROR_DIR]
+
+
+def guard(work: Callable[[], None], rank: int, log: Callable[[str], None]) -> None:
+    """Runs a rank's work. A failure is written down for the parent and ends the process at once, with no collective.
+
+    `log` receives the whole traceback of an unforeseen error; a SkyError needs none.
+    """
+    try:
+        work()
+    except KeyboardInterrupt:
+        _leave(rank, "interrupted", 130)
+    except SkyError as error:
+        _leave(rank, str(error), error.exit_code)
+    except Exception as error:
+        log(traceback.format_exc())
+        _leave(rank, f"{type(error).__name__}: {error}", 1)
+
+
+def _leave(rank: int, message: str, exit_code: int) -> None:
+    folder = os.environ.get(_ERROR_DIR)
+    if folder and Path(folder).is_dir():
+        record = {"rank": rank, "message": message, "exit_code": exit_code, "time": time.time()}
+        target = Path(folder) / f"error_{rank:05d}.json"
+        target.with_suffix(".tmp").write_text(json.dumps(record), encoding="utf-8")
+        target.with_suffix(".tmp").rename(target)
+    else:
+        print(f"megatron-sky: rank {rank}: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)  # torch's exit handlers may wait for ranks that are gone
+
+
+def _first_cause(folder: Path, error) -> RankFailed:
+    """The failure that began it: a rank's own error before what followed from it, a killed rank before lost peers."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("error_*.json")]
+    records.sort(key=lambda record: record["time"])
+    own = [r for r in records if not (r["exit_code"] == 1 and _AFTERMATH.search(r["message"]))]
+    if own:
+        return RankFailed(_told(own[0]), own[0]["exit_code"])
+    killed = sorted((rank, failure) for rank, failure in error.failures.items() if failure.exitcode < 0)
+    if killed:
+        rank, failure = killed[0]
+        name = signal.Signals(-failure.exitcode).name
+        hint = " (out of memory? look at the kernel's log)" if name == "SIGKILL" else ""
+        return RankFailed(f"rank {rank}: killed by {name}{hint}", 1)
+    if records:
+        return RankFailed(_told(records[0]), records[0]["exit_code"])
+    rank, failure = error.get_first_failure()
+    return RankFailed(f"rank {rank}: ended with exit code {failure.exitcode}", failure.exitcode)
+
+
+def _told(record: dict) -> str:
+    return f"rank {record['rank']}: {record['message']}"
+
+
+def _quiet_elastic() -> None:
+    """The launcher's own report of a failed child is a page long and says less than ours."""
+    import logging
+
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
