@@ -1,0 +1,106 @@
+"""Log lines: rank 0 on the screen, every rank in a file of its own.
+
+A record goes from `get_logger(...)` to the root logger and from there to at most two places. The file
+`<run_dir>/logs/rank_00000.log` keeps everything: our records, Python warnings, and warnings of other libraries. The
+screen (rank 0, standard error) shows our records and other libraries' errors only, since a warning repeated by a
+library at every start hides the one line that matters. Screen lines are written through one rich console, so that
+they scroll above the progress bar instead of tearing it.
+"""
+
+import functools
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_sky.errors import RunError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ROOT = "megatron_sky"
+_FILE_FORMAT = "%(asctime)s %(levelname)-8s %(name)s: %(message)s"
+_SCREEN_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+_STYLES = ((logging.ERROR, "bold red"), (logging.WARNING, "yellow"))
+
+
+def get_logger(name: str) -> logging.Logger:
+    """The logger of a module (`get_logger(__name__)`), always below `megatron_sky`."""
+    return logging.getLogger(name if name == ROOT or name.startswith(ROOT + ".") else f"{ROOT}.{name}")
+
+
+@functools.cache
+def screen() -> "Console":
+    """The console that log lines and the progress bar share (standard error)."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+@functools.cache
+def log_once(logger: logging.Logger, level: int, message: str) -> None:
+    """Log `message` at `level` the first time only; the same message is dropped for the rest of the process."""
+    logger.log(level, message, stacklevel=2)
+
+
+def setup_logging(rank: int, world_size: int, run_dir: Path | None) -> None:
+    """Send log records to the screen (rank 0) and to `<run_dir>/logs/rank_*.log` (every rank; none without a run_dir).
+
+    May be called again, for instance once the run folder is known: the earlier call's places are closed and replaced.
+    Raises RunError when the log file can't be opened.
+    """
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, _FileHandler | _ScreenHandler)]:
+        root.removeHandler(handler)
+        handler.close()
+    if rank == 0:
+        root.addHandler(_ScreenHandler())
+    if run_dir is not None:
+        root.addHandler(_open_file(Path(run_dir), rank, world_size))
+    logging.getLogger(ROOT).setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+class _FileHandler(logging.FileHandler):
+    """One rank's file, appended to by every attempt."""
+
+
+class _ScreenHandler(logging.Handler):
+    """Short lines on the screen: our own records, and other libraries' errors."""
+
+    def __init__(self):
+        super().__init__()
+        self.setFormatter(logging.Formatter(_SCREEN_FORMAT, datefmt="%H:%M:%S"))
+        self.addFilter(lambda record: _is_ours(record) or record.levelno >= logging.ERROR)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from rich.text import Text
+
+        try:
+            style = next((style for level, style in _STYLES if record.levelno >= level), "")
+            screen().print(Text(self.format(record), style=style), soft_wrap=True)
+        except Exception:  # the logging module's own rule: tell of it on stderr, never break the caller
+            self.handleError(record)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name == ROOT or record.name.startswith(ROOT + ".")
+
+
+def _open_file(run_dir: Path, rank: int, world_size: int) -> _FileHandler:
+    path = run_dir / "logs" / f"rank_{rank:05d}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _FileHandler(path, mode="a", encoding="utf-8")
+    except OSError as error:
+        message = f"{path}: can't be opened for writing ({error.strerror}).\n  mend: choose a writable run_dir"
+        raise RunError(message) from error
+    handler.setFormatter(logging.Formatter(_FILE_FORMAT))
+    started = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    handler.stream.write(
+        f"===== attempt {started} rank {rank} of {world_size} host {socket.gethostname()} pid {os.getpid()} =====\n"
+    )
+    handler.flush()
+    return handler
