@@ -1,0 +1,332 @@
+"""The record of a run: one JSON object a line in `<run_dir>/metrics.jsonl`, mirrored to TensorBoard and W&B.
+
+Rank 0 hands in a `TrainRecord` per step, a `ValidationRecord` per set and evaluation, and named events (start, resume,
+checkpoint, ...). `read_metrics` gives the run back as one history: what a resume made void, and lines torn by a kill,
+are left out there, so the file itself is only ever appended to and nothing has to be rewritten after a crash. Every
+line is one write to the file: no buffer of ours can lose steps. The price is a system call per step, some 10 us.
+
+JSON has no NaN or infinity; they are written as the strings "nan", "inf", "-inf". docs/monitoring.md lists the fields.
+"""
+
+import json
+import math
+import secrets
+import time
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron_sky.config.schema import WandbConfig
+from megatron_sky.errors import MissingDependency, RunError
+
+METRICS_FILE = "metrics.jsonl"
+WANDB_ID_FILE = "wandb_run_id"
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecord:
+    """One optimizer update. `consumed_*` count from the run's start, this step included."""
+
+    step: int
+    consumed_samples: int
+    consumed_tokens: int
+    lm_loss: float
+    """Mean cross-entropy of this step's tokens, in nats."""
+    lr: float
+    grad_norm: float
+    """Global L2 norm before clipping."""
+    global_batch_size: int
+    """Sequences."""
+    step_seconds: float
+    tokens_per_second: float
+    tokens_per_second_per_gpu: float
+    tflops_per_gpu: float
+    mfu: float | None = None
+    """Fraction of the device's peak, None where the peak isn't known."""
+    time: float = field(default_factory=time.time)
+    """Unix seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationRecord:
+    """One validation set's loss after `step` updates (0: before the first)."""
+
+    step: int
+    consumed_tokens: int
+    set: str
+    lm_loss: float
+    """Mean cross-entropy of the set's tokens, in nats."""
+    tokens: int
+    """Tokens the loss was taken over."""
+    seconds: float
+    time: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class EventRecord:
+    """Something that happened: `event` is its name, `fields` what it carries (often `step`)."""
+
+    event: str
+    time: float
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A run's history, in order of steps; events as they happened. `notes` tells what was skipped."""
+
+    train: list[TrainRecord]
+    validation: list[ValidationRecord]
+    events: list[EventRecord]
+    notes: list[str]
+
+
+class MetricsWriter:
+    """Appends records to `metrics.jsonl` and hands their numbers to TensorBoard and W&B. For rank 0 only.
+
+    A "resume" event (with `step`) or "start" event voids the later steps written before it: `read_metrics` leaves them
+    out and TensorBoard is told to purge them. Raises RunError when the run folder can't be written,
+    MissingDependency when W&B is asked for and not installed.
+    """
+
+    def __init__(self, run_dir: Path, *, tensorboard: bool, wandb: WandbConfig | None, config: dict):
+        """`config`: the resolved recipe as plain values, shown by W&B."""
+        run_dir = Path(run_dir)
+        self._path = run_dir / METRICS_FILE
+        self._wandb = None if wandb is None else _WandbSink(run_dir, wandb, config)
+        try:
+            self._file = _open_whole_lines(self._path)
+            self._tensorboard = _TensorBoardSink(run_dir / "tensorboard") if tensorboard else None
+        except OSError as error:
+            raise _write_error(run_dir, error) from error
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def train(self, record: TrainRecord) -> None:
+        """Write one step."""
+        values = asdict(record)
+        self._append({"kind": "train"} | values)
+        scalars = {f"train/{name}": values[name] for name in _TRAIN_SCALARS if values[name] is not None}
+        self._send(record.step, record.consumed_tokens, record.time, scalars)
+
+    def validation(self, record: ValidationRecord) -> None:
+        """Write one set's loss."""
+        self._append({"kind": "validation"} | asdict(record))
+        scalars = {f"validation/{record.set}/lm_loss": record.lm_loss}
+        self._send(record.step, record.consumed_tokens, record.time, scalars)
+
+    def event(self, event: str, **values: Any) -> None:
+        """Write an event with free fields (plain JSON values); "resume" needs `step`, the last step it keeps."""
+        assert event != "resume" or "step" in values, "a resume event needs its step"
+        assert not {"kind", "event", "time"} & values.keys(), "kind, event and time are the writer's own fields"
+        self._append({"kind": "event", "event": event, "time": time.time()} | values)
+        if self._tensorboard and event in ("start", "resume"):
+            self._tensorboard.purge_after(values.get("step", 0))
+
+    def close(self) -> None:
+        """Flush and close everything; safe to call twice."""
+        self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._wandb:
+            self._wandb.close()
+
+    def _append(self, values: dict) -> None:
+        line = memoryview(json.dumps(_to_json(values), allow_nan=False).encode() + b"\n")
+        try:
+            while line:  # a nearly full disk may take a part of a line before it refuses the rest
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise _write_error(self._path, error) from error
+
+    def _send(self, step: int, consumed_tokens: int, wall_time: float, scalars: dict[str, float]) -> None:
+        if self._tensorboard:
+            self._tensorboard.write(step, wall_time, scalars)
+        if self._wandb:
+            self._wandb.write({"step": step, "consumed_tokens": consumed_tokens} | scalars)
+
+
+_TRAIN_SCALARS = tuple(each.name for each in fields(TrainRecord) if each.name not in ("step", "time"))
+
+
+class _TensorBoardSink:
+    """TensorBoard event files by tensorboard's own writer (no torch, no tensorflow)."""
+
+    def __init__(self, folder: Path):
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(folder), flush_secs=30)
+
+    def write(self, step: int, wall_time: float, scalars: dict[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._writer.add_event(Event(wall_time=wall_time, step=step, summary=Summary(value=values)))
+
+    def purge_after(self, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        start = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandbSink:
+    """One W&B run per run folder: its id is kept there, so that a resumed run goes on in the same picture."""
+
+    def __init__(self, run_dir: Path, wandb: WandbConfig, config: dict):
+        try:
+            import wandb as library
+        except ModuleNotFoundError as error:
+            raise MissingDependency("wandb", "monitor.wandb", 'pip install "megatron-sky[wandb]"') from error
+        self._run = library.init(
+            project=wandb.project,
+            name=wandb.name or run_dir.resolve().name,
+            id=_wandb_id(run_dir),
+            resume="allow",
+            mode=wandb.mode,
+            dir=str(run_dir),
+            config=config,
+        )
+        # W&B refuses to go back in its own step counter, as a resume does; ours is an ordinary field instead.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, values: dict[str, float]) -> None:
+        self._run.log(values)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _wandb_id(run_dir: Path) -> str:
+    path = run_dir / WANDB_ID_FILE
+    try:
+        if not path.exists():
+            path.write_text(secrets.token_hex(4) + "\n")
+        return path.read_text().strip()
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def _open_whole_lines(path: Path) -> BinaryIO:
+    """`path` opened to append, unbuffered, at the start of a line even if the last writer was killed in one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+b", buffering=0)  # noqa: SIM115 (the writer keeps it, and closes it)
+    size = file.seek(0, 2)
+    if size:
+        file.seek(size - 1)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    return file
+
+
+def _write_error(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path}: can't be written ({error.strerror}).\n  mend: free space, or choose a writable run_dir")
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if isinstance(value, dict):
+        return {key: _to_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(each) for each in value]
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NOT_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: _from_json(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_from_json(each) for each in value]
+    return value
+
+
+def read_metrics(run_dir: Path) -> Metrics:
+    """Read a run's history from `<run_dir>/metrics.jsonl`.
+
+    Train and validation records of steps beyond a later "resume" event's `step` (or a later "start") are left out; of
+    two records of one step (and set) the later one counts. Events are all kept: they tell what happened. A line that
+    isn't whole is skipped and told in `notes`. Raises RunError when the file is missing.
+    """
+    path = Path(run_dir) / METRICS_FILE
+    if not path.is_file():
+        raise RunError(f"{path}: no such file.\n  mend: give the folder of a run that has trained at least one step")
+    history = _History()
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                history.take(number, line)
+    return history.metrics()
+
+
+class _History:
+    """Collects the lines of a metrics file into records, dropping what later lines replace."""
+
+    def __init__(self):
+        self._train: dict[int, TrainRecord] = {}
+        self._validation: dict[tuple[int, str], ValidationRecord] = {}
+        self._events: list[EventRecord] = []
+        self._notes: list[str] = []
+
+    def take(self, number: int, line: bytes) -> None:
+        try:
+            values = json.loads(line)
+            self._add(values.pop("kind"), values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # what a line of another shape can cause
+            why = f"{type(error).__name__}: {error}"
+            self._notes.append(f"line {number} skipped: not a whole record ({len(line)} bytes; {why})")
+
+    def _add(self, kind: str, values: dict) -> None:
+        if kind == "train":
+            record = _known_fields(TrainRecord, values)
+            self._train[record.step] = record
+        elif kind == "validation":
+            record = _known_fields(ValidationRecord, values)
+            self._validation[record.step, record.set] = record
+        elif kind == "event":
+            event, when = values.pop("event"), values.pop("time")
+            self._events.append(EventRecord(event, when, _from_json(values)))
+            if event in ("start", "resume"):
+                self._forget_after(int(values.get("step", 0)))
+        else:
+            raise ValueError(f"unknown kind {kind!r}")
+
+    def _forget_after(self, step: int) -> None:
+        self._train = {key: record for key, record in self._train.items() if record.step <= step}
+        self._validation = {key: record for key, record in self._validation.items() if record.step <= step}
+
+    def metrics(self) -> Metrics:
+        return Metrics(
+            train=sorted(self._train.values(), key=lambda record: record.step),
+            validation=sorted(self._validation.values(), key=lambda record: record.step),
+            events=self._events,
+            notes=self._notes,
+        )
+
+
+def _known_fields(record_type: type, values: dict) -> Any:
+    """A record from a line's values; fields of a later version that we don't know are passed over."""
+    known = {}
+    for each in fields(record_type):
+        if each.name in values:
+            known[each.name] = _typed(each.type, values[each.name])
+        elif each.default is MISSING and each.default_factory is MISSING:
+            raise KeyError(f"no {each.name}")
+    return record_type(**known)
+
+
+def _typed(kind: type, value: Any) -> Any:
+    if kind is int or kind is str:
+        return kind(value)
+    return value if value is None else float(value)
