@@ -1,0 +1,414 @@
+"""Token files in Megatron's layout: `<prefix>.bin` holds the tokens, `<prefix>.idx` where each document begins.
+
+The bytes are those of megatron-core's `IndexedDataset`, both ways; docs/formats.md gives them one by one. What differs
+is how they are handled:
+
+- Writing goes to temporary names and ends with two renames, so that a file under its final name is whole. Lengths and
+  document ends are spilled to disk, so that memory does not grow with the number of documents.
+- Reading opens in constant time and memory, whatever the number of documents: header, sizes and the two ends of the
+  index are checked, the rest is `verify`'s work. Tokens come through `pread`, not through a memory map: a file that
+  shrinks under a running job is then a `DataError` with its name, where a map would kill the process with SIGBUS.
+"""
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+
+from megatron_sky.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, number of sequences, number of document bounds
+
+CODE_OF_DTYPE = {
+    np.dtype("uint8"): 1,
+    np.dtype("int8"): 2,
+    np.dtype("int16"): 3,
+    np.dtype("int32"): 4,
+    np.dtype("int64"): 5,
+    np.dtype("float64"): 6,
+    np.dtype("float32"): 7,
+    np.dtype("uint16"): 8,
+}
+DTYPE_OF_CODE = {code: dtype for dtype, code in CODE_OF_DTYPE.items()}
+MAX_UINT16_VOCAB = 65_500  # Megatron's bound, kept so that the bytes are the same
+
+_COPY_BYTES = 8 << 20
+_PENDING_BYTES = 4 << 20
+
+
+def bin_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.bin")
+
+
+def idx_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.idx")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The number format Megatron chooses for a vocabulary of this many tokens."""
+    return np.dtype(np.uint16 if vocab_size < MAX_UINT16_VOCAB else np.int32)
+
+
+@dataclass(frozen=True)
+class IndexHeader:
+    """The first 34 bytes of an `.idx` file, and where its three tables begin."""
+
+    dtype: np.dtype
+    num_sequences: int
+    num_bounds: int
+
+    @property
+    def lengths_at(self) -> int:
+        return HEADER.size
+
+    @property
+    def pointers_at(self) -> int:
+        return self.lengths_at + 4 * self.num_sequences
+
+    @property
+    def bounds_at(self) -> int:
+        return self.pointers_at + 8 * self.num_sequences
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file, without the modes of a multimodal one (one byte a sequence)."""
+        return self.bounds_at + 8 * self.num_bounds
+
+    def pack(self) -> bytes:
+        return HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[self.dtype], self.num_sequences, self.num_bounds)
+
+
+def read_header(path: Path, size: int, head: bytes) -> IndexHeader:
+    """Parse and check the first bytes `head` of the index file `path` of `size` bytes.
+
+    Raises:
+        DataError: the file is no index, of an unknown version or number format, or of a size its counts contradict.
+    """
+    mend = "make the pair again with `megatron-sky data tokenize`, or copy it again from its source"
+    if len(head) < HEADER.size:
+        what = "is empty" if not head else f"is cut short: {len(head)} bytes, the header alone has {HEADER.size}"
+        raise DataError(f"{path} {what}\n  mend: {mend}")
+    magic, version, code, num_sequences, num_bounds = HEADER.unpack(head[: HEADER.size])
+    if magic != MAGIC:
+        raise DataError(f"{path} is no Megatron index: it begins with {magic!r}, not {MAGIC!r}\n  mend: {mend}")
+    if version != VERSION:
+        raise DataError(f"{path} has index version {version}; only {VERSION} is known\n  mend: {mend}")
+    if code not in DTYPE_OF_CODE:
+        raise DataError(f"{path} names number format {code}; known are {sorted(DTYPE_OF_CODE)}\n  mend: {mend}")
+    header = IndexHeader(DTYPE_OF_CODE[code], num_sequences, num_bounds)
+    if size not in (header.size, header.size + num_sequences):
+        raise DataError(
+            f"{path} has {size:,} bytes, but its header tells of {num_sequences:,} sequences and {num_bounds:,} "
+            f"document bounds, which take {header.size:,}\n  mend: {mend}"
+        )
+    return header
+
+
+class IndexedTokens:
+    """Read access to `<prefix>.bin/.idx`; opening takes constant time and memory.
+
+    Attributes:
+        num_tokens: tokens in the flat stream, which is all documents one after another.
+        num_documents, num_sequences: equal unless documents were split into sentences.
+
+    Raises:
+        DataError: a file is missing, empty, cut short, or the two contradict each other.
+    """
+
+    def __init__(self, prefix: str | Path):
+        self.prefix = str(prefix)
+        self._bin = _open(bin_path(prefix))
+        try:
+            self._idx = _open(idx_path(prefix))
+        except DataError:
+            os.close(self._bin)
+            raise
+        try:
+            self._load()
+        except DataError:
+            self.close()
+            raise
+
+    def _load(self) -> None:
+        size = os.fstat(self._idx).st_size
+        self.header = read_header(idx_path(self.prefix), size, os.pread(self._idx, HEADER.size, 0))
+        self.dtype = self.header.dtype
+        self.num_sequences = self.header.num_sequences
+        self.num_documents = self.header.num_bounds - 1
+        status = os.fstat(self._bin)
+        self._state = (status.st_size, status.st_mtime_ns)
+        self._check_ends(status.st_size)
+        self.num_tokens = status.st_size // self.dtype.itemsize
+        if self.num_tokens == 0:
+            raise DataError(
+                f"{bin_path(self.prefix)} holds no token\n"
+                "  mend: leave it out of the recipe, or tokenize its text again"
+            )
+
+    def _check_ends(self, size: int) -> None:
+        header, path = self.header, idx_path(self.prefix)
+        mend = "copy both files again from one run, or make them again; `megatron-sky data verify` tells more"
+        if header.num_bounds == 0 or self.bounds(0, 1)[0] != 0:
+            raise DataError(f"{path}: the document bounds must begin with 0\n  mend: {mend}")
+        last = int(self.bounds(header.num_bounds - 1, 1)[0])
+        if last != header.num_sequences:
+            raise DataError(
+                f"{path}: the last document ends at sequence {last:,}, but there are {header.num_sequences:,}\n"
+                f"  mend: {mend}"
+            )
+        end = 0
+        if header.num_sequences:
+            final = header.num_sequences - 1
+            end = int(self.pointers(final, 1)[0]) + int(self.lengths(final, 1)[0]) * self.dtype.itemsize
+        if end != size:
+            raise DataError(
+                f"{bin_path(self.prefix)} has {size:,} bytes, but {path} describes {end:,}: the two don't belong "
+                f"together or one is cut short\n  mend: {mend}"
+            )
+
+    def read(self, offset: int, length: int) -> np.ndarray:
+        """Tokens `[offset, offset + length)` of the flat stream, as a read-only array of the file's dtype.
+
+        Raises:
+            DataError: the file has been changed or cut since it was opened, or the range leaves it.
+        """
+        if offset < 0 or length < 0 or offset + length > self.num_tokens:
+            raise DataError(
+                f"{bin_path(self.prefix)}: tokens {offset:,} to {offset + length:,} were asked for, it has "
+                f"{self.num_tokens:,}"
+            )
+        width = self.dtype.itemsize
+        data = os.pread(self._bin, length * width, offset * width)
+        if len(data) != length * width:  # the end of the file, or more than the system gives in one call
+            data = self._read_on(data, length * width, offset * width)
+        self._check_unchanged()
+        return np.frombuffer(data, dtype=self.dtype)
+
+    def _read_on(self, data: bytes, size: int, at: int) -> bytes:
+        parts = [data]
+        got = len(data)
+        while got < size and parts[-1]:
+            parts.append(os.pread(self._bin, min(size - got, 1 << 30), at + got))
+            got += len(parts[-1])
+        if got < size:
+            raise DataError(f"{bin_path(self.prefix)} has been cut short while in use: {at + got:,} bytes are left")
+        return b"".join(parts)
+
+    def _check_unchanged(self) -> None:
+        status = os.fstat(self._bin)
+        if (status.st_size, status.st_mtime_ns) != self._state:
+            raise DataError(
+                f"{bin_path(self.prefix)} was changed while in use: it had {self._state[0]:,} bytes when it was "
+                f"opened, now {status.st_size:,}\n  mend: write new data under a new name; restore this file and resume"
+            )
+
+    def lengths(self, first: int = 0, count: int | None = None) -> np.ndarray:
+        """Tokens in each sequence, int32; from sequence `first`, `count` of them (None: all that follow)."""
+        return self._table(self.header.lengths_at, np.int32, self.num_sequences, first, count)
+
+    def pointers(self, first: int = 0, count: int | None = None) -> np.ndarray:
+        """Byte offset of each sequence in the `.bin` file, int64."""
+        return self._table(self.header.pointers_at, np.int64, self.num_sequences, first, count)
+
+    def bounds(self, first: int = 0, count: int | None = None) -> np.ndarray:
+        """Document bounds, int64: document d is the sequences `[bounds[d], bounds[d + 1])`."""
+        return self._table(self.header.bounds_at, np.int64, self.header.num_bounds, first, count)
+
+    def _table(self, at: int, dtype: type, total: int, first: int, count: int | None) -> np.ndarray:
+        count = total - first if count is None else count
+        assert first >= 0 and first + count <= total, (first, count, total)
+        width = np.dtype(dtype).itemsize
+        out = bytearray(count * width)
+        view, done = memoryview(out), 0
+        while done < len(out):
+            got = os.preadv(self._idx, [view[done : done + (1 << 30)]], at + first * width + done)
+            if got == 0:
+                raise DataError(f"{idx_path(self.prefix)} has been cut short while in use")
+            done += got
+        return np.frombuffer(out, dtype=dtype)
+
+    def document(self, number: int) -> np.ndarray:
+        """All tokens of one document."""
+        first, last = self.bounds(number, 2).tolist()
+        if first == last:
+            return np.empty(0, self.dtype)
+        offset = int(self.pointers(first, 1)[0]) // self.dtype.itemsize
+        return self.read(offset, int(self.lengths(first, last - first).sum()))
+
+    def document_at(self, offset: int) -> int:
+        """The number of the document that holds token `offset` of the flat stream; a search over the index."""
+        sequence = self._last_at_most(self.pointers, self.num_sequences, offset * self.dtype.itemsize)
+        return self._last_at_most(self.bounds, self.num_documents, sequence)
+
+    def _last_at_most(self, table, total: int, value: int) -> int:
+        low, high = 0, total
+        while high - low > 1:
+            middle = (low + high) // 2
+            if int(table(middle, 1)[0]) <= value:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def close(self) -> None:
+        for name in ("_bin", "_idx"):
+            handle = self.__dict__.pop(name, None)
+            if handle is not None:
+                os.close(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __enter__(self) -> "IndexedTokens":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist\n  mend: give the path prefix of the pair, without .bin or .idx; "
+            "`megatron-sky data tokenize` makes such pairs"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+
+
+class IndexedWriter:
+    """Writes `<prefix>.bin/.idx`; use it in a `with` block.
+
+    The files appear under their names when the block ends; a block that raises leaves nothing behind.
+
+    Args:
+        prefix: path without an ending; the folder must exist.
+        dtype: number format of a token, see `token_dtype`.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: np.dtype | type):
+        self.prefix = str(prefix)
+        self.dtype = np.dtype(dtype)
+        assert self.dtype in CODE_OF_DTYPE, self.dtype
+        self.num_tokens = 0
+        self.num_sequences = 0
+        self.num_documents = 0
+
+    def __enter__(self) -> "IndexedWriter":
+        self._files: dict[str, BinaryIO] = {}
+        try:
+            for part in ("bin", "lengths", "bounds"):
+                self._files[part] = open(self._temporary(part), "wb+", buffering=_PENDING_BYTES)
+        except OSError as error:
+            self._discard()
+            raise DataError(f"{self._temporary('bin')} can't be written: {error.strerror}") from error
+        self._files["bounds"].write(np.int64(0).tobytes())
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            self._finish()
+        except BaseException:
+            self._discard()
+            raise
+
+    def add_document(self, tokens: np.ndarray, lengths: Sequence[int] | None = None) -> None:
+        """Append one document.
+
+        Args:
+            tokens: its tokens, one-dimensional; they must fit the dtype.
+            lengths: tokens of each of its sequences (sentences), where it has several.
+        """
+        lengths = [len(tokens)] if lengths is None else lengths
+        assert sum(lengths) == len(tokens), (sum(lengths), len(tokens))
+        self._write_tokens(tokens, lengths)
+        self.num_documents += 1
+        self._files["bounds"].write(np.int64(self.num_sequences).tobytes())
+
+    def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Append many documents of one sequence each: their tokens in a row, and the length of each."""
+        first = self.num_sequences
+        self._write_tokens(tokens, lengths)
+        self.num_documents += len(lengths)
+        self._files["bounds"].write(np.arange(first + 1, self.num_sequences + 1, dtype=np.int64).tobytes())
+
+    def _write_tokens(self, tokens: np.ndarray, lengths: Sequence[int] | np.ndarray) -> None:
+        self._files["bin"].write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
+        self._files["lengths"].write(np.asarray(lengths, dtype=np.int32).tobytes())
+        self.num_tokens += len(tokens)
+        self.num_sequences += len(lengths)
+
+    def add_pair(self, source: IndexedTokens) -> None:
+        """Append a whole pair; its tokens are copied as bytes."""
+        assert source.dtype == self.dtype, (source.dtype, self.dtype)
+        with open(bin_path(source.prefix), "rb") as tokens:
+            copy_bytes(tokens, self._files["bin"])
+        for lengths in chunks(source.lengths, source.num_sequences):
+            self._files["lengths"].write(lengths.tobytes())
+        for bounds in chunks(source.bounds, source.num_documents, first=1):
+            self._files["bounds"].write((bounds + self.num_sequences).tobytes())
+        self.num_tokens += source.num_tokens
+        self.num_sequences += source.num_sequences
+        self.num_documents += source.num_documents
+
+    def _temporary(self, part: str) -> Path:
+        return Path(f"{self.prefix}.{part}.tmp")
+
+    def _finish(self) -> None:
+        with open(self._temporary("idx"), "wb", buffering=_PENDING_BYTES) as index:
+            self._files["idx"] = index
+            self._write_index(index)
+            index.flush()
+            os.fsync(index.fileno())
+        tokens = self._files["bin"]
+        tokens.flush()
+        os.fsync(tokens.fileno())
+        for file in self._files.values():
+            file.close()
+        os.replace(self._temporary("bin"), bin_path(self.prefix))
+        os.replace(self._temporary("idx"), idx_path(self.prefix))
+        self._discard()
+
+    def _write_index(self, index: BinaryIO) -> None:
+        lengths, bounds = self._files["lengths"], self._files["bounds"]
+        index.write(IndexHeader(self.dtype, self.num_sequences, self.num_documents + 1).pack())
+        lengths.seek(0)
+        copy_bytes(lengths, index)
+        lengths.seek(0)
+        pointer = 0
+        while block := lengths.read(_COPY_BYTES):
+            ends = np.cumsum(np.frombuffer(block, np.int32).astype(np.int64)) * self.dtype.itemsize + pointer
+            index.write(np.concatenate([[pointer], ends[:-1]]).astype(np.int64).tobytes())
+            pointer = int(ends[-1])
+        bounds.seek(0)
+        copy_bytes(bounds, index)
+
+    def _discard(self) -> None:
+        for file in self._files.values():
+            file.close()
+        for part in ("bin", "lengths", "bounds", "idx"):
+            self._temporary(part).unlink(missing_ok=True)
+
+
+def copy_bytes(source: BinaryIO, target: BinaryIO) -> None:
+    """Copy what is left of `source` to `target`, in pieces."""
+    while block := source.read(_COPY_BYTES):
+        target.write(block)
+
+
+def chunks(table, total: int, first: int = 0, size: int = 1 << 20) -> Iterator[np.ndarray]:
+    """`table(first, count)` of an `IndexedTokens`, `total` entries from `first` on in pieces of `size`."""
+    for start in range(0, total, size):
+        yield table(first + start, min(size, total - start))

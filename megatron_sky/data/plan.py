@@ -1,0 +1,428 @@
+"""Which sequence comes next: arithmetic from a sample number to (source, epoch, sequence), with no index to build.
+
+A run of `total_samples` samples draws from several sources whose shares are constant or move in a straight line.
+Nothing is stored that grows with the run or the data: any sample is located from its number alone, so a resumed run,
+whatever its batch or data-parallel size, goes on at exactly the next sample. Three steps lead there:
+
+1. Counts. `T_i(n)`, the integral of source i's share over the first n samples, is a quadratic with rational
+   coefficients. Rounding each on its own would neither sum to n nor grow steadily. So the sources are the leaves of a
+   binary tree: a node that has m of the first n samples hands `round(T_left(T_node^-1(m)))` of them to its left child,
+   the rest to the right one. That function never falls and never grows by more than 1 a sample, so every count is
+   exact, steady, and in closed form; `count_error` bounds its distance from the integral.
+2. Order. Within a block of `BLOCK` samples the sources are shuffled by a seeded permutation. A source's own samples
+   stay in order, so what it has given at any moment is a prefix of its stream.
+3. Sequences. A source's c-th sample is sequence `permutation(c mod q)` of epoch `c // q`, where q is its number of
+   whole sequences. The permutations are Feistel networks with cycle walking: no memory, any size.
+
+Traded: the order differs from megatron-core's `GPTDataset`, and a sample costs some microseconds of arithmetic.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from megatron_sky.errors import Problem
+
+BLOCK = 1024  # samples; the sources are mixed within one
+SHARE_UNIT = 1 << 31  # shares are whole numbers out of this, so that they sum exactly
+_FRACTION_BITS = 256  # of the inverse of a ramp; far under the least distance of two roots of such quadratics
+_MASK = (1 << 64) - 1
+
+
+class RampLike(Protocol):
+    """A weight that moves in a straight line from the run's first sample to its last."""
+
+    start: float
+    end: float
+
+
+Weight = float | RampLike
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a sample lies: the source's number, how often the source was gone through before, which sequence."""
+
+    source: int
+    epoch: int
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source of the mixture.
+
+    Attributes:
+        name: its name; it seeds the order of its sequences, so adding or removing other sources does not change it.
+        start, end: weights at the first and after the last sample of the run.
+        num_tokens: tokens in its flat stream.
+        consumed: sequences it had given before this plan began (a blend that was changed in mid-run).
+    """
+
+    name: str
+    start: float
+    end: float
+    num_tokens: int
+    consumed: int = 0
+
+
+class Permutation:
+    """A seeded bijection of `range(size)`, in constant memory: a Feistel network with cycle walking.
+
+    Args:
+        size: number of items, at least 1.
+        key: whatever must give another order.
+    """
+
+    ROUNDS = 6
+
+    def __init__(self, size: int, key: str):
+        assert size >= 1, size
+        self.size = size
+        bits = max(4, (size - 1).bit_length())
+        self._low_bits = bits // 2
+        self._low_mask = (1 << self._low_bits) - 1
+        self._high_mask = (1 << (bits - self._low_bits)) - 1
+        digest = hashlib.shake_256(key.encode()).digest(8 * self.ROUNDS)
+        self._keys = [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(self.ROUNDS)]
+
+    def __call__(self, item: int) -> int:
+        assert 0 <= item < self.size, (item, self.size)
+        item = self._network(item)
+        while item >= self.size:  # walk the cycle back into the range; one more step on average, or 16 / size
+            item = self._network(item)
+        return item
+
+    def _network(self, item: int) -> int:
+        high, low = item >> self._low_bits, item & self._low_mask
+        for number, key in enumerate(self._keys):
+            if number % 2:
+                low ^= _mix(high, key) & self._low_mask
+            else:
+                high ^= _mix(low, key) & self._high_mask
+        return high << self._low_bits | low
+
+
+def _mix(value: int, key: int) -> int:
+    """A 64-bit finaliser (multiply and fold) of value and key."""
+    value = ((value ^ key) * 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ value >> 32) * 0xD6E8FEB86659FD93) & _MASK
+    return value ^ value >> 32
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A subtree of sources; `start` and `end` are its shares in SHARE_UNITs at the two ends of the run."""
+
+    start: int
+    end: int
+    leaf: int | None = None
+    left: "_Node | None" = None
+    right: "_Node | None" = None
+
+    def split(self, first: int, count: int, total: int) -> np.ndarray:
+        """Of the node's first m samples, how many the left child gets, for m in `first .. first + count`."""
+        left = self.left
+        if left.start * self.end == left.end * self.start:  # a constant ratio
+            part, whole = (left.start, self.start) if self.start else (left.end, self.end)
+            exact = np.int64 if 2 * (first + count) * part + whole < 1 << 63 else object
+            numbers = np.arange(first, first + count + 1, dtype=exact)
+            return ((2 * part * numbers + whole) // (2 * whole)).astype(np.int64)
+        return np.array([self._split_ramp(number, total) for number in range(first, first + count + 1)], dtype=np.int64)
+
+    def _split_ramp(self, number: int, total: int) -> int:
+        """round(T_left(T_node^-1(number))) for T(n) = (start * n + (end - start) * n^2 / (2 * total)) / SHARE_UNIT."""
+        slope, scale = self.end - self.start, 1 << _FRACTION_BITS
+        # slope * n^2 + 2 * total * start * n = 2 * total * SHARE_UNIT * number, in the form that keeps all digits
+        area = 2 * total * SHARE_UNIT * number
+        root = math.isqrt(max(0, (total * self.start) ** 2 + slope * area) * scale**2)
+        time = min(total * scale, area * scale**2 // (root + total * self.start * scale)) if number else 0
+        left = self.left
+        twice = 2 * total * left.start * time * scale + (left.end - left.start) * time * time
+        return (twice + total * SHARE_UNIT * scale**2) // (2 * total * SHARE_UNIT * scale**2)
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """The order of a run's samples; build it with `build_plan`.
+
+    Sample numbers run from `first_sample` to `total_samples`; a plan that begins in mid-run (a changed blend) takes
+    over the run's numbering, and each source goes on after its `consumed` sequences.
+    """
+
+    sources: tuple[Source, ...]
+    seq_length: int
+    total_samples: int
+    seed: int
+    max_epochs: float
+    first_sample: int = 0
+    _tables: dict = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def length(self) -> int:
+        """Samples in this plan."""
+        return self.total_samples - self.first_sample
+
+    def sequences_per_epoch(self, source: int) -> int:
+        """Whole sequences in a source: `seq_length + 1` tokens each, at a stride of `seq_length`."""
+        return max(0, (self.sources[source].num_tokens - 1) // self.seq_length)
+
+    def locate(self, number: int) -> Location:
+        """The place of sample `number`."""
+        table, counts, at = self._row(number)
+        source = int(table[at])
+        before = int(np.count_nonzero(table[:at] == source))
+        return self._nth(source, counts[source] + before)
+
+    def _nth(self, source: int, ordinal: int) -> Location:
+        """Where a source's `ordinal`-th sample of the whole run lies."""
+        epoch, within = divmod(ordinal, self.sequences_per_epoch(source))
+        order = _permutation(
+            self.sequences_per_epoch(source), f"{self.seed}/sequences/{self.sources[source].name}/{epoch}"
+        )
+        return Location(source, epoch, order(within))
+
+    def token_offset(self, location: Location) -> int:
+        """First token, in the source's flat stream, of the sequence at `location`.
+
+        What does not fill a last sequence is skipped in an epoch; a random offset each epoch decides how much of it at
+        the front and how much at the end, so that no token is left out for ever.
+        """
+        source = self.sources[location.source]
+        spare = (source.num_tokens - 1) % self.seq_length
+        shift = _permutation(spare + 1, f"{self.seed}/offset/{source.name}")(location.epoch % (spare + 1))
+        return shift + location.sequence * self.seq_length
+
+    def consumed(self, sample_count: int) -> list[int]:
+        """Sequences each source has given once the run has used `sample_count` samples, earlier plans included."""
+        assert self.first_sample <= sample_count <= self.total_samples, (sample_count, self.total_samples)
+        done = sample_count - self.first_sample
+        if done % BLOCK == 0 or done == self.length:
+            return self._counts(done)
+        table, counts, at = self._row(sample_count)
+        here = np.bincount(table[:at], minlength=len(self.sources))
+        return [before + int(extra) for before, extra in zip(counts, here, strict=True)]
+
+    def epochs(self, sample_count: int) -> list[float]:
+        """How often each source has been gone through after `sample_count` samples."""
+        given = self.consumed(sample_count)
+        return [count / max(1, self.sequences_per_epoch(i)) for i, count in enumerate(given)]
+
+    def problems(self) -> list[Problem]:
+        """What the plan can't keep: sources with less than one sequence, or used more often than `max_epochs`."""
+        found = []
+        for number, (source, count) in enumerate(zip(self.sources, self._counts(self.length), strict=True)):
+            whole = self.sequences_per_epoch(number)
+            where = f"data.train[{source.name}]"
+            if count == source.consumed:
+                continue
+            if whole == 0:
+                found.append(
+                    Problem(
+                        where,
+                        f"holds {source.num_tokens:,} tokens, less than one sequence of {self.seq_length:,} + 1",
+                        "leave the source out, or shorten model.seq_length",
+                    )
+                )
+            elif count > self.max_epochs * whole:
+                found.append(self._overuse(number, where, count, whole))
+        return found
+
+    def _overuse(self, number: int, where: str, count: int, whole: int) -> Problem:
+        allowed = math.floor(self.max_epochs * whole)
+        low, high = 0, self.length  # counts(low) <= allowed < counts(high)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._counts(middle)[number] > allowed else (middle, high)
+        tokens = (self.first_sample + low) * self.seq_length
+        share = allowed / count
+        return Problem(
+            where,
+            f"would be used {count / whole:.2f} times, more than data.max_epochs = {self.max_epochs:g}; "
+            f"the limit is reached at token {tokens:,} of {self.total_samples * self.seq_length:,}",
+            f"lower its weight to about {share:.3g} of what it is, shorten train.tokens to {tokens:,}, add text to the "
+            "source, or raise data.max_epochs",
+        )
+
+    def fingerprint(self) -> dict:
+        """All that decides the order, as plain values; two plans with equal fingerprints give equal samples."""
+        return {
+            "version": 1,
+            "seed": self.seed,
+            "seq_length": self.seq_length,
+            "total_samples": self.total_samples,
+            "first_sample": self.first_sample,
+            "sources": [
+                {
+                    "name": source.name,
+                    "start": source.start,
+                    "end": source.end,
+                    "num_tokens": source.num_tokens,
+                    "consumed": source.consumed,
+                }
+                for source in self.sources
+            ],
+        }
+
+    @cached_property
+    def shares(self) -> list[tuple[int, int]]:
+        """Each source's share at the run's two ends, in SHARE_UNITs."""
+        starts = _apportion([source.start for source in self.sources])
+        ends = _apportion([source.end for source in self.sources])
+        return list(zip(starts, ends, strict=True))
+
+    @cached_property
+    def _tree(self) -> _Node:
+        leaves = [_Node(start, end, leaf=i) for i, (start, end) in enumerate(self.shares) if start or end]
+        return _best_tree(leaves)
+
+    @property
+    def count_error(self) -> float:
+        """No source's count is ever further than this from the integral of its share, in samples."""
+        return _error_bound(self._tree)
+
+    def _counts(self, done: int) -> list[int]:
+        """Sequences each source has given after the first `done` samples of this plan, before shuffling."""
+        counts = [source.consumed for source in self.sources]
+        pending = [(self._tree, done)]
+        while pending:
+            node, number = pending.pop()
+            if node.leaf is not None:
+                counts[node.leaf] += number
+                continue
+            left = int(node.split(number, 0, self.length)[0])
+            pending += [(node.left, left), (node.right, number - left)]
+        return counts
+
+    def _row(self, number: int) -> tuple[np.ndarray, list[int], int]:
+        """The block that holds sample `number`: its order of sources, their counts before it, the place in it."""
+        assert self.first_sample <= number < self.total_samples, (number, self.first_sample, self.total_samples)
+        block, at = divmod(number - self.first_sample, BLOCK)
+        if block not in self._tables:
+            table = self._block(block)
+            while len(self._tables) >= 8:
+                self._tables.pop(next(iter(self._tables)), None)
+            self._tables[block] = table
+            return *table, at
+        return *self._tables[block], at
+
+    def _block(self, block: int) -> tuple[np.ndarray, list[int]]:
+        first = block * BLOCK
+        size = min(BLOCK, self.length - first)
+        sources = np.empty(size, dtype=np.int64)
+        counts = [source.consumed for source in self.sources]
+        pending = [(self._tree, first, np.arange(size))]
+        while pending:
+            node, number, slots = pending.pop()
+            if node.leaf is not None:
+                sources[slots] = node.leaf
+                counts[node.leaf] += number
+                continue
+            left = node.split(number, len(slots), self.length)
+            goes_left = np.diff(left) == 1
+            pending += [
+                (node.left, int(left[0]), slots[goes_left]),
+                (node.right, number - int(left[0]), slots[~goes_left]),
+            ]
+        key = hashlib.sha256(f"{self.seed}/block/{self.first_sample}/{block}".encode()).digest()
+        order = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little"))).random(size).argsort()
+        return sources[order], counts
+
+
+def build_plan(
+    sources: Sequence[tuple[str, Weight, int]],
+    *,
+    seq_length: int,
+    total_samples: int,
+    seed: int,
+    max_epochs: float,
+    first_sample: int = 0,
+    consumed: Mapping[str, int] | None = None,
+) -> SamplingPlan:
+    """The plan for a mixture.
+
+    Args:
+        sources: (name, weight or ramp, tokens in the source) each. Weights are normalised to sum to 1 at the start and
+            at the end; in between every share moves in a straight line.
+        seq_length: tokens a sample feeds to the model.
+        total_samples: the whole run's samples, at which ramps reach their end.
+        seed: of the order.
+        max_epochs: how often a source may be gone through; see `SamplingPlan.problems`.
+        first_sample: number of the plan's first sample, where it begins in mid-run.
+        consumed: sequences a source has given already, by name.
+    """
+    assert sources and total_samples > first_sample >= 0 and seq_length >= 1
+    before = consumed or {}
+    done = first_sample / total_samples
+    built = []
+    for name, weight, num_tokens in sources:
+        start, end = (weight.start, weight.end) if hasattr(weight, "start") else (weight, weight)
+        built.append(Source(name, start + (end - start) * done, end, num_tokens, before.get(name, 0)))
+    return SamplingPlan(tuple(built), seq_length, total_samples, seed, max_epochs, first_sample)
+
+
+@lru_cache(maxsize=1024)
+def _permutation(size: int, key: str) -> Permutation:
+    return Permutation(size, key)
+
+
+def _apportion(weights: Sequence[float]) -> list[int]:
+    """Weights as whole numbers that sum to SHARE_UNIT: rounded down, what is left goes to the largest remainders."""
+    total = math.fsum(weights)
+    assert total > 0, weights
+    exact = [weight / total * SHARE_UNIT for weight in weights]
+    parts = [math.floor(value) for value in exact]
+    rest = SHARE_UNIT - sum(parts)
+    by_remainder = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
+    for i in range(rest):
+        parts[by_remainder[i % len(parts)]] += 1
+    return parts
+
+
+def _join(left: _Node, right: _Node) -> _Node:
+    return _Node(left.start + right.start, left.end + right.end, left=left, right=right)
+
+
+def _best_tree(leaves: list[_Node]) -> _Node:
+    """The tree with the smallest error bound among those that set the s smallest sources apart at the top, one a level,
+    and pair the rest as Huffman's code does."""
+    ordered = sorted(leaves, key=lambda node: (node.start + node.end, node.leaf))
+    candidates = []
+    for apart in range(len(ordered)):
+        tree = _huffman(ordered[apart:])
+        for leaf in reversed(ordered[:apart]):
+            tree = _join(leaf, tree)
+        candidates.append(tree)
+    return min(candidates, key=_error_bound)
+
+
+def _huffman(nodes: list[_Node]) -> _Node:
+    nodes = list(nodes)
+    while len(nodes) > 1:
+        nodes.sort(key=lambda node: node.start + node.end)
+        nodes = [_join(nodes[0], nodes[1]), *nodes[2:]]
+    return nodes[0]
+
+
+def _error_bound(tree: _Node) -> float:
+    """Half a sample is lost at a leaf's own split, and of each ancestor's half its share of that ancestor."""
+    worst, pending = 0.0, [(tree, [])]
+    while pending:
+        node, above = pending.pop()
+        if node.leaf is None:
+            inner = [*above, node] if node is not tree else above
+            pending += [(node.left, inner), (node.right, inner)]
+        elif node is not tree:
+            worst = max(worst, 0.5 * (1 + sum(_largest_ratio(node, ancestor) for ancestor in above)))
+    return worst
+
+
+def _largest_ratio(node: _Node, ancestor: _Node) -> float:
+    """Of two straight lines the ratio is largest at one of the ends."""
+    ends = [(node.start, ancestor.start), (node.end, ancestor.end)]
+    return max((part / whole for part, whole in ends if whole), default=0.0)
