@@ -1,0 +1,195 @@
+"""A run folder as the report needs it: its history, its side files, and the figures worked out from them.
+
+Only metrics.jsonl must be there. Every other file is optional; one that is there and can't be read is told in `notes`,
+which the page shows, so that a damaged side file never hides the rest of a run.
+"""
+
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_sky.errors import RunError
+from megatron_sky.monitor.metrics import METRICS_FILE, Metrics, ValidationRecord, read_metrics
+
+LAST_STEPS = 10  # the loss of one step is noisy; the headline is the mean over this many
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A generated text. `language` is a language tag such as en or zh."""
+
+    language: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One training source or validation set, from the "data" event. Entropy in nats per token."""
+
+    name: str
+    tokens: int | None
+    weight: str
+    unigram_entropy: float | None
+
+
+@dataclass(frozen=True)
+class DomainLoss:
+    """A validation set's first and last evaluation, losses in nats per token."""
+
+    name: str
+    first: ValidationRecord
+    last: ValidationRecord
+    unigram_entropy: float | None
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything the page shows."""
+
+    name: str
+    metrics: Metrics
+    samples: list[Sample]
+    config: str | None
+    facts: dict[str, object]
+    notes: list[str]
+
+    @property
+    def final_loss(self) -> float | None:
+        """Mean training loss of the last steps, those without a finite loss left out."""
+        losses = [each.lm_loss for each in self.metrics.train[-LAST_STEPS:] if math.isfinite(each.lm_loss)]
+        return statistics.fmean(losses) if losses else None
+
+    def median(self, field: str) -> float | None:
+        """Median over the training steps of a field, the unknown and not finite left out."""
+        values = [getattr(each, field) for each in self.metrics.train]
+        known = [value for value in values if value is not None and math.isfinite(value)]
+        return statistics.median(known) if known else None
+
+    @property
+    def layouts(self) -> list[str]:
+        """The parallel layouts the run had, in order, each told once in a row."""
+        layouts: list[str] = []
+        for event in self.metrics.events:
+            layout = event.fields.get("layout")
+            if layout is not None and (not layouts or layouts[-1] != as_text(layout)):
+                layouts.append(as_text(layout))
+        return layouts
+
+    @property
+    def resume_tokens(self) -> list[int]:
+        """Consumed tokens at which the run was resumed."""
+        tokens = {each.step: each.consumed_tokens for each in self.metrics.train}
+        steps = {each.fields.get("step") for each in self.metrics.events if each.event == "resume"}
+        return sorted(tokens[step] for step in steps if step in tokens)
+
+    @property
+    def unigram_entropy(self) -> float | None:
+        """Of the training mixture, in nats per token: what a model that knows only token frequencies reaches."""
+        return _number(self._data_event().get("unigram_entropy"))
+
+    @property
+    def sources(self) -> list[DataSource]:
+        return _sources(self._data_event().get("sources"))
+
+    @property
+    def domains(self) -> list[DomainLoss]:
+        """Each validation set's first and last loss, in the order in which they were first evaluated."""
+        records: dict[str, list[ValidationRecord]] = {}
+        for each in self.metrics.validation:
+            records.setdefault(each.set, []).append(each)
+        entropy = {each.name: each.unigram_entropy for each in _sources(self._data_event().get("validation"))}
+        return [DomainLoss(name, each[0], each[-1], entropy.get(name)) for name, each in records.items()]
+
+    def _data_event(self) -> dict:
+        """The last "data" event's fields."""
+        return next((each.fields for each in reversed(self.metrics.events) if each.event == "data"), {})
+
+
+def load_run(run_dir: Path) -> RunData:
+    """Read a run folder. Raises RunError when it holds no training or validation record."""
+    metrics = read_metrics(run_dir)
+    if not metrics.train and not metrics.validation:
+        raise RunError(
+            f"{run_dir / METRICS_FILE}: holds no training or validation record.\n"
+            "  mend: give the folder of a run that has trained at least one step"
+        )
+    notes = [f"{METRICS_FILE}: {note}" for note in metrics.notes]
+    return RunData(
+        name=run_dir.resolve().name,
+        metrics=metrics,
+        samples=_read_samples(run_dir / "samples.json", notes),
+        config=_read_text(run_dir / "config.yaml", notes),
+        facts=_read_facts(run_dir / "run.json", notes),
+        notes=notes,
+    )
+
+
+def as_text(value: object) -> str:
+    """A JSON value for people: a string as it is, `a: 1, b: 2` for an object, `a, b` for a list."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {as_text(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(as_text(each) for each in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "-" if value is None else str(value)
+
+
+def _read_text(path: Path, notes: list[str]) -> str | None:
+    if not path.exists():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        notes.append(f"{path.name}: can't be read ({error})")
+        return None
+
+
+def _read_json(path: Path, notes: list[str]) -> object:
+    text = _read_text(path, notes)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        notes.append(f"{path.name}: is not JSON ({error})")
+        return None
+
+
+def _read_samples(path: Path, notes: list[str]) -> list[Sample]:
+    found = _read_json(path, notes)
+    keys = ("language", "prompt", "text")
+    if found is None:
+        return []
+    if not isinstance(found, list) or not all(isinstance(each, dict) and each.keys() >= set(keys) for each in found):
+        notes.append(f"{path.name}: must be a list of objects with {', '.join(keys)}")
+        return []
+    return [Sample(*(str(each[key]) for key in keys)) for each in found]
+
+
+def _read_facts(path: Path, notes: list[str]) -> dict[str, object]:
+    found = _read_json(path, notes)
+    if found is not None and not isinstance(found, dict):
+        notes.append(f"{path.name}: must be an object")
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: object) -> float | None:
+    number = value if isinstance(value, int | float) else None
+    return float(number) if number is not None and math.isfinite(number) else None
+
+
+def _sources(listed: object) -> list[DataSource]:
+    entries = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    return [
+        DataSource(
+            name=as_text(each.get("name")),
+            tokens=each["tokens"] if isinstance(each.get("tokens"), int) else None,
+            weight=as_text(each.get("weight")),
+            unigram_entropy=_number(each.get("unigram_entropy")),
+        )
+        for each in entries
+    ]
