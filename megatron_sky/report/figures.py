@@ -172,7 +172,7 @@ def _raw_and_smooth(axes: "Axes", tokens: Sequence[int], values: Sequence[float]
     axes.plot(x, y, color=raw, linewidth=0.7)
     x, y = thin(tokens, smooth(values, window))
     axes.plot(x, y, color=ACCENT, linewidth=1.5)
-    return [LegendEntry("each step", raw), LegendEntry(f"mean over {window // 2 * 2 + 1} steps", ACCENT)]
+    return [LegendEntry("each step", raw), LegendEntry(f"mean over {window // 2 * 2 + 1:,} steps", ACCENT)]
 
 
 def _mark_resumes(axes: "Axes", run: RunData) -> list[LegendEntry]:
