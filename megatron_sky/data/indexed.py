@@ -127,10 +127,6 @@ class IndexedTokens:
         self._bin = _open(bin_path(prefix))
         try:
             self._idx = _open(idx_path(prefix))
-        except DataError:
-            os.close(self._bin)
-            raise
-        try:
             self._load()
         except DataError:
             self.close()

@@ -1,0 +1,19 @@
+"""Small things that several tests of the package use."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from megatron_sky.data.indexed import IndexedWriter
+
+
+def read_texts(path: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_pair(prefix: Path, documents: list[list[int]], dtype: type = np.uint16) -> Path:
+    with IndexedWriter(prefix, dtype) as writer:
+        for document in documents:
+            writer.add_document(np.array(document, dtype=dtype))
+    return prefix

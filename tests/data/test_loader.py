@@ -1,0 +1,158 @@
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_sky.config.schema import DataConfig
+from megatron_sky.data.indexed import IndexedTokens, bin_path
+from megatron_sky.data.loader import TrainData, ValidationData, prefetch
+from megatron_sky.errors import ConfigError, DataError
+
+from .helpers import write_pair
+
+SEQ = 8
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Two sources whose tokens tell where they stand: a counts 0, 1, 2 ..., b the same from 5000."""
+    write_pair(tmp_path / "a", [list(range(0, 500)), list(range(500, 1000))])
+    write_pair(tmp_path / "b", [list(range(5000, 5400))])
+    return DataConfig(
+        train=(
+            {"name": "a", "path": str(tmp_path / "a"), "weight": 3.0},
+            {"name": "b", "path": f"{tmp_path / 'b'}.bin", "weight": {"start": 0.5, "end": 1.5}},
+        )
+    )
+
+
+def build(config, **more):
+    return TrainData(config, **({"seq_length": SEQ, "vocab_size": 6000, "total_samples": 200} | more))
+
+
+def test_batches_hold_consecutive_tokens_and_their_successors(sources):
+    data = build(sources)
+    batch = data.read(range(200))
+    assert batch.tokens.shape == batch.labels.shape == (200, SEQ)
+    assert batch.tokens.dtype == batch.labels.dtype == batch.position_ids.dtype == torch.int64
+    assert batch.loss_mask.dtype == torch.float32 and batch.loss_mask.min() == 1
+    assert torch.equal(batch.labels, batch.tokens + 1)
+    assert torch.equal(batch.tokens - batch.tokens[:, :1], torch.arange(SEQ).repeat(200, 1))
+    assert torch.equal(batch.position_ids, torch.arange(SEQ).repeat(200, 1))
+    from_b = int((batch.tokens[:, 0] >= 5000).sum())
+    assert data.plan.consumed(200) == [200 - from_b, from_b]
+
+
+def test_batches_depend_on_sample_numbers_alone(sources):
+    whole = build(sources).read(range(60)).tokens
+    parts = [build(sources).read(range(start, start + 20)).tokens for start in (0, 20, 40)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_ids_beyond_the_vocabulary_are_named_with_their_place(sources):
+    data = build(sources, vocab_size=5200)
+    with pytest.raises(DataError, match=r"b\.bin: token \d+ \(byte [\d,]+\) is 5[23]\d\d, but .*5200"):
+        data.read(range(200))
+
+
+def test_negative_ids_are_named(tmp_path):
+    write_pair(tmp_path / "n", [[1, 2, 3, -4, 5, 6, 7, 8, 9, 10]], np.int32)
+    data = build(DataConfig(train=({"name": "n", "path": str(tmp_path / "n")},)), total_samples=1)
+    with pytest.raises(DataError, match=r"token 3 \(byte 12\) is -4"):
+        data.read([0])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"train": ()}, ConfigError, "names no source"),
+        ({"max_epochs": 0.1}, ConfigError, "data.max_epochs = 0.1"),
+    ],
+)
+def test_mixtures_that_can_not_be_used(sources, change, error, message):
+    with pytest.raises(error, match=message):
+        build(sources.model_copy(update=change))
+
+
+def test_no_weight_at_all(tmp_path):
+    config = DataConfig(train=({"name": "a", "path": str(tmp_path / "a"), "weight": 0.0},))
+    with pytest.raises(ConfigError, match="all weights are 0"):
+        build(config)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.bin does not exist"):
+        build(DataConfig(train=({"name": "a", "path": str(tmp_path / "nowhere")},)))
+
+
+def test_a_file_that_shrinks_stops_the_run(sources, tmp_path):
+    data = build(sources)
+    data.read([0])
+    os.truncate(bin_path(tmp_path / "a"), 100)
+    os.truncate(bin_path(tmp_path / "b"), 100)
+    with pytest.raises(DataError, match=r"cut short|changed while in use"):
+        data.read(range(1, 20))
+
+
+def test_prefetching_changes_nothing(sources):
+    requests = [range(start, start + 4) for start in range(0, 80, 4)]
+    expected = [build(sources).read(request).tokens for request in requests]
+    for workers, depth in ((0, 1), (1, 1), (3, 2), (2, 50)):
+        got = [batch.tokens for batch in prefetch(build(sources).read, requests, workers, depth)]
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_prefetch_reads_only_so_far_ahead():
+    asked = []
+    stream = prefetch(lambda request: asked.append(request), ([n] for n in range(1000)), 1, 3)
+    next(stream)
+    time.sleep(0.1)
+    assert len(asked) <= 4
+    stream.close()
+
+
+def test_prefetch_raises_at_the_right_batch_and_ends():
+    def read(request):
+        if request == [2]:
+            raise DataError("no")
+        return request
+
+    stream = prefetch(read, [[n] for n in range(9)], 2, 4)
+    assert next(stream) == [0] and next(stream) == [1]
+    with pytest.raises(DataError):
+        next(stream)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("data")]
+
+
+def test_validation_leaves_no_token_out(tmp_path):
+    prefix = write_pair(tmp_path / "v", [list(range(100, 121))])
+    data = ValidationData(str(prefix), seq_length=SEQ, vocab_size=200)
+    assert data.num_sequences == 3
+    batch = data.read([0, 1, 2, 3])
+    labels = batch.labels[batch.loss_mask > 0]
+    assert sorted(labels.tolist()) == list(range(101, 121))
+    assert torch.equal(batch.tokens[batch.loss_mask > 0] + 1, labels)
+    assert batch.loss_mask[3].sum() == 0
+    limited = ValidationData(str(prefix), seq_length=SEQ, vocab_size=200, max_sequences=2)
+    assert limited.num_sequences == 2 and limited.read([2]).loss_mask.sum() == 0
+
+
+def test_validation_names_bad_ids_and_lonely_tokens(tmp_path):
+    prefix = write_pair(tmp_path / "v", [list(range(100, 121))])
+    with pytest.raises(DataError, match="is 110, but"):
+        ValidationData(str(prefix), seq_length=SEQ, vocab_size=110).read([1])
+    with pytest.raises(DataError, match="a loss needs two"):
+        ValidationData(str(write_pair(tmp_path / "w", [[1]])), seq_length=SEQ, vocab_size=110)
+
+
+def test_the_pair_of_the_corpus_is_read_whole(corpus, tmp_path):
+    from megatron_sky.data.tokenize import tokenize_jsonl
+
+    meta = tokenize_jsonl([corpus.files["test"]["code"]], tmp_path / "code", corpus.tokenizer)
+    data = ValidationData(str(tmp_path / "code"), seq_length=32, vocab_size=600)
+    seen = data.read(range(data.num_sequences))
+    with IndexedTokens(tmp_path / "code") as tokens:
+        assert seen.labels[seen.loss_mask > 0].tolist() == tokens.read(1, meta.num_tokens - 1).tolist()
