@@ -6,6 +6,7 @@ than by a thread, which would take time from the CPUs that train.
 """
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -118,7 +119,13 @@ def _make_bar():
     figures = TextColumn("{task.fields[figures]}", markup=False)
     left = TextColumn("left {task.fields[left]}", markup=False)
     return Progress(
-        BarColumn(bar_width=24), TaskProgressColumn(), figures, left, console=screen(), auto_refresh=False, expand=False
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        figures,
+        left,
+        console=screen(),
+        auto_refresh=False,
+        redirect_stdout=sys.stdout.isatty(),  # prints scroll above the bar, but what goes to a file stays there
     )
 
 

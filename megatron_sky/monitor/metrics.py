@@ -3,7 +3,8 @@
 Rank 0 hands in a `TrainRecord` per step, a `ValidationRecord` per set and evaluation, and named events (start, resume,
 checkpoint, ...). `read_metrics` gives the run back as one history: what a resume made void, and lines torn by a kill,
 are left out there, so the file itself is only ever appended to and nothing has to be rewritten after a crash. Every
-line is one write to the file: no buffer of ours can lose steps. The price is a system call per step, some 10 us.
+line is one write to the file: no buffer of ours can lose steps. The price, measured on one CPU core, is about 0.1 ms
+a step, 0.4 ms with TensorBoard.
 
 JSON has no NaN or infinity; they are written as the strings "nan", "inf", "-inf". docs/monitoring.md lists the fields.
 """
