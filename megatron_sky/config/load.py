@@ -103,7 +103,9 @@ def _build(loader: _Loader, node: yaml.Node, file: str, key: str, places: dict, 
             dotted = f"{key}.{name}" if key else name
             if name in made:
                 line = name_node.start_mark.line + 1
-                problems.append(Problem(dotted, f"is given twice in one mapping ({file}:{line})", "remove one of the two"))
+                problems.append(
+                    Problem(dotted, f"is given twice in one mapping ({file}:{line})", "remove one of the two")
+                )
             made[name] = _build(loader, value_node, file, dotted, places, problems)
         return made
     if isinstance(node, yaml.SequenceNode):
@@ -164,7 +166,9 @@ def _child(node: dict | list, name: str) -> object:
 def _expand_variables(node: object, key: str, problems: list[Problem]) -> object:
     """`${NAME}` and `${NAME:-default}` in strings, from the environment."""
     if isinstance(node, dict):
-        return {name: _expand_variables(value, f"{key}.{name}" if key else name, problems) for name, value in node.items()}
+        return {
+            name: _expand_variables(value, f"{key}.{name}" if key else name, problems) for name, value in node.items()
+        }
     if isinstance(node, list):
         return [_expand_variables(value, f"{key}.{i}", problems) for i, value in enumerate(node)]
     if not isinstance(node, str):
@@ -216,7 +220,9 @@ def _problem(error: dict, places: dict[str, Place]) -> Problem:
 
 def _dotted(loc: tuple) -> str:
     """pydantic's location without the names it adds for the branches of a union."""
-    return ".".join(str(part) for part in loc if not re.search(r"[\[\]()]|^(constrained-)?(float|int|str)$|^Ramp$", str(part)))
+    return ".".join(
+        str(part) for part in loc if not re.search(r"[\[\]()]|^(constrained-)?(float|int|str)$|^Ramp$", str(part))
+    )
 
 
 def _place(dotted: str, places: dict[str, Place]) -> Place | None:

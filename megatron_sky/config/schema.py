@@ -26,7 +26,9 @@ class ModelConfig(Section):
     """The network's shape. The defaults are LLaMA's: RMSNorm pre-norm, SwiGLU, RoPE, no biases, untied embeddings."""
 
     preset: str | None = Field(None, description=f"Named shape that fills the fields left out: {', '.join(PRESETS)}.")
-    vocab_size: Positive = Field(description="True vocabulary size of the tokenizer, in tokens; padding is not counted.")
+    vocab_size: Positive = Field(
+        description="True vocabulary size of the tokenizer, in tokens; padding is not counted."
+    )
     hidden_size: Positive = Field(description="Width of the residual stream.")
     ffn_hidden_size: Positive = Field(description="Inner width of the feed-forward layer (of each half for SwiGLU).")
     num_layers: Positive = Field(description="Number of transformer layers.")
@@ -127,7 +129,9 @@ class DataConfig(Section):
 
     train: tuple[SourceConfig, ...] = Field((), description="Training sources with their weights.")
     max_epochs: float = Field(
-        5.0, gt=0, description="A source that the plan would repeat more often than this stops the run before it starts."
+        5.0,
+        gt=0,
+        description="A source that the plan would repeat more often than this stops the run before it starts.",
     )
     seed: int = Field(1234, ge=0, description="Seed of the order of the samples.")
     num_workers: int = Field(1, ge=0, description="Threads that read batches ahead; the result does not depend on it.")
@@ -152,12 +156,11 @@ class ParallelConfig(Section):
     sequence_parallel: bool = Field(
         False, description="Split norms and dropouts along the sequence over the tensor-parallel ranks."
     )
-    distributed_optimizer: bool = Field(True, description="Shard the optimizer state over data-parallel ranks (ZeRO-1).")
+    distributed_optimizer: bool = Field(
+        True, description="Shard the optimizer state over data-parallel ranks (ZeRO-1)."
+    )
     overlap_grad_reduce: bool = Field(False, description="Reduce gradients while the backward pass still runs.")
     overlap_param_gather: bool = Field(False, description="Gather updated parameters while the forward pass runs.")
-    overlap_p2p: bool = Field(
-        False, description="Overlap pipeline sends and receives with compute (interleaved 1F1B only)."
-    )
     grad_bucket_size: Positive | None = Field(
         None, description="Parameters per gradient bucket; null: megatron-core's choice."
     )
@@ -270,7 +273,8 @@ class CheckpointConfig(Section):
     keep_last: Positive | None = Field(None, description="Keep this many newest checkpoints; null: all.")
     save_optimizer: bool = Field(True, description="Save the optimizer state; without it a run can't be resumed.")
     init_from: str | None = Field(
-        None, description="Checkpoint folder whose weights (only) a new run starts from; ignored once the run has its own."
+        None,
+        description="Checkpoint folder whose weights (only) a new run starts from; ignored once the run has its own.",
     )
 
 
@@ -289,7 +293,9 @@ class MonitorConfig(Section):
     tensorboard: bool = Field(True, description="Write TensorBoard event files to <run_dir>/tensorboard.")
     wandb: WandbConfig | None = Field(None, description="Weights & Biases; null: off.")
     peak_tflops: float | None = Field(
-        None, gt=0, description="Peak dense TFLOP/s of one device, for MFU; null: known by the device's name, or no MFU."
+        None,
+        gt=0,
+        description="Peak dense TFLOP/s of one device, for MFU; null: known by the device's name, or no MFU.",
     )
 
 

@@ -88,15 +88,6 @@ def _layout(config: Config, world_size: int) -> list[Problem]:
         problems.append(
             Problem("parallel.vpp_size", "needs parallel.pp_size above 1", "set parallel.vpp_size=1", p.vpp_size)
         )
-    if p.overlap_p2p and p.vpp_size == 1:
-        problems.append(
-            Problem(
-                "parallel.overlap_p2p",
-                "needs interleaved 1F1B (parallel.vpp_size above 1)",
-                "set parallel.overlap_p2p=false",
-                True,
-            )
-        )
     if p.overlap_param_gather and not p.distributed_optimizer:
         problems.append(
             Problem(
@@ -231,7 +222,12 @@ def _schedule(config: Config) -> list[Problem]:
         )
     if s.warmup_tokens > end:
         problems.append(
-            Problem("schedule.warmup_tokens", f"must be at most the decay's end, {end:,} tokens", "lower it", s.warmup_tokens)
+            Problem(
+                "schedule.warmup_tokens",
+                f"must be at most the decay's end, {end:,} tokens",
+                "lower it",
+                s.warmup_tokens,
+            )
         )
     if s.style == "wsd" and not 0 < s.wsd_decay_tokens <= max(end - s.warmup_tokens, 0):
         problems.append(

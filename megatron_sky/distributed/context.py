@@ -157,7 +157,9 @@ def close_context() -> None:
         dist.destroy_process_group()
 
 
-def _make_groups(parallel: ParallelConfig, rank: int, local_rank: int, world_size: int, device, gloo_groups: bool = True):
+def _make_groups(
+    parallel: ParallelConfig, rank: int, local_rank: int, world_size: int, device, gloo_groups: bool = True
+):
     from megatron.core import parallel_state
 
     parallel_state.initialize_model_parallel(

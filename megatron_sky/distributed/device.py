@@ -15,10 +15,25 @@ import os
 import sys
 import warnings
 
-_FACTORIES = (
-    "arange as_tensor empty empty_like empty_strided full full_like linspace ones ones_like rand randint randn "
-    "randperm tensor zeros zeros_like"
-).split()
+_FACTORIES = [
+    "arange",
+    "as_tensor",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "full",
+    "full_like",
+    "linspace",
+    "ones",
+    "ones_like",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+    "zeros_like",
+]
 
 _state = {"ready": False}
 

@@ -55,9 +55,7 @@ class Coordinates:
     pp_rank: int
 
 
-def samples_of_microbatch(
-    first_sample: int, index: int, *, micro_batch_size: int, dp_size: int, dp_rank: int
-) -> range:
+def samples_of_microbatch(first_sample: int, index: int, *, micro_batch_size: int, dp_size: int, dp_rank: int) -> range:
     """Sample numbers of micro batch `index` on data-parallel rank `dp_rank` in the step that begins at `first_sample`.
 
     A step takes a contiguous run of samples whatever the layout, so any layout consumes the same samples.

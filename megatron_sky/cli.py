@@ -1,0 +1,147 @@
+"""The command line: one verb, one function. A verb imports its package only when it is called, so that help is quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_sky import __version__
+from megatron_sky.errors import SkyError
+
+app = typer.Typer(
+    name="megatron-sky",
+    help="The open training system behind Skywork-13B, on megatron-core: from a laptop's CPU to 512 GPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Recipe = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE... KEY=VALUE...", help="YAML files, layered left to right; then overrides."),
+]
+
+
+def main() -> None:
+    """Entry point: what a user can mend is told in words, with an exit code; the rest keeps its traceback."""
+    try:
+        app()
+    except SkyError as error:
+        print(f"megatron-sky: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("megatron-sky: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"megatron-sky {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the corpus, the tokenizer and the run.")] = Path(
+        "runs/quickstart"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of corpus, weights and data order.")] = 1234,
+) -> None:
+    """Corpus, tokenizer, training at TP2, resume at PP2, report: the whole road in minutes, on any machine."""
+    from megatron_sky.quickstart import run
+
+    run(out, seed=seed)
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Start this many processes on this machine.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; start nothing.")
+    ] = False,
+    world_size: Annotated[int | None, typer.Option(min=1, help="With --dry-run: plan for this many ranks.")] = None,
+) -> None:
+    """Train, or continue, the run that the recipe describes.
+
+    Ranks come from --nproc, from torchrun's or Slurm's variables, or it is one process alone.
+    """
+    from megatron_sky.config import load_config
+    from megatron_sky.distributed.launch import guard, rank_info, run_local
+    from megatron_sky.errors import ConfigError, Problem
+
+    files, overrides = _split(recipe)
+    info = rank_info()
+    if world_size is not None and not dry_run:
+        raise ConfigError(
+            Problem("--world-size", "has an effect with --dry-run only", "use --nproc to start processes")
+        )
+    if nproc is not None and info.world_size > 1:
+        mend = "leave --nproc out under torchrun or srun, which start the processes themselves"
+        raise ConfigError(Problem("--nproc", f"this is already rank {info.rank} of {info.world_size}", mend, nproc))
+    config = load_config(files, overrides)
+    ranks = nproc or info.world_size
+    if dry_run:
+        from megatron_sky.trainer.dry_run import print_plan
+
+        print_plan(config, world_size or ranks)
+        return
+    if nproc is not None and nproc > 1:
+        from megatron_sky.trainer.run import check_before
+
+        check_before(config, nproc)
+        run_local(["train", *recipe], nproc)
+        return
+    from megatron_sky.log import get_logger
+    from megatron_sky.trainer.run import train as run_training
+
+    if info.world_size == 1:
+        run_training(config, info)
+    else:
+        guard(lambda: run_training(config, info), info.rank, get_logger(__name__).error)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Page to write; default: report.html in the run folder.")] = None,
+) -> None:
+    """Draw a run's losses, learning rate and speed into one self-contained HTML page."""
+    from megatron_sky.report import build_report
+
+    print(build_report(run_dir, out))
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run folder for its latest.")],
+    prompt: Annotated[list[str], typer.Argument(help="Texts to continue.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate, at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 takes the likeliest.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 1234,
+) -> None:
+    """Continue prompts with a checkpoint of any layout, in this one process."""
+    from megatron_sky.inference.generate import generate_texts
+
+    for text in generate_texts(checkpoint, prompt, max_tokens=max_tokens, temperature=temperature, seed=seed):
+        print(text)
+
+
+@app.command()
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors that complete and check YAML."""
+    import json
+
+    from megatron_sky.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Recipe files end in .yaml or .yml; everything else is taken for an override, and told when it is none."""
+    files = [each for each in arguments if each.endswith((".yaml", ".yml")) and "=" not in each]
+    return files, [each for each in arguments if each not in files]

@@ -1,0 +1,36 @@
+"""Compute backends: each gives megatron-core the modules of a transformer layer, under the same checkpoint names."""
+
+from megatron_sky.config.schema import ModelConfig
+from megatron_sky.errors import ConfigError, Problem
+
+
+def choose_backend(model: ModelConfig, on_gpu: bool) -> tuple[str, str]:
+    """The backend's name, `te` or `torch`, and the reason in words."""
+    if model.backend == "torch":
+        return "torch", "the recipe asks for it"
+    missing = _why_no_te(on_gpu)
+    if model.backend == "te" and missing:
+        mend = "set model.backend=torch, or run where both are present (an NGC PyTorch container has them)"
+        raise ConfigError(Problem("model.backend", f"can't be used here: {missing}", mend, "te"))
+    if missing:
+        return "torch", missing
+    return "te", "the recipe asks for it" if model.backend == "te" else "CUDA and Transformer Engine are present"
+
+
+def build_layer_spec(model: ModelConfig, backend: str):
+    """(layer spec, final norm) for megatron-core's transformer block."""
+    if backend == "te":
+        from megatron_sky.model.backends import te
+
+        return te.layer_spec()
+    from megatron_sky.model.backends import torch_backend
+
+    return torch_backend.layer_spec(model.normalization)
+
+
+def _why_no_te(on_gpu: bool) -> str:
+    if not on_gpu:
+        return "this machine has no CUDA device"
+    from importlib.util import find_spec
+
+    return "" if find_spec("transformer_engine") else "Transformer Engine is not installed"

@@ -1,0 +1,139 @@
+"""The torch backend: megatron-core's parallel linears with torch's norms and scaled_dot_product_attention.
+
+It adds what megatron-core has only through Transformer Engine or apex: norms whose gradients are summed over the
+tensor-parallel ranks under sequence parallelism, and attention under context parallelism. The latter gathers keys and
+values over the context group and keeps its queries: less memory-frugal than ring attention, exact, and simple.
+
+Shapes are megatron-core's: `[s, b, h, d]`, sequence first.
+"""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from megatron.core.transformer.module import MegatronModule
+
+
+def layer_spec(normalization: str):
+    """(layer spec, final norm class)."""
+    norm = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[normalization]
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    parts = spec.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = norm
+    parts.self_attention.submodules.core_attention = Attention
+    return spec, norm
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm; under sequence parallelism megatron-core sums its gradient over the tensor-parallel ranks."""
+
+    def __init__(self, config, hidden_size: int, eps: float = 1e-5, **_):
+        super().__init__(hidden_size, eps=eps)
+        self.weight.sequence_parallel = config.sequence_parallel
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch's LayerNorm, marked as RMSNorm is."""
+
+    def __init__(self, config, hidden_size: int, eps: float = 1e-5, **_):
+        super().__init__(hidden_size, eps=eps)
+        self.weight.sequence_parallel = config.sequence_parallel
+        self.bias.sequence_parallel = config.sequence_parallel
+
+
+class Attention(MegatronModule):
+    """Causal softmax(QK^T / sqrt(d)) V by torch's scaled_dot_product_attention, grouped queries included.
+
+    query `[s, b, heads, d]`, key and value `[s, b, groups, d]` -> `[s, b, heads * d]`; under context parallelism `s`
+    is this rank's two chunks of the sequence (number r and 2 * cp - 1 - r of 2 * cp, so that all ranks do equal work).
+    """
+
+    def __init__(
+        self,
+        config,
+        layer_number: int,
+        attn_mask_type,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection=None,
+        **_,
+    ):
+        super().__init__(config)
+        assert attention_type == "self", f"attention_type = {attention_type!r}: only self-attention is supported"
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.scale = softmax_scale
+        self.cp_group = pg_collection.cp if config.context_parallel_size > 1 else None
+
+    def forward(
+        self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None, packed_seq_params=None
+    ):
+        assert attention_bias is None and packed_seq_params is None, "the torch backend takes plain causal batches"
+        mask = None
+        if self.cp_group is not None:
+            mask = _causal_mask_of_chunks(query.shape[0], self.cp_group.rank(), self.cp_group.size(), query.device)
+            key, value = (_whole_sequence(each, self.cp_group) for each in (key, value))
+        q, k, v = (each.permute(1, 2, 0, 3) for each in (query, key, value))  # s b h d -> b h s d
+        dropout = self.dropout if self.training else 0.0
+        with get_cuda_rng_tracker().fork() if dropout > 0 else _no_fork:
+            out = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=mask is None,
+                dropout_p=dropout,
+                scale=self.scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        s, b = query.shape[:2]
+        return out.permute(2, 0, 1, 3).reshape(s, b, -1)
+
+
+class _NoFork:
+    """Without dropout no random number is drawn, and switching generator states would only cost time."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        return False
+
+
+_no_fork = _NoFork()
+
+
+class _AllGather(torch.autograd.Function):
+    """All-gather along dimension 0 over `group`; backward is the reduce-scatter."""
+
+    @staticmethod
+    def forward(ctx, part, group):
+        ctx.group = group
+        whole = part.new_empty((part.shape[0] * group.size(), *part.shape[1:]))
+        torch.distributed.all_gather_into_tensor(whole, part.contiguous(), group=group)
+        return whole
+
+    @staticmethod
+    def backward(ctx, grad):
+        part = grad.new_empty((grad.shape[0] // ctx.group.size(), *grad.shape[1:]))
+        torch.distributed.reduce_scatter_tensor(part, grad.contiguous(), group=ctx.group)
+        return part, None
+
+
+def _whole_sequence(part, group):
+    """`[s / cp, ...]` of every rank -> `[s, ...]` in the sequence's own order."""
+    size = group.size()
+    gathered = _AllGather.apply(part, group)
+    chunks = gathered.view(2 * size, -1, *gathered.shape[1:])
+    # rank r's half-slices are chunks r and 2 * size - 1 - r, so chunk c lies at 2r or 2r + 1
+    where = [2 * c if c < size else 2 * (2 * size - 1 - c) + 1 for c in range(2 * size)]
+    return chunks[where].reshape(gathered.shape)
+
+
+def _causal_mask_of_chunks(length: int, rank: int, size: int, device):
+    """`[length, length * size]` bool: which keys each query of this rank's two chunks may see."""
+    half = length // 2
+    chunk = torch.arange(half, device=device)
+    positions = torch.cat([chunk + rank * half, chunk + (2 * size - 1 - rank) * half])
+    return positions[:, None] >= torch.arange(length * size, device=device)[None, :]

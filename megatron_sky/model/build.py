@@ -1,0 +1,96 @@
+"""The recipe's model as megatron-core GPTModels: one per model chunk of this rank."""
+
+from dataclasses import dataclass
+
+from megatron_sky.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, TrainConfig
+from megatron_sky.distributed.context import ParallelContext
+from megatron_sky.model import mcore_config
+from megatron_sky.model.backends import build_layer_spec, choose_backend
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """This rank's part of the model. `chunks` are DDP-wrapped where `ddp` was asked for, else bare."""
+
+    chunks: list
+    config: object  # megatron-core's TransformerConfig, shared by the chunks
+    backend: str
+    backend_reason: str
+
+    def num_parameters(self) -> int:
+        """Parameters held by this rank."""
+        return sum(p.numel() for chunk in self.chunks for p in chunk.parameters())
+
+
+def build_model(
+    model: ModelConfig,
+    *,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    train: TrainConfig,
+    context: ParallelContext,
+    ddp: bool = True,
+    init: bool = True,
+) -> BuiltModel:
+    """Builds, fills (`init`) and wraps (`ddp`) this rank's chunks.
+
+    `init=False` leaves the weights unset, for a model that a checkpoint will fill or whose shapes alone matter.
+    """
+    on_gpu = context.device.type != "cpu"
+    backend, reason = choose_backend(model, on_gpu)
+    config = mcore_config.transformer_config(model, parallel=parallel, precision=precision, train=train, on_gpu=on_gpu)
+    chunks = [_build_chunk(model, config, backend, context, chunk) for chunk in range(parallel.vpp_size)]
+    if init:
+        from megatron_sky.model.init import init_weights
+
+        init_weights(chunks, model, train.seed)
+    if precision.dtype != "fp32":
+        from megatron.core.transformer.module import Float16Module
+
+        chunks = [Float16Module(config, chunk) for chunk in chunks]
+    if ddp:
+        chunks = _wrap(chunks, config, parallel, precision)
+    return BuiltModel(chunks=chunks, config=config, backend=backend, backend_reason=reason)
+
+
+def _build_chunk(model: ModelConfig, config, backend: str, context: ParallelContext, chunk: int):
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+    vp_stage = chunk if context.layout.vpp_size > 1 else None
+    layer, final_norm = build_layer_spec(model, backend)
+    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    block = TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=final_norm)
+    built = GPTModel(
+        config,
+        block,
+        vocab_size=model.padded_vocab_size,
+        max_sequence_length=model.seq_length,
+        pre_process=context.chunk_is_first(chunk),
+        post_process=context.chunk_is_last(chunk),
+        share_embeddings_and_output_weights=model.tie_embeddings,
+        position_embedding_type=model.position_embedding,
+        rotary_base=model.rotary_base,
+        vp_stage=vp_stage,
+    )
+    return built.to(context.device) if context.device.type != "cpu" else built
+
+
+def _wrap(chunks: list, config, parallel: ParallelConfig, precision: PrecisionConfig) -> list:
+    """DDP around each chunk, and the hooks through which the pipeline schedule drives it."""
+    from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+
+    settings = mcore_config.ddp_config(parallel, precision)
+    wrapped = [
+        DistributedDataParallel(config, settings, chunk, disable_bucketing=number > 0)
+        for number, chunk in enumerate(chunks)
+    ]
+    config.finalize_model_grads_func = finalize_model_grads
+    interleaved = len(wrapped) > 1
+    if parallel.overlap_grad_reduce:
+        config.no_sync_func = [each.no_sync for each in wrapped] if interleaved else wrapped[0].no_sync
+        if interleaved:
+            config.grad_sync_func = [each.start_grad_sync for each in wrapped]
+    if parallel.overlap_param_gather and interleaved:
+        config.param_sync_func = [each.start_param_sync for each in wrapped]
+    return wrapped

@@ -1,0 +1,112 @@
+"""The one place that spells megatron-core's field names: the recipe's sections in, megatron-core's configs out."""
+
+from megatron_sky.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig, TrainConfig
+
+
+def torch_dtype(precision: PrecisionConfig):
+    """The torch dtype of weights and activations."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision.dtype]
+
+
+def transformer_config(
+    model: ModelConfig, *, parallel: ParallelConfig, precision: PrecisionConfig, train: TrainConfig, on_gpu: bool
+):
+    """megatron-core's TransformerConfig. Weights are left unset: `model.init` draws them by global name.
+
+    Its initialisation still runs, with functions that do nothing, since it alone marks the tensor-parallel parameters.
+    """
+    import torch.nn.functional as F
+    from megatron.core.transformer import TransformerConfig
+
+    dtype = torch_dtype(precision)
+    interleaved = parallel.vpp_size > 1
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.query_groups,
+        kv_channels=model.head_size,
+        normalization={"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.normalization],
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=model.activation == "swiglu",
+        activation_func=F.silu if model.activation == "swiglu" else F.gelu,
+        add_bias_linear=model.add_bias_linear,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        init_method=_leave_unset,
+        output_layer_init_method=_leave_unset,
+        embedding_init_method=_leave_unset,
+        use_cpu_initialization=not on_gpu,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=precision.dtype == "bf16",
+        fp16=precision.dtype == "fp16",
+        tensor_model_parallel_size=parallel.tp_size,
+        pipeline_model_parallel_size=parallel.pp_size,
+        virtual_pipeline_model_parallel_size=parallel.vpp_size if interleaved else None,
+        context_parallel_size=parallel.cp_size,
+        sequence_parallel=parallel.sequence_parallel,
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        calculate_per_token_loss=True,
+        bias_activation_fusion=True,
+        bias_dropout_fusion=on_gpu,
+        cross_entropy_loss_fusion=on_gpu,
+        **_recompute(train),
+    )
+
+
+def ddp_config(parallel: ParallelConfig, precision: PrecisionConfig):
+    """megatron-core's DistributedDataParallelConfig."""
+    from megatron.core.distributed import DistributedDataParallelConfig
+
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=precision.grad_reduce_in_fp32,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        bucket_size=parallel.grad_bucket_size,
+    )
+
+
+def optimizer_config(
+    optimizer: OptimizerConfig, *, lr: float, min_lr: float, parallel: ParallelConfig, precision: PrecisionConfig
+):
+    """megatron-core's OptimizerConfig; `lr` and `min_lr` are only first values, the schedule sets each step's."""
+    from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+
+    return MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=lr,
+        min_lr=min_lr,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.adam_beta1,
+        adam_beta2=optimizer.adam_beta2,
+        adam_eps=optimizer.adam_eps,
+        clip_grad=optimizer.clip_grad,
+        params_dtype=torch_dtype(precision),
+        bf16=precision.dtype == "bf16",
+        fp16=precision.dtype == "fp16",
+        initial_loss_scale=precision.initial_loss_scale,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_param_gather=parallel.overlap_param_gather,
+    )
+
+
+def _leave_unset(weight) -> None:
+    """An initialisation that leaves the values to `model.init`."""
+
+
+def _recompute(train: TrainConfig) -> dict:
+    if train.recompute == "full":
+        return {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": train.recompute_num_layers,
+        }
+    if train.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}

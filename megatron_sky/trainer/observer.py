@@ -1,0 +1,100 @@
+"""What rank 0 tells about the run: log lines, progress bar, metrics.jsonl, TensorBoard, W&B. Other ranks tell nothing."""
+
+import contextlib
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron_sky.config import Config
+from megatron_sky.distributed import device
+from megatron_sky.distributed.context import ParallelContext
+from megatron_sky.log import get_logger
+from megatron_sky.model.flops import flops_per_token
+from megatron_sky.monitor.console import ProgressDisplay, train_line, validation_line
+from megatron_sky.monitor.metrics import MetricsWriter, TrainRecord, ValidationRecord
+from megatron_sky.monitor.throughput import Throughput, peak_tflops
+from megatron_sky.trainer.state import TrainState
+from megatron_sky.trainer.step import StepResult
+from megatron_sky.trainer.validation import SetLoss
+
+log = get_logger(__name__)
+
+
+class Observer:
+    """Told of everything that happens; on ranks other than 0 every call returns at once."""
+
+    def __init__(self, config: Config, *, context: ParallelContext, total_steps: int, state: TrainState, run_dir: Path):
+        self._active = context.rank == 0
+        self._open = contextlib.ExitStack()
+        if not self._active:
+            return
+        self._log_interval = config.monitor.log_interval
+        self._total_steps, self._total_tokens = total_steps, config.train.tokens
+        peak = config.monitor.peak_tflops or peak_tflops(device.name(), config.precision.dtype)
+        self._throughput = Throughput(
+            flops_per_token=flops_per_token(config.model), world_size=context.world_size, peak_tflops=peak
+        )
+        self._writer = self._open.enter_context(
+            MetricsWriter(
+                run_dir,
+                tensorboard=config.monitor.tensorboard,
+                wandb=config.monitor.wandb,
+                config=config.model_dump(mode="json"),
+            )
+        )
+        self._bar = self._open.enter_context(
+            ProgressDisplay(
+                total_tokens=config.train.tokens, total_steps=total_steps, consumed_tokens=state.consumed_tokens
+            )
+        )
+
+    def __enter__(self) -> "Observer":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._open.__exit__(*exc_info)
+
+    def event(self, name: str, **fields) -> None:
+        """Anything worth a line in metrics.jsonl that is neither a step nor a loss."""
+        if self._active:
+            self._writer.event(name, **fields)
+
+    def step(self, state: TrainState, result: StepResult, *, lr: float, batch_size: int, tokens: int, seconds: float):
+        """A step was done: `state` already counts it."""
+        if not self._active:
+            return
+        speed = self._throughput.step(tokens=tokens, seconds=seconds)
+        left = self._throughput.seconds_left(max(0, self._total_tokens - state.consumed_tokens))
+        record = TrainRecord(
+            **state.to_dict(),
+            lm_loss=result.lm_loss,
+            lr=lr,
+            grad_norm=result.grad_norm,
+            global_batch_size=batch_size,
+            step_seconds=seconds,
+            **asdict(speed),
+        )
+        self._writer.train(record)
+        self._bar.update(record, seconds_left=left)
+        if state.step % self._log_interval == 0 or state.step == self._total_steps:
+            log.info(train_line(record, total_steps=self._total_steps, seconds_left=left))
+        if not result.updated:
+            log.warning(
+                "step %d: gradients overflowed fp16; the update was skipped, the loss scale is lowered", state.step
+            )
+
+    def validation(self, state: TrainState, losses: dict[str, SetLoss]) -> None:
+        """Every set's loss at this point."""
+        if not self._active:
+            return
+        for name, found in losses.items():
+            self._writer.validation(
+                ValidationRecord(
+                    step=state.step,
+                    consumed_tokens=state.consumed_tokens,
+                    set=name,
+                    lm_loss=found.lm_loss,
+                    tokens=found.tokens,
+                    seconds=found.seconds,
+                )
+            )
+        log.info(validation_line({name: found.lm_loss for name, found in losses.items()}, step=state.step))

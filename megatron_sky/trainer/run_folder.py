@@ -1,0 +1,131 @@
+"""The run folder: `config.yaml`, `run.json`, and the lock that keeps a second job out.
+
+<run_dir>/config.yaml       the resolved recipe of the latest attempt
+          run.json          every attempt: versions, git commit, hosts, layout, command, start
+          metrics.jsonl     one line a step, validation or event
+          tensorboard/      the same for TensorBoard
+          logs/             rank_00000.log ...
+          checkpoints/      step_0001000/ ...
+          report.html
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from megatron_sky import __version__
+from megatron_sky.config import Config, dump_config
+from megatron_sky.errors import RunError
+
+_LOCK = ".lock"
+
+
+def prepare(run_dir: Path) -> None:
+    """Makes the folder and proves that it can be written. Raises RunError."""
+    try:
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        probe = run_dir / f".probe_{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise RunError(
+            f"train.run_dir = {str(run_dir)!r}: can't be written: {error.strerror}\n"
+            f"  mend: choose a folder you may write to (train.run_dir=...), or change its permissions"
+        ) from None
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Holds the run folder for this job. Raises RunError naming the holder when another live job has it.
+
+    The lock is the kernel's and ends with the process that holds it, so a killed job leaves none behind.
+    """
+    path = run_dir / _LOCK
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _take(handle, path, warn)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int, path: Path, warn: Callable[[str], None]) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip() or "an unknown process"
+        raise RunError(
+            f"{path.parent}: is in use by a live job: {holder}\n"
+            f"  mend: wait for it, stop it, or give this run another train.run_dir"
+        ) from None
+    except OSError as error:
+        warn(f"{path}: this file system has no locks ({error.strerror}); make sure that no other job uses the folder")
+        return
+    job = os.environ.get("SLURM_JOB_ID")
+    text = f"pid {os.getpid()} on {socket.gethostname()}" + (f", Slurm job {job}" if job else "")
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{text}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
+
+
+def describe(
+    run_dir: Path, config: Config, *, layout: str, hosts: list[str], device: str, resumed_from: int | None
+) -> None:
+    """Writes config.yaml and adds this attempt to run.json."""
+    (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    path = run_dir / "run.json"
+    told = {"attempts": []}
+    if path.is_file():
+        with contextlib.suppress(ValueError):  # a torn file from a full disk only loses the history of attempts
+            told = json.loads(path.read_text(encoding="utf-8"))
+    told["attempts"].append(
+        {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
+            "resumed_from_step": resumed_from,
+            "layout": layout,
+            "hosts": hosts,
+            "device": device,
+            "versions": versions(),
+            "git_commit": _git_commit(),
+        }
+    )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.rename(path)
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that decide a run's numbers; None: not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "megatron_sky": __version__}
+    for package in ("megatron-core", "torch", "numpy", "transformer-engine"):
+        try:
+            found[package] = installed_version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this package runs from; None where it is not a checkout or git is absent."""
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() if asked.returncode == 0 else None
