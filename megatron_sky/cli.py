@@ -1,4 +1,4 @@
-"""The command line: one verb, one function. A verb imports its package only when it is called, so that help is quick."""
+"""The command line: one verb, one function. A verb imports its package when called, so help is quick."""
 
 import sys
 from pathlib import Path

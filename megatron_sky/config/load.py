@@ -188,7 +188,7 @@ def _expand_variables(node: object, key: str, problems: list[Problem]) -> object
 
 
 def _telling(errors: list[dict]) -> list[dict]:
-    """Without the errors that only follow from another: a shape unknown because the preset is, a union's other branch."""
+    """Without the errors that only follow from another: a shape unknown as the preset is, a union's other branch."""
     bad_preset = any(error["loc"] == ("model", "preset") for error in errors)
     places = [_dotted(error["loc"]) for error in errors if error["type"] != "model_type"]
     return [

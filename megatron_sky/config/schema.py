@@ -274,7 +274,7 @@ class CheckpointConfig(Section):
     save_optimizer: bool = Field(True, description="Save the optimizer state; without it a run can't be resumed.")
     init_from: str | None = Field(
         None,
-        description="Checkpoint folder whose weights (only) a new run starts from; ignored once the run has its own.",
+        description="Checkpoint folder whose weights (only) a new run starts from; unused once the run has one.",
     )
 
 

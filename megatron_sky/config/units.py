@@ -11,7 +11,7 @@ _COUNT_PATTERN = r"^\s*[0-9][0-9_,]*(\.[0-9]+)?([eE][+]?[0-9]+)?\s*[kKMBGT]?\s*$
 
 
 def parse_count(value: object) -> object:
-    """`"1.5T"` -> 1_500_000_000_000 (decimal suffixes k, M, B or G, T). What is no count is left to pydantic's message."""
+    """`"1.5T"` -> 1_500_000_000_000 (decimal suffixes k, M, B or G, T). What is no count is left to pydantic."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str):

@@ -23,7 +23,7 @@ def batch_on_this_cp_rank(batch: dict) -> dict:
 
 
 def save_in_this_process() -> None:
-    """Spares a save that waits for its writers the manager process megatron-core would spawn to collect results (4 s)."""
+    """Spares a save that waits for its writers the result-collecting process megatron-core would spawn (4 s)."""
     import queue
 
     from megatron.core.dist_checkpointing.strategies import filesystem_async

@@ -59,7 +59,7 @@ class ParallelContext:
         return parallel_state.get_pipeline_model_parallel_group()
 
     def total_from_last_stage(self, values):
-        """`values` (a tensor that counts on the last pipeline stage only) summed over data and context ranks, everywhere.
+        """`values` (a tensor, valid on the last pipeline stage only) summed over data and context ranks, everywhere.
 
         One small all-reduce and one broadcast; on a GPU the caller's `.tolist()` is the sync point.
         """

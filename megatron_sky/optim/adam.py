@@ -10,7 +10,7 @@ from torch.optim.adamw import adamw
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """AdamW (Loshchilov & Hutter 2019): decoupled weight decay, bias correction. All parameters fp32, dense gradients."""
+    """AdamW (Loshchilov & Hutter 2019): decoupled weight decay, bias correction. fp32 parameters, dense gradients."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from megatron_sky.optim.schedule import global_batch_size_at
 def training_requests(
     train: TrainConfig, *, context: ParallelContext, seq_length: int, consumed_samples: int
 ) -> Iterator[range]:
-    """Sample numbers of every micro batch this data-parallel rank will read, from `consumed_samples` on, without end."""
+    """Sample numbers of every micro batch this data-parallel rank will read from `consumed_samples` on, endless."""
     dp_size, dp_rank = context.layout.dp_size, context.place.dp_rank
     while True:
         size = global_batch_size_at(train.global_batch_size, train.batch_rampup, consumed_samples * seq_length)

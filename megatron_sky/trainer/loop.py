@@ -90,8 +90,8 @@ class Trainer:
         if result.updated and not (math.isfinite(result.lm_loss) and math.isfinite(result.grad_norm)):
             raise RunError(
                 f"step {self.state.step}: lm_loss = {result.lm_loss}, grad_norm = {result.grad_norm}: not finite\n"
-                f"  mend: continue from the last checkpoint (step {self.saved_step}) with a lower schedule.lr or longer "
-                f"warm-up, or look at the data of samples {self.state.consumed_samples - 1} and before"
+                f"  mend: continue from the last checkpoint (step {self.saved_step}) with a lower schedule.lr or a "
+                f"longer warm-up, or look at the data of samples {self.state.consumed_samples - 1} and before"
             )
 
     def maybe_validate_at_start(self) -> None:

@@ -1,4 +1,4 @@
-"""What rank 0 tells about the run: log lines, progress bar, metrics.jsonl, TensorBoard, W&B. Other ranks tell nothing."""
+"""What rank 0 tells of the run: log lines, progress bar, metrics.jsonl, TensorBoard, W&B. Others tell nothing."""
 
 import contextlib
 from dataclasses import asdict

@@ -1,0 +1,97 @@
+"""Shared fixtures: a small tokenized corpus, and one group of gloo processes that runs many-rank checks.
+
+Everything runs on a CPU. `ranks` hands a function to N processes that stay alive for the whole session, since
+starting them (importing torch and megatron-core) costs more than most checks.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.ranks import RankGroup
+
+hypothesis.settings.register_profile(
+    "shared_machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared_machine")
+
+VOCAB_SIZE = 700
+SEQ_LENGTH = 32
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Callable]:
+    """`ranks(world_size, function, *args)`: the function's result on every rank, in rank order."""
+    group = RankGroup()
+    yield group.run
+    group.close()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A folder with tokenizer.model and tokens/{train,validation}/{en_web,zh_web}.{bin,idx,meta.json}."""
+    import json
+
+    from megatron_sky.data.synthetic import write_corpus
+    from megatron_sky.data.tokenize import tokenize_jsonl
+    from megatron_sky.data.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("corpus")
+    files = write_corpus(folder / "text", train_bytes=300_000, heldout_bytes=20_000)
+    texts = [json.loads(line)["text"] for path in files["train"].values() for line in path.open(encoding="utf-8")]
+    tokenizer = train_tokenizer(texts, folder / "tokenizer.model", VOCAB_SIZE)
+    for split in ("train", "validation"):
+        (folder / "tokens" / split).mkdir(parents=True)
+        for domain in ("en_web", "zh_web"):
+            tokenize_jsonl([files[split][domain]], folder / "tokens" / split / domain, tokenizer)
+    return folder
+
+
+@pytest.fixture
+def recipe(corpus, tmp_path) -> Callable:
+    """`recipe("key=value", ...)`: a tiny Config on the corpus, with its run folder in this test's own folder."""
+    import yaml
+
+    from megatron_sky.config import load_config
+
+    base = {
+        "model": {
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 32,
+            "ffn_hidden_size": 64,
+            "num_layers": 4,
+            "num_attention_heads": 4,
+            "num_query_groups": 2,
+            "seq_length": SEQ_LENGTH,
+        },
+        "tokenizer": {"path": str(corpus / "tokenizer.model")},
+        "data": {
+            "train": [
+                {"name": "en_web", "path": str(corpus / "tokens/train/en_web"), "weight": 0.7},
+                {"name": "zh_web", "path": str(corpus / "tokens/train/zh_web"), "weight": 0.3},
+            ]
+        },
+        "precision": {"dtype": "fp32"},
+        "schedule": {"lr": 1e-2, "min_lr": 1e-3, "warmup_tokens": 2 * 8 * SEQ_LENGTH},
+        "train": {
+            "run_dir": str(tmp_path / "run"),
+            "tokens": 40 * 8 * SEQ_LENGTH,
+            "global_batch_size": 8,
+            "micro_batch_size": 1,
+        },
+        "validation": {
+            "sets": [{"name": "en_web", "path": str(corpus / "tokens/validation/en_web")}],
+            "max_sequences": 6,
+            "at_start": False,
+        },
+        "monitor": {"tensorboard": False},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(base))
+    return lambda *overrides: load_config([path], overrides)

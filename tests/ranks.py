@@ -1,0 +1,89 @@
+"""A group of processes for many-rank tests over gloo, started once and used by many checks.
+
+Each check is a function of a test module (found by name in the child) with plain arguments. The child that runs it is
+a rank: it calls `open_context` with the RankInfo it is given, does its work, and leaves the groups again.
+"""
+
+import contextlib
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing import get_context
+from queue import Empty
+
+TIMEOUT_SECONDS = 300
+
+
+class RankGroup:
+    """Processes 0..n-1, as many as the largest check so far needed."""
+
+    def __init__(self):
+        self._spawn = get_context("spawn")
+        self._workers: list[tuple] = []
+
+    def run(self, world_size: int, function: Callable, *args) -> list:
+        """`function(info, *args)` on `world_size` ranks; the results in rank order. A rank's error is raised here."""
+        while len(self._workers) < world_size:
+            self._workers.append(self._start())
+        port = _free_port()
+        for rank, (_, tasks, _) in enumerate(self._workers[:world_size]):
+            tasks.put((function, args, rank, world_size, port))
+        try:
+            return [self._result(rank) for rank in range(world_size)]
+        except BaseException:
+            self.close()  # the other ranks may wait for one that is gone
+            raise
+
+    def _result(self, rank: int):
+        process, _, results = self._workers[rank]
+        for _ in range(TIMEOUT_SECONDS * 2):
+            try:
+                ok, value = results.get(timeout=0.5)
+                break
+            except Empty:
+                assert process.is_alive(), f"rank {rank} died with exit code {process.exitcode}"
+        else:
+            raise AssertionError(f"rank {rank} gave no result in {TIMEOUT_SECONDS} s")
+        assert ok, f"rank {rank} failed:\n{value}"
+        return value
+
+    def _start(self) -> tuple:
+        tasks, results = self._spawn.Queue(), self._spawn.Queue()
+        process = self._spawn.Process(target=_work, args=(tasks, results), daemon=False)
+        process.start()
+        return process, tasks, results
+
+    def close(self) -> None:
+        for process, _, _ in self._workers:
+            process.kill()
+            process.join()
+        self._workers = []
+
+
+def _work(tasks, results) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from megatron_sky.distributed.launch import RankInfo
+
+    while True:
+        function, args, rank, world_size, port = tasks.get()
+        info = RankInfo(rank, world_size, rank, world_size, "127.0.0.1", port)
+        try:
+            results.put((True, function(info, *args)))
+        except Exception:
+            results.put((False, traceback.format_exc()))
+            _forget_groups()
+
+
+def _forget_groups() -> None:
+    """After a failed check the process groups are useless; the parent will end this process."""
+    with contextlib.suppress(Exception):
+        import torch.distributed
+
+        torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
