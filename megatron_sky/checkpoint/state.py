@@ -33,6 +33,7 @@ _SHAPE = [
     "head_size",
     "position_embedding",
     "rotary_base",
+    "rope_scaling",
     "normalization",
     "norm_epsilon",
     "activation",

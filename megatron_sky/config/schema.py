@@ -22,6 +22,16 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
+class RopeScaling(Section):
+    """Rotary positions stretched to a longer context than the frequencies alone reach."""
+
+    kind: Literal["linear", "llama3"] = Field(
+        description="linear: positions divided by factor; llama3: LLaMA 3.1's, which stretches the long waves only "
+        "(low_freq_factor 1, high_freq_factor 4, original context 8192)."
+    )
+    factor: float = Field(gt=0, description="How many times longer the context becomes.")
+
+
 class ModelConfig(Section):
     """The network's shape. The defaults are LLaMA's: RMSNorm pre-norm, SwiGLU, RoPE, no biases, untied embeddings."""
 
@@ -42,6 +52,9 @@ class ModelConfig(Section):
     seq_length: Positive = Field(4096, description="Context length, in tokens.")
     position_embedding: Literal["rope", "learned_absolute"] = Field("rope", description="How positions are encoded.")
     rotary_base: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies (RoPE theta).")
+    rope_scaling: RopeScaling | None = Field(
+        None, description="Stretching of rotary positions to a longer context; null: none."
+    )
     normalization: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="Kind of the pre-norms.")
     norm_epsilon: float = Field(1e-6, gt=0, description="Constant added to the variance in a norm.")
     activation: Literal["swiglu", "gelu"] = Field("swiglu", description="Feed-forward activation.")

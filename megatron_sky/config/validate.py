@@ -133,6 +133,11 @@ def _shape(config: Config) -> list[Problem]:
                 "train.recompute_num_layers", rule, f"use a value up to {layers}", t.recompute_num_layers
             )
             return [*_divides(rules), yield_problem]
+    if m.rope_scaling is not None and m.position_embedding != "rope":
+        return [
+            *_divides(rules),
+            Problem("model.rope_scaling", "needs model.position_embedding=rope", "remove it", str(m.rope_scaling)),
+        ]
     if m.position_embedding == "rope" and m.head_size % 2:
         return [
             *_divides(rules),

@@ -72,8 +72,18 @@ def _build_chunk(model: ModelConfig, config, backend: str, context: ParallelCont
         position_embedding_type=model.position_embedding,
         rotary_base=model.rotary_base,
         vp_stage=vp_stage,
+        **_rope_scaling(model),
     )
     return built.to(context.device) if context.device.type != "cpu" else built
+
+
+def _rope_scaling(model: ModelConfig) -> dict:
+    scaling = model.rope_scaling
+    if scaling is None:
+        return {}
+    if scaling.kind == "linear":
+        return {"seq_len_interpolation_factor": scaling.factor}
+    return {"rope_scaling": True, "rope_scaling_factor": scaling.factor}
 
 
 def _wrap(chunks: list, config, parallel: ParallelConfig, precision: PrecisionConfig) -> list:
