@@ -38,8 +38,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["megatron_sky", "megatron_sky.*"]),
-    package_data={"megatron_sky": ["py.typed"]},
+    packages=[*find_packages(include=["megatron_sky", "megatron_sky.*"]), "megatron_sky.recipes"],
+    package_dir={"megatron_sky.recipes": "examples"},  # an installed package brings the recipes along
+    package_data={"megatron_sky.recipes": ["*/*.yaml"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-sky = megatron_sky.cli:main"]},

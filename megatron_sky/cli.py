@@ -125,9 +125,12 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 1234,
 ) -> None:
     """Continue prompts with a checkpoint of any layout, in this one process."""
-    from megatron_sky.inference.generate import generate_texts
+    from megatron_sky.log import setup_logging
 
-    for text in generate_texts(checkpoint, prompt, max_tokens=max_tokens, temperature=temperature, seed=seed):
+    setup_logging(rank=0, world_size=1, run_dir=None)
+    from megatron_sky.inference.generate import Sampling, generate_texts
+
+    for text in generate_texts(checkpoint, prompt, Sampling(max_tokens, temperature, seed)):
         print(text)
 
 

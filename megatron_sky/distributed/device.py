@@ -11,6 +11,7 @@ No other file of this package names the device type.
 import contextlib
 import functools
 import importlib.abc
+import logging
 import os
 import sys
 import warnings
@@ -69,6 +70,7 @@ def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1):
             _hide_gpu_packages()
             _answer_with_cpu()
             _state["redirected"] = True
+            _import_megatron_uncompiled()
             _patch_megatron_rng()
             threads = num_threads or max(1, available_cores() // local_world_size)
             torch.set_num_threads(threads)
@@ -81,6 +83,13 @@ def current():
     import torch
 
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+
+
+def cpu():
+    """The CPU as a torch.device, for what must not touch an accelerator."""
+    import torch
+
+    return torch.device("cpu")
 
 
 def available_cores() -> int:
@@ -135,7 +144,9 @@ def on_meta():
 def _silence_imports() -> None:
     warnings.filterwarnings("ignore", message=r".*(Transformer Engine|transformer_engine|Apex|apex).*")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
-    warnings.filterwarnings("ignore", message=r".*(grouped_gemm|nvidia_resiliency_ext|modelopt|flash_mla|emerging).*")
+    # megatron-core's advice to those who call it (deprecated arguments, absent extras) is not the user's to follow.
+    warnings.filterwarnings("ignore", module=r"megatron\.core.*")
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
 
 
 class _Hidden(importlib.abc.MetaPathFinder):
@@ -189,7 +200,6 @@ def _answer_with_cpu() -> None:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self
     _answer_cuda_module(torch, cpu)
-    torch.compiler.set_stance("force_eager")  # compiling costs a CPU run 16 s and gains it nothing
 
 
 def _on_cpu(factory, cpu):
@@ -264,6 +274,20 @@ def _answer_cuda_module(torch, cpu) -> None:
     }
     for attribute, answer in answers.items():
         setattr(torch.cuda, attribute, answer)
+
+
+def _import_megatron_uncompiled() -> None:
+    """megatron-core marks its fusions for torch.compile as it is imported; on a CPU that costs seconds and gains nothing.
+
+    It keeps the name it finds, so the name is only changed while it is imported.
+    """
+    import torch
+
+    compile_, torch.compile = torch.compile, lambda function=None, **_: function or (lambda each: each)
+    try:
+        import megatron.core.jit  # noqa: F401
+    finally:
+        torch.compile = compile_
 
 
 def _patch_megatron_rng() -> None:

@@ -15,7 +15,7 @@ from megatron_sky.data.tokenizer import load_tokenizer
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import RankInfo
-from megatron_sky.errors import CheckpointError
+from megatron_sky.errors import CheckpointError, DataError
 from megatron_sky.log import get_logger, setup_logging
 from megatron_sky.model.build import BuiltModel, build_model
 from megatron_sky.model.flops import num_parameters
@@ -46,8 +46,14 @@ def check_before(config: Config, world_size: int) -> TrainData:
 def open_data(config: Config) -> TrainData:
     """The training mixture, opened and checked; validation files are checked too."""
     tokenizer_hash = load_tokenizer(config.tokenizer.path).sha256 if config.tokenizer.path else None
-    for each in config.validation.sets:
-        check_source(each.path, vocab_size=config.model.vocab_size, tokenizer_sha256=tokenizer_hash)
+    problems = []
+    for each in (*config.data.train, *config.validation.sets):
+        try:
+            check_source(each.path, vocab_size=config.model.vocab_size, tokenizer_sha256=tokenizer_hash)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
     return TrainData(
         config.data,
         seq_length=config.model.seq_length,
