@@ -10,9 +10,11 @@ is how they are handled:
   shrinks under a running job is then a `DataError` with its name, where a map would kill the process with SIGBUS.
 """
 
+import fcntl
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -114,6 +116,10 @@ def read_header(path: Path, size: int, head: bytes) -> IndexHeader:
 class IndexedTokens:
     """Read access to `<prefix>.bin/.idx`; opening takes constant time and memory.
 
+    Args:
+        prefix: path without an ending.
+        allow_empty: take a pair with no token too (a shard may have none).
+
     Attributes:
         num_tokens: tokens in the flat stream, which is all documents one after another.
         num_documents, num_sequences: equal unless documents were split into sentences.
@@ -122,12 +128,16 @@ class IndexedTokens:
         DataError: a file is missing, empty, cut short, or the two contradict each other.
     """
 
-    def __init__(self, prefix: str | Path):
+    def __init__(self, prefix: str | Path, *, allow_empty: bool = False):
         self.prefix = str(prefix)
         self._bin = _open(bin_path(prefix))
         try:
             self._idx = _open(idx_path(prefix))
             self._load()
+            if self.num_tokens == 0 and not allow_empty:
+                raise DataError(
+                    f"{bin_path(prefix)} holds no token\n  mend: leave it out of the recipe, or tokenize its text again"
+                )
         except DataError:
             self.close()
             raise
@@ -142,11 +152,6 @@ class IndexedTokens:
         self._state = (status.st_size, status.st_mtime_ns)
         self._check_ends(status.st_size)
         self.num_tokens = status.st_size // self.dtype.itemsize
-        if self.num_tokens == 0:
-            raise DataError(
-                f"{bin_path(self.prefix)} holds no token\n"
-                "  mend: leave it out of the recipe, or tokenize its text again"
-            )
 
     def _check_ends(self, size: int) -> None:
         header, path = self.header, idx_path(self.prefix)
@@ -281,44 +286,96 @@ def _open(path: Path) -> int:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
 
 
+@dataclass(frozen=True)
+class WriterState:
+    """How far a writer has come; what lies beyond it in its temporary files is cut off when it goes on."""
+
+    num_tokens: int = 0
+    num_sequences: int = 0
+    num_documents: int = 0
+
+
 class IndexedWriter:
     """Writes `<prefix>.bin/.idx`; use it in a `with` block.
 
-    The files appear under their names when the block ends; a block that raises leaves nothing behind.
+    The files appear under their names when the block ends; a block that raises leaves nothing behind, unless it is to
+    be gone on with.
 
     Args:
         prefix: path without an ending; the folder must exist.
         dtype: number format of a token, see `token_dtype`.
+        resume: go on from this state of an earlier writer, and leave the temporary files when the block raises.
     """
 
-    def __init__(self, prefix: str | Path, dtype: np.dtype | type):
+    def __init__(self, prefix: str | Path, dtype: np.dtype | type, *, resume: WriterState | None = None):
         self.prefix = str(prefix)
         self.dtype = np.dtype(dtype)
         assert self.dtype in CODE_OF_DTYPE, self.dtype
-        self.num_tokens = 0
-        self.num_sequences = 0
-        self.num_documents = 0
+        self._keep = resume is not None
+        start = resume or WriterState()
+        self.num_tokens = start.num_tokens
+        self.num_sequences = start.num_sequences
+        self.num_documents = start.num_documents
 
     def __enter__(self) -> "IndexedWriter":
         self._files: dict[str, BinaryIO] = {}
+        sizes = {
+            "bin": self.num_tokens * self.dtype.itemsize,
+            "lengths": 4 * self.num_sequences,
+            "bounds": 8 * (self.num_documents + 1) if self.num_documents else 0,
+        }
         try:
-            for part in ("bin", "lengths", "bounds"):
-                self._files[part] = open(self._temporary(part), "wb+", buffering=_PENDING_BYTES)
+            for part, size in sizes.items():
+                mode = "rb+" if size else "wb+"
+                file = self._files[part] = open(self._temporary(part), mode, buffering=_PENDING_BYTES)
+                self._lock(file)
+                if file.seek(0, os.SEEK_END) < size:
+                    raise DataError(f"{self._temporary(part)} is shorter than it was left; remove it to begin again")
+                file.truncate(size)
+                file.seek(size)
         except OSError as error:
             self._discard()
             raise DataError(f"{self._temporary('bin')} can't be written: {error.strerror}") from error
-        self._files["bounds"].write(np.int64(0).tobytes())
+        except DataError:
+            self._close()
+            raise
+        if not self.num_documents:
+            self._files["bounds"].write(np.int64(0).tobytes())
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None:
+        if kind is None:
+            try:
+                self._finish()
+            except OSError as failure:
+                self._give_up()
+                raise DataError(f"{self.prefix}.bin and .idx can't be written: {failure.strerror}") from failure
+            except BaseException:
+                self._give_up()
+                raise
+        else:
+            self._give_up()
+
+    def save_state(self) -> WriterState:
+        """Bring all that was written to the disk; a later writer can go on from what is returned."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return WriterState(self.num_tokens, self.num_sequences, self.num_documents)
+
+    def _give_up(self) -> None:
+        if self._keep:
+            self._close()
+        else:
             self._discard()
-            return
+
+    def _lock(self, file: BinaryIO) -> None:
         try:
-            self._finish()
-        except BaseException:
-            self._discard()
-            raise
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"{self.prefix}: another process is writing these files\n  mend: wait for it, or choose another name"
+            ) from None
 
     def add_document(self, tokens: np.ndarray, lengths: Sequence[int] | None = None) -> None:
         """Append one document.
@@ -329,16 +386,21 @@ class IndexedWriter:
         """
         lengths = [len(tokens)] if lengths is None else lengths
         assert sum(lengths) == len(tokens), (sum(lengths), len(tokens))
-        self._write_tokens(tokens, lengths)
-        self.num_documents += 1
-        self._files["bounds"].write(np.int64(self.num_sequences).tobytes())
+        self.add_documents(tokens, np.asarray(lengths), np.array([len(lengths)]))
 
-    def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Append many documents of one sequence each: their tokens in a row, and the length of each."""
+    def add_documents(self, tokens: np.ndarray, lengths: np.ndarray, sequences: np.ndarray | None = None) -> None:
+        """Append many documents.
+
+        Args:
+            tokens: all their tokens in a row.
+            lengths: tokens of each sequence.
+            sequences: sequences of each document; None: one each.
+        """
         first = self.num_sequences
+        sequences = np.ones(len(lengths), np.int64) if sequences is None else sequences
         self._write_tokens(tokens, lengths)
-        self.num_documents += len(lengths)
-        self._files["bounds"].write(np.arange(first + 1, self.num_sequences + 1, dtype=np.int64).tobytes())
+        self.num_documents += len(sequences)
+        self._files["bounds"].write((first + np.cumsum(sequences)).astype(np.int64).tobytes())
 
     def _write_tokens(self, tokens: np.ndarray, lengths: Sequence[int] | np.ndarray) -> None:
         self._files["bin"].write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
@@ -391,9 +453,13 @@ class IndexedWriter:
         bounds.seek(0)
         copy_bytes(bounds, index)
 
-    def _discard(self) -> None:
+    def _close(self) -> None:
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # a full disk fails the last flush again; the first failure is under way already
+                file.close()
+
+    def _discard(self) -> None:
+        self._close()
         for part in ("bin", "lengths", "bounds", "idx"):
             self._temporary(part).unlink(missing_ok=True)
 

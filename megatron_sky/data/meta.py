@@ -19,16 +19,16 @@ from megatron_sky.data.indexed import IndexedTokens, bin_path, idx_path
 from megatron_sky.errors import DataError
 
 FORMAT_VERSION = 1
-HASH_BLOCK = 64 << 20  # bytes
+HASH_BLOCK = 32 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file as it was: path as given, size in bytes, SHA-256 where it was taken."""
+    """A file that was read: path as given, size in bytes, SHA-256 of each 16 MiB (a shard has those that it read)."""
 
     path: str
     size: int
-    sha256: str | None = None
+    blocks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class Meta:
         unigram_entropy: entropy of the token frequencies in nats per token: the loss of a model that knows nothing
             but how frequent each token is.
         bin_blocks: SHA-256 of each `HASH_BLOCK` bytes of the `.bin` file.
+        sources: the files the texts came from.
+        rejected: documents left out, by reason.
+        notes: lines that were taken though unusual (blank ones, CR LF, byte order marks).
+        job: hash of all that decided the output, by which a finished job is known again.
     """
 
     tokenizer: TokenizerRecord
@@ -76,6 +80,8 @@ class Meta:
     idx_sha256: str | None = None
     sources: tuple[FileRecord, ...] = ()
     rejected: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    job: str = ""
     format_version: int = FORMAT_VERSION
 
     def write(self, prefix: str | Path) -> None:
@@ -121,7 +127,9 @@ def _parse(path: Path, given: object) -> Meta:
         values["tokenizer"] = TokenizerRecord(**given["tokenizer"])
         values["documents"] = DocumentCounts(**given["documents"])
         values["bin_blocks"] = tuple(given.get("bin_blocks", ()))
-        values["sources"] = tuple(FileRecord(**each) for each in given.get("sources", ()))
+        values["sources"] = tuple(
+            FileRecord(each["path"], each["size"], tuple(each["blocks"])) for each in given.get("sources", ())
+        )
         return Meta(**values)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: not a complete meta file ({error})\n  mend: {mend}") from error

@@ -1,100 +1,246 @@
-"""Text to token ids and back, by a SentencePiece model.
+"""Text to token ids and back: SentencePiece models, Hugging Face's tokenizer.json, tiktoken's rank files.
 
-The tokenizer's vocabulary is what its file holds; rows added to an embedding so that it divides are the model's matter
-and never show here. Building one is deterministic: the same texts in the same order give the same file.
+A tokenizer's vocabulary is what its file holds; rows added to an embedding so that it divides are the model's matter
+and never show here. `train_tokenizer` builds a SentencePiece BPE model in which nothing is normalised (decoding gives
+back the text), digits are single, and what has no piece falls back to bytes; the same texts give the same file.
 """
 
 import hashlib
 import io
-import unicodedata
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from megatron_sky.errors import DataError
+from megatron_sky.errors import DataError, MissingDependency
 
+_EOD_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<eos>", "<|im_end|>")
+_BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
 _LONGEST_LINE = 4000  # bytes; SentencePiece's trainer drops longer lines without a word, so they are cut
+SMALLEST_VOCAB = 320  # 256 bytes, 3 control tokens, and room for some characters
 
 
 class Tokenizer:
-    """A SentencePiece model: `encode`, `decode`, and what the rest of the program asks of a tokenizer."""
+    """What the program asks of a tokenizer; the subclasses are the kinds of files.
 
-    def __init__(self, model: bytes, name: str):
-        from sentencepiece import SentencePieceProcessor
+    Attributes:
+        name: the file's name.
+        data: the file's bytes.
+    """
 
+    def __init__(self, data: bytes, name: str):
+        self.data = data
         self.name = name
-        self._model = model
-        self._processor = SentencePieceProcessor(model_proto=model)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; no begin or end token is added."""
-        return self._processor.encode(text)
+        raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; bytes that are no valid UTF-8 come out as U+FFFD, begin and end tokens as nothing."""
-        return self._processor.decode([int(each) for each in ids])
+        """The text of token ids; bytes that are no valid UTF-8 come out as U+FFFD."""
+        raise NotImplementedError
 
     def piece(self, token_id: int) -> str:
         """The vocabulary's own spelling of a token."""
-        return self._processor.id_to_piece(token_id)
+        raise NotImplementedError
 
     @property
     def vocab_size(self) -> int:
-        return self._processor.get_piece_size()
+        """One more than the largest id."""
+        raise NotImplementedError
 
     @property
-    def eod_id(self) -> int:
-        """The id that ends a document: SentencePiece's end-of-sentence."""
-        return self._processor.eos_id()
+    def eod_id(self) -> int | None:
+        """The id that ends a document, or None where the vocabulary has none."""
+        raise NotImplementedError
 
     @property
     def bos_id(self) -> int | None:
-        """The id that begins a text, or None where the model has none."""
-        found = self._processor.bos_id()
-        return None if found < 0 else found
+        """The id that begins a text, or None where the vocabulary has none."""
+        raise NotImplementedError
+
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """Spellings of control and reserved tokens, on which libraries differ when they occur in a text."""
+        raise NotImplementedError
 
     @cached_property
     def sha256(self) -> str:
-        return hashlib.sha256(self._model).hexdigest()
+        return hashlib.sha256(self.data).hexdigest()
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A `.model` file."""
+
+    def __init__(self, data: bytes, name: str):
+        from sentencepiece import SentencePieceProcessor
+
+        super().__init__(data, name)
+        self.processor = SentencePieceProcessor(model_proto=data)
+
+    def encode(self, text: str) -> list[int]:
+        return self.processor.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.processor.decode([int(each) for each in ids])
+
+    def piece(self, token_id: int) -> str:
+        return self.processor.id_to_piece(token_id)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.processor.get_piece_size()
+
+    @property
+    def eod_id(self) -> int | None:
+        return _known(self.processor.eos_id())
+
+    @property
+    def bos_id(self) -> int | None:
+        return _known(self.processor.bos_id())
+
+    @cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+        kinds = ModelProto.SentencePiece
+        special = (kinds.CONTROL, kinds.UNKNOWN, kinds.USER_DEFINED)
+        return tuple(each.piece for each in ModelProto.FromString(self.data).pieces if each.type in special)
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A `tokenizer.json` file."""
+
+    def __init__(self, data: bytes, name: str):
+        try:
+            from tokenizers import Tokenizer as Library
+        except ImportError:
+            raise MissingDependency("tokenizers", f"the tokenizer {name}", "pip install 'megatron-sky[hf]'") from None
+        super().__init__(data, name)
+        self.library = Library.from_str(data.decode("utf-8"))
+        self._vocab = self.library.get_vocab(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        return self.library.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.library.decode([int(each) for each in ids], skip_special_tokens=False)
+
+    def piece(self, token_id: int) -> str:
+        return self.library.id_to_token(token_id)
+
+    @property
+    def vocab_size(self) -> int:
+        return max(self._vocab.values()) + 1
+
+    @property
+    def eod_id(self) -> int | None:
+        return next((self._vocab[name] for name in _EOD_NAMES if name in self._vocab), None)
+
+    @property
+    def bos_id(self) -> int | None:
+        return next((self._vocab[name] for name in _BOS_NAMES if name in self._vocab), None)
+
+    @cached_property
+    def special_texts(self) -> tuple[str, ...]:
+        return tuple(token.content for token in self.library.get_added_tokens_decoder().values())
+
+
+class TiktokenTokenizer(Tokenizer):
+    """A `.tiktoken` rank file, read by gigatoken.
+
+    The file holds ranks alone. How text is cut and which special tokens there are comes from the name for the published
+    encodings, else from `<file>.json` beside it:
+    {"pretokenizer": "cl100k", "special_tokens": {"<|endoftext|>": 100257}}.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path.read_bytes(), path.name)
+        gigatoken = gigatoken_for(f"the tokenizer {path}")
+        beside = path.with_name(path.name + ".json")
+        settings = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        if settings:
+            self.data += beside.read_bytes()
+        self.library = gigatoken.Tokenizer.from_tiktoken(path, **settings)
+        self._special = dict(settings.get("special_tokens") or self.library.as_tiktoken()._special_tokens)
+
+    def encode(self, text: str) -> list[int]:
+        return self.library.encode(text).tolist()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(self.library.decode([int(each) for each in ids])).decode("utf-8", "replace")
+
+    def piece(self, token_id: int) -> str:
+        return bytes(self.library.decode([token_id])).decode("utf-8", "backslashreplace")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.library.vocab_size
+
+    @property
+    def eod_id(self) -> int | None:
+        return next((self._special[name] for name in _EOD_NAMES if name in self._special), None)
+
+    @property
+    def bos_id(self) -> int | None:
+        return next((self._special[name] for name in _BOS_NAMES if name in self._special), None)
+
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        return tuple(self._special)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load a SentencePiece model file.
+    """Load a tokenizer: SentencePiece's `.model`, Hugging Face's `tokenizer.json`, or tiktoken's `.tiktoken`.
 
     Raises:
-        DataError: it is missing or no SentencePiece model.
+        DataError: the file is missing or not what its ending says.
     """
     path = Path(path)
+    if path.is_dir():
+        path = next((path / name for name in ("tokenizer.model", "tokenizer.json") if (path / name).exists()), path)
     try:
-        model = path.read_bytes()
+        if path.suffix == ".tiktoken":
+            return TiktokenTokenizer(path)
+        kind = HuggingFaceTokenizer if path.suffix == ".json" else SentencePieceTokenizer
+        return kind(path.read_bytes(), path.name)
     except OSError as error:
         raise DataError(
-            f"tokenizer {path} can't be read: {error.strerror}\n  mend: give the .model file of a SentencePiece "
-            "tokenizer; `megatron-sky tokenizer build` makes one"
+            f"tokenizer {path} can't be read: {error.strerror}\n  mend: give a SentencePiece .model, a tokenizer.json "
+            "or a .tiktoken file; `megatron-sky tokenizer build` makes the first"
         ) from error
-    try:
-        return Tokenizer(model, path.name)
-    except RuntimeError as error:
-        raise DataError(f"tokenizer {path} is no SentencePiece model: {error}") from error
+    except (DataError, MissingDependency):
+        raise
+    except Exception as error:  # the libraries raise bare Exception for a file they can't parse
+        what = {".json": "tokenizer.json", ".tiktoken": "tiktoken file"}.get(path.suffix, "SentencePiece model")
+        raise DataError(f"tokenizer {path} is no {what} that can be read: {error}") from error
 
 
-def train_tokenizer(texts: Iterable[str], out_path: str | Path, vocab_size: int) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], out_path: str | Path, vocab_size: int, *, reserved: Sequence[str] = ()
+) -> SentencePieceTokenizer:
     """Build a BPE vocabulary with byte fallback and single digits, and write it to `out_path`.
-
-    Nothing is normalised, so that decoding gives back the text; what has no piece of its own falls back to bytes.
 
     Args:
         texts: the texts to learn from; they are held in memory by the trainer.
-        vocab_size: exact number of tokens: 256 bytes, 3 control tokens, characters and merges.
+        vocab_size: exact number of tokens: 256 bytes, 3 control tokens, reserved symbols, characters and merges.
+        reserved: symbols that are one token each wherever they stand.
     """
+    if vocab_size < SMALLEST_VOCAB:
+        raise DataError(
+            f"vocab_size = {vocab_size}: must be at least {SMALLEST_VOCAB}, as 259 are bytes and control tokens"
+        )
+    lines = [line for text in texts for line in training_lines(text)]
+    model = train_model(lines, vocab_size, reserved)
+    return write_model(model, Path(out_path))
+
+
+def train_model(lines: list[str], vocab_size: int, reserved: Sequence[str] = ()) -> bytes:
     from sentencepiece import SentencePieceTrainer
 
-    lines = [line for text in texts for line in _lines(text)]
     if not lines:
         raise DataError("a tokenizer can't be built from no text\n  mend: give files that hold text")
-    if vocab_size < 320:
-        raise DataError(f"vocab_size = {vocab_size}: must be at least 320, as 259 are bytes and control tokens")
     buffer = io.BytesIO()
     try:
         SentencePieceTrainer.train(
@@ -102,7 +248,8 @@ def train_tokenizer(texts: Iterable[str], out_path: str | Path, vocab_size: int)
             model_writer=buffer,
             model_type="bpe",
             vocab_size=vocab_size,
-            character_coverage=_coverage(lines, (vocab_size - 259) * 3 // 4),
+            character_coverage=_coverage(lines, (vocab_size - 259 - len(reserved)) * 3 // 4),
+            user_defined_symbols=list(reserved),
             byte_fallback=True,
             split_digits=True,
             normalization_rule_name="identity",
@@ -117,15 +264,10 @@ def train_tokenizer(texts: Iterable[str], out_path: str | Path, vocab_size: int)
             f"SentencePiece could not build {vocab_size} tokens from {len(lines):,} lines: {error}\n  mend: give more "
             "text, or a smaller vocab_size"
         ) from error
-    model = buffer.getvalue()
-    out_path = Path(out_path)
-    temporary = out_path.with_name(out_path.name + ".tmp")
-    temporary.write_bytes(model)
-    temporary.replace(out_path)
-    return Tokenizer(model, out_path.name)
+    return buffer.getvalue()
 
 
-def _lines(text: str) -> Iterator[str]:
+def training_lines(text: str) -> Iterator[str]:
     """A text's lines, cut where they are longer than the trainer takes; a character has at most 4 bytes."""
     for line in text.split("\n"):
         for start in range(0, len(line), _LONGEST_LINE // 4):
@@ -136,8 +278,35 @@ def _lines(text: str) -> Iterator[str]:
 
 def _coverage(lines: list[str], limit: int) -> float:
     """The share of the text that its `limit` most frequent characters cover, so that they leave room for merges."""
+    counts = character_counts(lines)
+    return min(1.0, max(0.5, sum(count for _, count in counts.most_common(limit)) / counts.total()))
+
+
+def character_counts(lines: Iterable[str]) -> Counter:
     counts = Counter()
     for line in lines:
         counts.update(line)
-    frequent = sum(count for char, count in counts.most_common(limit) if unicodedata.category(char) != "Cn")
-    return min(1.0, max(0.5, frequent / sum(counts.values())))
+    return counts
+
+
+def write_model(model: bytes, path: Path) -> SentencePieceTokenizer:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(model)
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} can't be written: {error.strerror}") from error
+    return SentencePieceTokenizer(model, path.name)
+
+
+def gigatoken_for(needed_for: str):
+    """The gigatoken module, or MissingDependency with the install command."""
+    try:
+        import gigatoken
+    except ImportError:
+        raise MissingDependency("gigatoken", needed_for, "pip install 'megatron-sky[corpus]'") from None
+    return gigatoken
+
+
+def _known(token_id: int) -> int | None:
+    return None if token_id < 0 else token_id

@@ -1,0 +1,115 @@
+"""One pair out of several: the tokens are copied as bytes, the index is shifted, the meta files are added up."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_sky.data.indexed import IndexedTokens, IndexedWriter, bin_path
+from megatron_sky.data.meta import DocumentCounts, FileRecord, Meta, meta_path, read_meta
+from megatron_sky.data.scan import describe
+from megatron_sky.errors import DataError
+
+
+def merge(prefixes: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Meta | None:
+    """Write the documents of all pairs, in the order given, to one pair.
+
+    Returns:
+        Its meta file; None where the pairs have none, and then none is written.
+
+    Raises:
+        DataError: a pair is damaged, or they differ in number format or tokenizer, or the output is in the way.
+    """
+    assert prefixes
+    if bin_path(out).exists() and not overwrite:
+        raise DataError(
+            f"{bin_path(out)} exists already\n  mend: choose another name, or allow replacing with --overwrite"
+        )
+    if str(out) in map(str, prefixes):
+        raise DataError(f"{out} is an input and the output\n  mend: choose another name for the output")
+    metas = _agreeing_metas(prefixes)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    dtype = _agreed_dtype(prefixes)
+    try:
+        with IndexedWriter(out, dtype) as writer:
+            for prefix in prefixes:
+                with IndexedTokens(prefix, allow_empty=True) as pair:
+                    writer.add_pair(pair)
+            meta_path(out).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: writing stopped ({error.strerror or error}); nothing is left of it") from error
+    if not metas:
+        return None
+    meta = _add_up(out, metas)
+    meta.write(out)
+    return meta
+
+
+def pairs_in_folder(folder: str | Path) -> list[str]:
+    """The prefixes of all pairs in a folder, in alphabetical order; raises DataError for a half of one."""
+    names = {path.with_suffix("") for path in Path(folder).iterdir() if path.suffix in (".bin", ".idx")}
+    if not names:
+        raise DataError(f"{folder} holds no .bin/.idx pair")
+    for prefix in names:
+        for ending in (".bin", ".idx"):
+            if not os.path.isfile(f"{prefix}{ending}"):
+                raise DataError(f"{prefix}{ending} is missing, the other half of the pair is there")
+    return sorted(map(str, names))
+
+
+def _agreed_dtype(prefixes: Sequence[str | Path]):
+    dtypes = {}
+    for prefix in prefixes:
+        with IndexedTokens(prefix, allow_empty=True) as pair:
+            dtypes.setdefault(pair.dtype, prefix)
+    if len(dtypes) > 1:
+        told = ", ".join(f"{prefix}: {dtype.name}" for dtype, prefix in dtypes.items())
+        raise DataError(f"the pairs differ in number format ({told})\n  mend: merge only pairs made with one tokenizer")
+    return next(iter(dtypes))
+
+
+def _agreeing_metas(prefixes: Sequence[str | Path]) -> list[Meta]:
+    found = {prefix: read_meta(prefix) for prefix in prefixes}
+    absent = [prefix for prefix, meta in found.items() if meta is None]
+    if len(absent) == len(found):
+        return []
+    if absent:
+        raise DataError(
+            f"{meta_path(absent[0])} is missing, other pairs have theirs\n"
+            "  mend: `megatron-sky data verify --write-meta` writes it"
+        )
+    metas = list(found.values())
+    for prefix, meta in found.items():
+        if meta.tokenizer.sha256 != metas[0].tokenizer.sha256:
+            raise DataError(
+                f"{meta_path(prefix)}: made with tokenizer {meta.tokenizer.name} ({meta.tokenizer.sha256[:12]}), the "
+                f"first pair with {metas[0].tokenizer.name} ({metas[0].tokenizer.sha256[:12]})\n"
+                "  mend: merge only pairs made with one tokenizer"
+            )
+    return metas
+
+
+def _add_up(out: str | Path, metas: Sequence[Meta]) -> Meta:
+    rejected, notes = Counter(), Counter()
+    for meta in metas:
+        rejected.update(meta.rejected)
+        notes.update(meta.notes)
+    sources: dict[str, FileRecord] = {}
+    for record in (record for meta in metas for record in meta.sources):
+        before = sources.get(record.path)
+        sources[record.path] = record if before is None else replace(before, blocks=before.blocks + record.blocks)
+    return describe(
+        out,
+        metas[0].tokenizer,
+        append_eod=all(meta.append_eod for meta in metas),
+        documents=DocumentCounts(
+            read=sum(meta.documents.read for meta in metas),
+            written=sum(meta.documents.written for meta in metas),
+            empty=sum(meta.documents.empty for meta in metas),
+            rejected=sum(meta.documents.rejected for meta in metas),
+        ),
+        rejected=dict(rejected),
+        notes=dict(notes),
+        sources=tuple(sources.values()),
+    )

@@ -1,0 +1,121 @@
+"""One pass over a pair's tokens: hashes, counts of each id, and whatever else is asked of each block.
+
+Blocks of `HASH_BLOCK` bytes are read and hashed on all cores (both happen outside Python's lock).
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_sky.data.indexed import IndexedTokens, bin_path, idx_path
+from megatron_sky.data.meta import HASH_BLOCK, DocumentCounts, FileRecord, Meta, TokenizerRecord, entropy, hash_file
+from megatron_sky.data.tokenizer import Tokenizer
+
+LARGEST_COUNTED_ID = 1 << 22  # ids beyond are not counted one by one
+_COUNTED_AT_ONCE = 1 << 20  # tokens; numpy makes 8 bytes of each
+
+
+@dataclass(frozen=True)
+class ScannedBlock:
+    """One block of a `.bin` file: its first token, its tokens, its SHA-256, the smallest and largest id in it."""
+
+    first: int
+    tokens: np.ndarray
+    sha256: str
+    min_id: int
+    max_id: int
+
+
+@dataclass(frozen=True)
+class TokenScan:
+    """All of a `.bin` file: SHA-256 of each block, how often each id occurs, the largest id (-1: no token)."""
+
+    blocks: tuple[str, ...]
+    counts: np.ndarray
+    max_id: int
+
+
+def scan_blocks(path: Path, dtype: np.dtype, *, threads: int | None = None) -> Iterator[ScannedBlock]:
+    """The blocks of a `.bin` file in order, a few read ahead."""
+    threads = threads or min(4, os.cpu_count() or 1)
+    size = path.stat().st_size
+    waiting = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, size, HASH_BLOCK):
+            waiting.append(pool.submit(_scan_block, path, start, dtype))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _scan_block(path: Path, start: int, dtype: np.dtype) -> ScannedBlock:
+    with open(path, "rb") as file:
+        file.seek(start)
+        data = file.read(HASH_BLOCK)
+    tokens = np.frombuffer(data, dtype, len(data) // dtype.itemsize)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return ScannedBlock(start // dtype.itemsize, tokens, sha256, int(tokens.min()), int(tokens.max()))
+
+
+def scan_tokens(path: Path, dtype: np.dtype, visit: Callable[[ScannedBlock], None] = lambda block: None) -> TokenScan:
+    """Hash and count a whole `.bin` file; `visit` sees every block."""
+    counts, hashes, largest = np.zeros(0, np.int64), [], -1
+    for block in scan_blocks(path, dtype):
+        visit(block)
+        hashes.append(block.sha256)
+        largest = max(largest, block.max_id)
+        if block.min_id >= 0 and block.max_id <= LARGEST_COUNTED_ID:
+            if block.max_id >= len(counts):
+                counts = np.pad(counts, (0, block.max_id + 1 - len(counts)))
+            for start in range(0, len(block.tokens), _COUNTED_AT_ONCE):
+                counts += np.bincount(block.tokens[start : start + _COUNTED_AT_ONCE], minlength=len(counts))
+    return TokenScan(tuple(hashes), counts, largest)
+
+
+def describe(
+    prefix: str | Path,
+    tokenizer: Tokenizer | TokenizerRecord,
+    *,
+    append_eod: bool,
+    documents: DocumentCounts,
+    rejected: dict[str, int] | None = None,
+    notes: dict[str, int] | None = None,
+    sources: tuple[FileRecord, ...] = (),
+    job: str = "",
+) -> Meta:
+    """The meta file's contents for a pair that is there; reads it once."""
+    with IndexedTokens(prefix, allow_empty=True) as pair:
+        scan = scan_tokens(bin_path(prefix), pair.dtype)
+        return Meta(
+            tokenizer=record_of(tokenizer),
+            dtype=pair.dtype.name,
+            num_documents=pair.num_documents,
+            num_sequences=pair.num_sequences,
+            num_tokens=pair.num_tokens,
+            max_token_id=scan.max_id,
+            unigram_entropy=entropy(scan.counts),
+            append_eod=append_eod,
+            documents=documents,
+            bin_size=bin_path(prefix).stat().st_size,
+            idx_size=idx_path(prefix).stat().st_size,
+            bin_blocks=scan.blocks,
+            idx_sha256=hash_file(idx_path(prefix)),
+            sources=sources,
+            rejected=dict(rejected or {}),
+            notes=dict(notes or {}),
+            job=job,
+        )
+
+
+def record_of(tokenizer: Tokenizer | TokenizerRecord) -> TokenizerRecord:
+    """What a meta file says of a tokenizer."""
+    if isinstance(tokenizer, TokenizerRecord):
+        return tokenizer
+    return TokenizerRecord(tokenizer.name, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eod_id)
