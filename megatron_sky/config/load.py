@@ -124,7 +124,7 @@ def _merge(base: dict, over: dict) -> None:
 def _apply_override(tree: dict, text: str, places: dict[str, Place], problems: list[Problem]) -> None:
     key, equals, value_text = text.partition("=")
     key = key.strip()
-    if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
         problems.append(
             Problem(text, "is neither a recipe file (.yaml) nor an override", "write overrides as section.key=value")
         )

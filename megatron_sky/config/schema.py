@@ -149,6 +149,17 @@ class DataConfig(Section):
     seed: int = Field(1234, ge=0, description="Seed of the order of the samples.")
     num_workers: int = Field(1, ge=0, description="Threads that read batches ahead; the result does not depend on it.")
     prefetch_batches: Positive = Field(4, description="Micro batches read ahead of the step that needs them.")
+    document_mask: bool = Field(
+        False, description="Attention within a document only, positions from 0 in each; off in the Skywork report."
+    )
+    mask_document_ends: bool = Field(
+        False, description="No loss where the next token belongs to the next document."
+    )
+    sampling: Literal["plan", "megatron"] = Field(
+        "plan",
+        description="plan: order by arithmetic, nothing built; megatron: the order of megatron-core's GPTDataset and "
+        "BlendedDataset, for a run that must reproduce one.",
+    )
 
     @model_validator(mode="after")
     def _unique_names(self) -> "DataConfig":
@@ -280,7 +291,7 @@ class ValidationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Saving, and where a run starts from. A run folder with checkpoints is always continued from the last whole one."""
+    """Saving, and where a run starts from. A run folder that has checkpoints is continued from the last whole one."""
 
     interval: IntervalField | None = Field(None, description="How often, beside the run's end; null: at the end only.")
     keep_last: Positive | None = Field(None, description="Keep this many newest checkpoints; null: all.")

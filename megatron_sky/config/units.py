@@ -1,6 +1,7 @@
 """Counts and intervals as people write them: `2T`, `16M`, `100 steps`, `5B tokens`."""
 
 import re
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_serializer, model_validator
@@ -19,10 +20,10 @@ def parse_count(value: object) -> object:
         if match is None:
             raise ValueError("must be a count: a whole number, or one with k, M, B or T, as 500_000, 16M, 1.5T")
         number, suffix = match.groups()
-        scaled = float(number.replace("_", "").replace(",", "")) * _SUFFIX[suffix]
-        if abs(scaled - round(scaled)) > 1e-6:
-            raise ValueError(f"must be a whole number; {value!r} is {scaled}")
-        return round(scaled)
+        scaled = Decimal(number.replace("_", "").replace(",", "")) * _SUFFIX[suffix]
+        if scaled != int(scaled):
+            raise ValueError(f"must be a whole number; {value!r} is {scaled.normalize()}")
+        return int(scaled)
     return value
 
 

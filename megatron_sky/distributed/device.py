@@ -72,6 +72,7 @@ def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1):
             _state["redirected"] = True
             _import_megatron_uncompiled()
             _patch_megatron_rng()
+            _spare_lone_ranks_their_copies()
             threads = num_threads or max(1, available_cores() // local_world_size)
             torch.set_num_threads(threads)
         _state["ready"] = True
@@ -277,7 +278,7 @@ def _answer_cuda_module(torch, cpu) -> None:
 
 
 def _import_megatron_uncompiled() -> None:
-    """megatron-core marks its fusions for torch.compile as it is imported; on a CPU that costs seconds and gains nothing.
+    """megatron-core marks its fusions for torch.compile at import; on a CPU that costs seconds and gains nothing.
 
     It keeps the name it finds, so the name is only changed while it is imported.
     """
@@ -314,3 +315,20 @@ def _patch_megatron_rng() -> None:
 
     megatron_random._CUDA_RNG_STATE_TRACKER = CpuRngTracker()
     megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+
+
+def _spare_lone_ranks_their_copies() -> None:
+    """A group of one rank has nothing to exchange: NCCL sees that, gloo copies whole gradient and weight buffers."""
+    from megatron.core.distributed import param_and_grad_buffer as buffers
+
+    def sparing(collective):
+        @functools.wraps(collective)
+        def wrapped(output, input, *args, group=None, **kwargs):
+            if group is not None and group.size() == 1 and output.data_ptr() == input.data_ptr():
+                return None  # in place, so it is done
+            return collective(output, input, *args, group=group, **kwargs)
+
+        return wrapped
+
+    buffers.dist_all_gather_func = sparing(buffers.dist_all_gather_func)
+    buffers.dist_reduce_scatter_func = sparing(buffers.dist_reduce_scatter_func)

@@ -160,9 +160,10 @@ def _first_cause(folder: Path, error) -> RankFailed:
     own = [r for r in records if not (r["exit_code"] == 1 and _AFTERMATH.search(r["message"]))]
     if own:
         return RankFailed(_told(own[0]), own[0]["exit_code"])
-    killed = sorted((rank, failure) for rank, failure in error.failures.items() if failure.exitcode < 0)
+    # The launcher ends the other ranks with SIGTERM, so any other signal came before it.
+    killed = [(f.exitcode == -signal.SIGTERM, rank, f) for rank, f in error.failures.items() if f.exitcode < 0]
     if killed:
-        rank, failure = killed[0]
+        _, rank, failure = min(killed, key=lambda each: each[:2])
         name = signal.Signals(-failure.exitcode).name
         hint = " (out of memory? look at the kernel's log)" if name == "SIGKILL" else ""
         return RankFailed(f"rank {rank}: killed by {name}{hint}", 1)

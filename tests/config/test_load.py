@@ -1,0 +1,175 @@
+"""Recipes in, configs out: layers, overrides, units, and every problem told at once with its mend."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_sky.config import Config, dump_config, json_schema, load_config
+from megatron_sky.config.schema import Section
+from megatron_sky.config.units import format_count, parse_count
+from megatron_sky.errors import ConfigError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+BASE = {
+    "model": {"preset": "tiny"},
+    "schedule": {"lr": 1e-3},
+    "train": {"run_dir": "runs/x", "tokens": 1000, "global_batch_size": 8},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str | dict, name: str = "recipe.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text if isinstance(text, str) else yaml.safe_dump(text), encoding="utf-8")
+        return path
+
+    return write
+
+
+def problems(files, overrides=()) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(files, overrides)
+    assert caught.value.exit_code != 0
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_layers_merge_left_to_right_then_overrides(write):
+    first = write(BASE, "a.yaml")
+    second = write({"schedule": {"lr": 2e-3, "min_lr": 1e-4}, "train": {"seed": 7}}, "b.yaml")
+    config = load_config([first, second], ["train.seed=8", "model.num_layers=6", "checkpoint.interval=5 steps"])
+    assert (config.schedule.lr, config.schedule.min_lr, config.train.seed) == (2e-3, 1e-4, 8)
+    assert (config.model.num_layers, config.model.hidden_size) == (6, 64)
+    assert config.checkpoint.interval.every == 5
+
+
+def test_scientific_notation_is_a_float(write):
+    text = (
+        "model: {preset: tiny}\n"
+        "schedule: {lr: 6e-4, min_lr: 6E-5}\n"
+        "train: {run_dir: r, tokens: 2e3, global_batch_size: 8}\n"
+    )
+    config = load_config([write(text)], ["optimizer.adam_eps=1e-9"])
+    assert (config.schedule.lr, config.schedule.min_lr, config.optimizer.adam_eps) == (6e-4, 6e-5, 1e-9)
+    assert config.train.tokens == 2000
+
+
+@pytest.mark.parametrize("recipe", sorted(str(p.relative_to(EXAMPLES)) for p in EXAMPLES.rglob("*.yaml")))
+def test_every_example_is_valid_and_its_resolved_form_loads_back_equal(recipe, tmp_path):
+    folder = (EXAMPLES / recipe).parent
+    models = [p for p in sorted(folder.glob("*.yaml")) if "model:" in p.read_text().splitlines()]
+    stages = [p for p in sorted(folder.glob("*.yaml")) if p not in models]
+    for model in models:
+        for stage in stages:
+            config = load_config([model, stage])
+            again = tmp_path / "again.yaml"
+            again.write_text(dump_config(config), encoding="utf-8")
+            assert load_config([again]) == config
+
+
+def test_all_problems_at_once_with_nearest_names_and_places(write):
+    path = write({**BASE, "modle": {}, "optimizer": {"weight_dekay": 0.1}})
+    told = problems([path], ["model.num_layers=abc", "train.lr=3", "schedule.style=cosin", "train.tokens=1.5Q"])
+    text = "\n".join(told)
+    assert len(told) == 6
+    for part in (
+        "did you mean model?",
+        "did you mean optimizer.weight_decay?",
+        "did you mean schedule.lr?",
+        "model.num_layers (command line) = 'abc'",
+        "schedule.style (command line) = 'cosin'",
+        "train.tokens (command line) = '1.5Q'",
+        f"{path}:",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("model: [", "is not valid YAML"),
+        ("- 1\n- 2\n", "must be a mapping"),
+        ("model: {preset: tiny}\nmodel: {preset: tiny}\n", "is given twice"),
+        ("model: {preset: huge}\n", "must be one of skywork_13b"),
+        ("train: {run_dir: '${NOT_SET_ANYWHERE}/x'}\n", "NOT_SET_ANYWHERE, which is not set"),
+        ("data: {train: [{name: a, path: x}, {name: a, path: y}]}\n", "source names must be unique"),
+    ],
+)
+def test_bad_files_are_told(write, text, part):
+    base = write(BASE, "base.yaml")
+    assert any(part in each for each in problems([base, write(text, "bad.yaml")]))
+
+
+def test_a_missing_file_names_its_neighbour(write):
+    path = write(BASE, "model.yaml")
+    assert any(f"did you mean {path}?" in each for each in problems([path.with_name("modle.yaml")]))
+
+
+@pytest.mark.parametrize("override", ["nonsense", "=3", "model..x=3"])
+def test_an_override_that_is_none(write, override):
+    assert any(override in each for each in problems([write(BASE)], [override]))
+
+
+def test_environment_variables(write, monkeypatch):
+    monkeypatch.setenv("CORPUS", "/data")
+    sources = [{"name": "a", "path": "${CORPUS}/a.bin"}, {"name": "b", "path": "${ELSEWHERE:-here}/b"}]
+    config = load_config([write({**BASE, "data": {"train": sources}})])
+    assert [source.path for source in config.data.train] == ["/data/a", "here/b"]
+
+
+def test_a_list_item_can_be_overridden(write):
+    path = write({**BASE, "data": {"train": [{"name": "a", "path": "x"}]}})
+    assert load_config([path], ["data.train.0.weight=0.5"]).data.train[0].weight == 0.5
+    assert any("index below 1" in each for each in problems([path], ["data.train.3=x"]))
+
+
+def test_configs_are_frozen(write):
+    config = load_config([write(BASE)])
+    with pytest.raises(Exception, match="frozen"):
+        config.train.seed = 1
+
+
+def all_sections(model: type[Section]):
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield field.annotation
+
+
+def test_every_field_is_described():
+    for section in all_sections(Config):
+        for name, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{name} has no description"
+
+
+def test_the_schema_is_json_and_knows_the_fields():
+    schema = json.loads(json.dumps(json_schema()))
+    assert schema["additionalProperties"] is False
+    assert "global_batch_size" in schema["$defs"]["TrainConfig"]["properties"]
+
+
+@given(st.integers(0, 10**15))
+def test_counts_parse_back(number):
+    assert parse_count(str(number)) == number
+    assert parse_count(f"{number:,}") == number
+    assert parse_count(f"{number}k") == number * 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1.5T", 1_500_000_000_000), ("16M", 16_000_000), ("33.5B", 33_500_000_000)]
+)
+def test_counts_with_suffixes(text, value):
+    assert parse_count(text) == value
+
+
+@pytest.mark.parametrize("text", ["1.0001k", "-3", "x", "1.5", "3 apples", ""])
+def test_what_is_no_count(text):
+    with pytest.raises(ValueError):
+        parse_count(text)
+
+
+def test_counts_for_people():
+    assert [format_count(n) for n in (999, 12_345, 16_777_216, 2 * 10**12)] == ["999", "12.35k", "16.78M", "2.00T"]

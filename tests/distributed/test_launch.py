@@ -1,0 +1,129 @@
+"""Where ranks come from, and what a failed one leaves on the screen."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from megatron_sky.distributed.launch import RankInfo, first_host, rank_info
+from megatron_sky.errors import SkyError
+
+SLURM = {
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+}
+
+
+def test_one_process_alone():
+    assert rank_info({}) == RankInfo()
+
+
+def test_torchrun():
+    info = rank_info({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": "1"})
+    assert (info.rank, info.world_size, info.local_rank, info.local_world_size, info.from_torchrun) == (
+        3,
+        8,
+        1,
+        2,
+        True,
+    )
+
+
+def test_srun():
+    assert rank_info(SLURM) == RankInfo(9, 16, 1, 8, "gpu07", 20077)
+
+
+def test_a_batch_script_without_srun_is_one_process():
+    assert rank_info({k: v for k, v in SLURM.items() if k != "SLURM_STEP_ID"} | {"SLURM_NTASKS": "16"}) == RankInfo()
+
+
+def test_a_variable_that_is_no_number():
+    with pytest.raises(SkyError, match="RANK = 'one'"):
+        rank_info({"RANK": "one", "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [("n1", "n1"), ("n[07-09,12],m1", "n07"), ("n1,n2", "n1"), ("rack1-[3,5]", "rack1-3"), ("c[1-2]-ib", "c1-ib")],
+)
+def test_first_host(nodelist, host):
+    assert first_host(nodelist) == host
+
+
+def run(code: str, nproc: int = 2) -> subprocess.CompletedProcess:
+    """A parent that starts `nproc` ranks of a `megatron_sky` whose train verb is replaced by `code`."""
+    parent = (
+        "import os, sys\n"
+        "from megatron_sky.distributed.launch import run_local\n"
+        "from megatron_sky.errors import SkyError\n"
+        "if __name__ == '__main__':\n"
+        f"    try: run_local(sys.argv[1:], {nproc})\n"
+        "    except SkyError as error: print('LAST', error); sys.exit(error.exit_code)\n"
+    )
+    env = os.environ | {"RANK_CODE": code, "PYTHONSTARTUP": ""}
+    return subprocess.run(
+        [sys.executable, "-c", parent, "--version"], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def broken_rank(tmp_path, monkeypatch):
+    """Makes every rank run `code` before the command line is read, through a sitecustomize on its path."""
+
+    def use(code: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(
+            "import os, sys\nif 'RANK' in os.environ and sys.argv[:1] == ['-m']:\n    exec(os.environ['RANK_CODE'])\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.getcwd()}")
+        monkeypatch.setenv("RANK_CODE", code)
+
+    return use
+
+
+COMMON = """
+from megatron_sky.distributed.launch import guard
+import time
+rank = int(os.environ['RANK'])
+def work():
+    {work}
+guard(work, rank, print)
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "told", "code"),
+    [
+        (
+            "if rank == 1: raise ValueError('the first cause')\n"
+            "    time.sleep(0.3); raise RuntimeError('gloo: Connection closed by peer')",
+            "LAST rank 1: ValueError: the first cause",
+            1,
+        ),
+        (
+            "from megatron_sky.errors import DataError\n"
+            "    if rank == 0: raise DataError('file x is empty')\n    time.sleep(60)",
+            "LAST rank 0: file x is empty",
+            3,
+        ),
+        (
+            "import signal\n    if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n    time.sleep(60)",
+            "LAST rank 1: killed by SIGKILL",
+            1,
+        ),
+    ],
+)
+def test_the_first_cause_and_its_rank_come_last(work, told, code, broken_rank):
+    broken_rank(COMMON.format(work=work))
+    start = time.monotonic()
+    done = run(os.environ["RANK_CODE"])
+    assert time.monotonic() - start < 60
+    assert done.returncode == code, done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith(told), done.stdout + done.stderr
