@@ -20,8 +20,9 @@ class FusedAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ):
-        assert adam_w_mode, "decoupled weight decay is the only mode that a recipe can ask for"
+        assert adam_w_mode and not capturable, "a recipe can only ask for decoupled weight decay outside a CUDA graph"
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
 
     @torch.no_grad()
