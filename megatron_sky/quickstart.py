@@ -24,7 +24,7 @@ from megatron_sky.log import get_logger, screen, setup_logging
 
 VOCAB_SIZE = 1024
 TOKENIZED = ("train", "validation")
-PROMPTS = (("English", "The "), ("中文", "今天"))
+PROMPTS = (("English", "The reader"), ("中文", "清晨，"))
 
 log = get_logger(__name__)
 
