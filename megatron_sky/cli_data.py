@@ -1,4 +1,4 @@
-"""`megatron-sky data ...`: tokenize, verify, merge, inspect, mix. Each verb imports its package only when it is called."""
+"""`megatron-sky data ...`: tokenize, verify, merge, inspect, mix. Each verb imports its package when it is called."""
 
 import os
 import sys
@@ -25,7 +25,9 @@ def tokenize(
     split_sentences: Annotated[bool, typer.Option(help="A document's sequences are its sentences.")] = False,
     keep_newlines: Annotated[bool, typer.Option(help="Keep the white space between sentences.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: all cores.")] = 0,
-    shard: Annotated[str | None, typer.Option(help="i/n: part i (from 0) of n, for a job array; merge them after.")] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: part i (from 0) of n, for a job array; merge them after.")
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first document that is rejected.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
     encoder: Annotated[str, typer.Option(help="auto, fast (gigatoken) or library (the tokenizer's own).")] = "auto",
@@ -129,9 +131,18 @@ def mix(
 ) -> None:
     """Show how many tokens and epochs each source of a recipe gives over its run, and what the plan can't keep."""
     from megatron_sky.config.load import load_config
-    from megatron_sky.data.mixture import mixture_table
+    from megatron_sky.data.mixture import mixture_table, open_plan
+    from megatron_sky.optim.schedule import run_length
 
-    table = mixture_table(load_config(recipe))
+    files = [each for each in recipe if "=" not in each]
+    config = load_config(files, [each for each in recipe if "=" in each])
+    _, total_samples = run_length(
+        config.train.tokens,
+        seq_length=config.model.seq_length,
+        full_size=config.train.global_batch_size,
+        rampup=config.train.batch_rampup,
+    )
+    table = mixture_table(open_plan(config.data, seq_length=config.model.seq_length, total_samples=total_samples))
     typer.echo(table.text)
     if table.problems:
         raise typer.Exit(2)
@@ -194,7 +205,13 @@ class _Bar:
             from rich.console import Console
             from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-            columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+            columns = (
+                "{task.description}",
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(self._title, total=None)
             self._bar.start()

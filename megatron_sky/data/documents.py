@@ -74,7 +74,8 @@ def parse_block(block: Block, keys: Sequence[str], max_bytes: int = MAX_DOCUMENT
     lines = block.lines
     if lines is None:
         lines, too_long = _lines_of_range(block, max_bytes)
-    documents = None if too_long else _parse_plain(lines, keys)
+    plain = not too_long and (len(lines) <= max_bytes or max(map(len, lines.split(b"\n"))) <= max_bytes)
+    documents = _parse_plain(lines, keys) if plain else None
     if documents is not None:
         return Parsed(documents, lines=len(documents))
     for number, line in enumerate(lines.removesuffix(b"\n").split(b"\n") if lines else ()):
@@ -147,7 +148,8 @@ def _rest_of_line(file, room: int) -> bytes | None:
         size += len(parts[-1])
         if at >= 0:
             break
-    return b"".join(parts) if size <= room + 1 else None
+    rest = b"".join(parts)
+    return rest if len(rest.removesuffix(b"\n")) <= room else None
 
 
 def _parse_plain(lines: bytes, keys: tuple[str, ...]) -> list[tuple] | None:

@@ -243,6 +243,13 @@ class IndexedTokens:
         offset = int(self.pointers(first, 1)[0]) // self.dtype.itemsize
         return self.read(offset, int(self.lengths(first, last - first).sum()))
 
+    def document_offset(self, number: int) -> int:
+        """The first token of a document in the flat stream; for the number after the last one, the stream's end."""
+        first = int(self.bounds(number, 1)[0])
+        if first == self.num_sequences:
+            return self.num_tokens
+        return int(self.pointers(first, 1)[0]) // self.dtype.itemsize
+
     def document_at(self, offset: int) -> int:
         """The number of the document that holds token `offset` of the flat stream; a search over the index."""
         sequence = self._last_at_most(self.pointers, self.num_sequences, offset * self.dtype.itemsize)

@@ -7,9 +7,9 @@ assertion in some kernel, here it ends with the name of the file and the place i
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ import torch
 from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.indexed import IndexedTokens, bin_path
 from megatron_sky.data.meta import Meta, check_source
-from megatron_sky.data.plan import SamplingPlan, build_plan
-from megatron_sky.errors import ConfigError, DataError, Problem
+from megatron_sky.data.mixture import check_weights
+from megatron_sky.data.plan import SamplingPlan, build_plan, continue_plan
+from megatron_sky.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,23 @@ class Batch:
     Attributes:
         tokens, labels: int64 `[b, s]`; `labels[i, t]` is the token after `tokens[i, t]`.
         loss_mask: float32 `[b, s]`, 1 where the loss counts.
-        position_ids: int64 `[b, s]`.
+        position_ids: int64 `[b, s]`; from 0 again in each document where documents are kept apart.
+        document_ids: int32 `[b, s]`, the number of the document within the row; None where they are not kept apart.
+        cu_seqlens: int32 `[n + 1]`, where each document begins in the batch laid out as one row of b * s tokens, and
+            its end; None likewise.
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     loss_mask: torch.Tensor
     position_ids: torch.Tensor
+    document_ids: torch.Tensor | None = None
+    cu_seqlens: torch.Tensor | None = None
+
+    def pin(self) -> "Batch":
+        """The batch in page-locked memory, from which a copy to a GPU runs beside the compute."""
+        pinned = {name: value.pin_memory() for name, value in vars(self).items() if value is not None}
+        return replace(self, **pinned)
 
 
 class TrainData:
@@ -63,7 +74,9 @@ class TrainData:
     ):
         self.seq_length = seq_length
         self.vocab_size = vocab_size
-        _check_weights(config)
+        self.document_mask = config.document_mask
+        self.mask_document_ends = config.mask_document_ends
+        check_weights(config)
         self.metas: list[Meta | None] = [
             check_source(source.path, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)
             for source in config.train
@@ -79,18 +92,63 @@ class TrainData:
             seed=config.seed,
             max_epochs=config.max_epochs,
         )
+        self._check_plan()
+
+    def continue_from(self, saved: Mapping, used_samples: int) -> bool:
+        """Take up a resumed run's plan; call it before the first `read`.
+
+        Args:
+            saved: `plan.fingerprint()` as the checkpoint holds it.
+            used_samples: samples the run has used.
+
+        Returns:
+            Whether the mixture differs from the checkpoint's, so that a new segment begins: each source goes on from
+            where it stopped.
+
+        Raises:
+            ConfigError: the change would repeat or skip data, or a source would now be used too often.
+        """
+        self.plan = continue_plan(saved, self.plan, used_samples)
+        self._check_plan()
+        return self.plan.fingerprint() != dict(saved)
+
+    def _check_plan(self) -> None:
         if problems := self.plan.problems():
             raise ConfigError(problems)
 
     def read(self, sample_numbers: Sequence[int]) -> Batch:
         """The batch of these samples of the run, in this order."""
         rows = np.empty((len(sample_numbers), self.seq_length + 1), dtype=np.int64)
+        places = []
         for row, number in enumerate(sample_numbers):
             location = self.plan.locate(number)
             offset = self.plan.token_offset(location)
-            rows[row] = self.files[location.source].read(offset, self.seq_length + 1)
-            _check_ids(rows[row], self.files[location.source], offset, self.vocab_size)
-        return _batch(rows, np.ones((len(rows), self.seq_length), dtype=np.float32))
+            tokens = self.files[location.source].read(offset, self.seq_length + 1)
+            check_ids(tokens, self.files[location.source], offset, self.vocab_size)
+            rows[row] = tokens
+            places.append((location.source, offset))
+        starts = None
+        if self.document_mask or self.mask_document_ends:
+            starts = np.stack([self._starts(*place, row) for place, row in zip(places, rows, strict=True)])
+        mask = np.ones((len(rows), self.seq_length), dtype=np.float32)
+        if self.mask_document_ends:
+            mask[starts[:, 1:]] = 0.0
+        return make_batch(rows, mask, starts if self.document_mask else None)
+
+    def _starts(self, source: int, offset: int, row: np.ndarray) -> np.ndarray:
+        """Where a document begins: bool `[s + 1]`, the row's first token apart."""
+        meta = self.metas[source]
+        starts = np.zeros(len(row), dtype=bool)
+        if meta is not None and meta.append_eod:
+            starts[1:] = row[:-1] == meta.tokenizer.eod_id
+            return starts
+        file = self.files[source]
+        number = file.document_at(offset)
+        while (begin := file.document_offset(number)) < offset + len(row):
+            if begin > offset:
+                starts[begin - offset] = True
+            number += 1
+        return starts
 
 
 class ValidationData:
@@ -129,10 +187,11 @@ class ValidationData:
                 continue
             offset = index * self.seq_length
             count = min(self.seq_length + 1, self.file.num_tokens - offset)
-            rows[row, :count] = self.file.read(offset, count)
+            tokens = self.file.read(offset, count)
+            check_ids(tokens, self.file, offset, self.vocab_size)
+            rows[row, :count] = tokens
             mask[row, : count - 1] = 1.0
-            _check_ids(rows[row], self.file, offset, self.vocab_size)
-        return _batch(rows, mask)
+        return make_batch(rows, mask)
 
 
 def prefetch(
@@ -146,10 +205,9 @@ def prefetch(
         yield from map(read, requests)
         return
     waiting: deque[Future[Batch]] = deque()
-    source = iter(requests)
     pool = ThreadPoolExecutor(max_workers=num_workers, thread_name_prefix="data")
     try:
-        for request in source:
+        for request in requests:
             waiting.append(pool.submit(read, request))
             if len(waiting) > depth:
                 yield waiting.popleft().result()
@@ -159,29 +217,36 @@ def prefetch(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _check_weights(config: DataConfig) -> None:
-    if not config.train:
-        raise ConfigError(Problem("data.train", "names no source", "list at least one {name, path, weight}"))
-    for end in ("start", "end"):
-        if sum(getattr(source.weight, end, source.weight) for source in config.train) <= 0:
-            raise ConfigError(
-                Problem("data.train", f"all weights are 0 at the run's {end}", "give a source a weight above 0")
-            )
-
-
-def _check_ids(row: np.ndarray, file: IndexedTokens, offset: int, vocab_size: int) -> None:
-    if int(row.min()) >= 0 and int(row.max()) < vocab_size:
+def check_ids(tokens: np.ndarray, file: IndexedTokens, offset: int, vocab_size: int) -> None:
+    if tokens.max() < vocab_size and (tokens.dtype.kind == "u" or tokens.min() >= 0):
         return
-    at = int(np.flatnonzero((row < 0) | (row >= vocab_size))[0])
+    at = int(np.flatnonzero((tokens < 0) | (tokens.astype(np.int64) >= vocab_size))[0])
     raise DataError(
-        f"{bin_path(file.prefix)}: token {offset + at:,} (byte {(offset + at) * file.dtype.itemsize:,}) is {row[at]}, "
-        f"but ids must be in [0, model.vocab_size = {vocab_size})\n  mend: set model.vocab_size to the size of the "
-        "tokenizer the file was made with, or tokenize the text again"
+        f"{bin_path(file.prefix)}: token {offset + at:,} (byte {(offset + at) * file.dtype.itemsize:,}) is "
+        f"{tokens[at]}, but ids must be in [0, model.vocab_size = {vocab_size})\n  mend: set model.vocab_size to the "
+        "size of the tokenizer the file was made with, or tokenize the text again"
     )
 
 
-def _batch(rows: np.ndarray, mask: np.ndarray) -> Batch:
-    """Rows of seq_length + 1 tokens as inputs and their successors."""
+def make_batch(rows: np.ndarray, mask: np.ndarray, starts: np.ndarray | None = None) -> Batch:
+    """Rows of seq_length + 1 tokens as inputs and their successors; `starts` marks where documents begin in a row."""
     whole = torch.from_numpy(rows)
-    positions = torch.arange(rows.shape[1] - 1).repeat(len(rows), 1)
-    return Batch(whole[:, :-1].contiguous(), whole[:, 1:].contiguous(), torch.from_numpy(mask), positions)
+    tokens, labels = whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
+    count, length = tokens.shape
+    if starts is None:
+        return Batch(tokens, labels, torch.from_numpy(mask), torch.arange(length).repeat(count, 1))
+    starts = starts[:, :-1]
+    numbers = np.cumsum(starts, axis=1, dtype=np.int32)
+    steps = np.arange(length)
+    begins = np.maximum.accumulate(np.where(starts, steps, 0), axis=1)
+    first = starts.copy()
+    first[:, 0] = True
+    bounds = np.append(np.flatnonzero(first.ravel()), count * length).astype(np.int32)
+    return Batch(
+        tokens,
+        labels,
+        torch.from_numpy(mask),
+        position_ids=torch.from_numpy(steps - begins),
+        document_ids=torch.from_numpy(numbers),
+        cu_seqlens=torch.from_numpy(bounds),
+    )

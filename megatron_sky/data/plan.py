@@ -20,13 +20,13 @@ Traded: the order differs from megatron-core's `GPTDataset`, and a sample costs 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
 
-from megatron_sky.errors import Problem
+from megatron_sky.errors import ConfigError, Problem
 
 BLOCK = 1024  # samples; the sources are mixed within one
 SHARE_UNIT = 1 << 31  # shares are whole numbers out of this, so that they sum exactly
@@ -59,7 +59,7 @@ class Source:
 
     Attributes:
         name: its name; it seeds the order of its sequences, so adding or removing other sources does not change it.
-        start, end: weights at the first and after the last sample of the run.
+        start, end: weights at the first and after the last sample of the run, as the recipe gives them.
         num_tokens: tokens in its flat stream.
         consumed: sequences it had given before this plan began (a blend that was changed in mid-run).
     """
@@ -152,7 +152,8 @@ class SamplingPlan:
     """The order of a run's samples; build it with `build_plan`.
 
     Sample numbers run from `first_sample` to `total_samples`; a plan that begins in mid-run (a changed blend) takes
-    over the run's numbering, and each source goes on after its `consumed` sequences.
+    over the run's numbering, and each source goes on after its `consumed` sequences. `retired` are sources of earlier
+    plans that are not in this one; should one come back, it goes on too.
     """
 
     sources: tuple[Source, ...]
@@ -161,6 +162,7 @@ class SamplingPlan:
     seed: int
     max_epochs: float
     first_sample: int = 0
+    retired: tuple[Source, ...] = ()
     _tables: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -257,24 +259,18 @@ class SamplingPlan:
             "seq_length": self.seq_length,
             "total_samples": self.total_samples,
             "first_sample": self.first_sample,
-            "sources": [
-                {
-                    "name": source.name,
-                    "start": source.start,
-                    "end": source.end,
-                    "num_tokens": source.num_tokens,
-                    "consumed": source.consumed,
-                }
-                for source in self.sources
-            ],
+            "sources": [asdict(source) for source in self.sources],
+            "retired": [asdict(source) for source in self.retired],
         }
 
     @cached_property
     def shares(self) -> list[tuple[int, int]]:
-        """Each source's share at the run's two ends, in SHARE_UNITs."""
-        starts = _apportion([source.start for source in self.sources])
-        ends = _apportion([source.end for source in self.sources])
-        return list(zip(starts, ends, strict=True))
+        """Each source's share at the plan's two ends, in SHARE_UNITs."""
+        starts = _normalised([source.start for source in self.sources])
+        ends = _normalised([source.end for source in self.sources])
+        done = self.first_sample / self.total_samples
+        here = [start + (end - start) * done for start, end in zip(starts, ends, strict=True)]
+        return list(zip(_apportion(here), _apportion(ends), strict=True))
 
     @cached_property
     def _tree(self) -> _Node:
@@ -341,10 +337,8 @@ def build_plan(
     total_samples: int,
     seed: int,
     max_epochs: float,
-    first_sample: int = 0,
-    consumed: Mapping[str, int] | None = None,
 ) -> SamplingPlan:
-    """The plan for a mixture.
+    """The plan for a mixture, from the run's first sample on.
 
     Args:
         sources: (name, weight or ramp, tokens in the source) each. Weights are normalised to sum to 1 at the start and
@@ -353,17 +347,85 @@ def build_plan(
         total_samples: the whole run's samples, at which ramps reach their end.
         seed: of the order.
         max_epochs: how often a source may be gone through; see `SamplingPlan.problems`.
-        first_sample: number of the plan's first sample, where it begins in mid-run.
-        consumed: sequences a source has given already, by name.
     """
-    assert sources and total_samples > first_sample >= 0 and seq_length >= 1
-    before = consumed or {}
-    done = first_sample / total_samples
+    assert sources and total_samples >= 1 and seq_length >= 1
     built = []
     for name, weight, num_tokens in sources:
         start, end = (weight.start, weight.end) if hasattr(weight, "start") else (weight, weight)
-        built.append(Source(name, start + (end - start) * done, end, num_tokens, before.get(name, 0)))
-    return SamplingPlan(tuple(built), seq_length, total_samples, seed, max_epochs, first_sample)
+        built.append(Source(name, float(start), float(end), num_tokens))
+    return SamplingPlan(tuple(built), seq_length, total_samples, seed, max_epochs)
+
+
+def continue_plan(saved: Mapping, plan: SamplingPlan, used_samples: int) -> SamplingPlan:
+    """The plan of a run that is resumed: the saved one, or a new segment where the recipe's mixture was changed.
+
+    In a new segment each source goes on after the sequences it has given, whatever its weight now; new sources begin,
+    and those that left are remembered.
+
+    Args:
+        saved: the `fingerprint` of the plan the run had.
+        plan: the recipe's plan, from the run's first sample on.
+        used_samples: samples the run has used.
+
+    Raises:
+        ConfigError: what may not change did: the seed, the sequence length, or the tokens of a source.
+    """
+    before = _from_fingerprint(saved, plan.max_epochs)
+    if problems := _breaks(before, plan):
+        raise ConfigError(problems)
+    if _recipe(before) == _recipe(plan):
+        return before
+    if used_samples >= plan.total_samples:
+        return replace(before, total_samples=max(before.total_samples, used_samples))
+    given = dict(zip((source.name for source in before.sources), before.consumed(used_samples), strict=True))
+    known = {source.name: source for source in before.retired}
+    known |= {source.name: replace(source, consumed=given[source.name]) for source in before.sources}
+    sources = tuple(
+        replace(source, consumed=known[source.name].consumed if source.name in known else 0) for source in plan.sources
+    )
+    present = {source.name for source in sources}
+    retired = tuple(source for name, source in known.items() if name not in present)
+    return replace(plan, sources=sources, first_sample=used_samples, retired=retired, _tables={})
+
+
+def _from_fingerprint(saved: Mapping, max_epochs: float) -> SamplingPlan:
+    return SamplingPlan(
+        sources=tuple(Source(**each) for each in saved["sources"]),
+        seq_length=saved["seq_length"],
+        total_samples=saved["total_samples"],
+        seed=saved["seed"],
+        max_epochs=max_epochs,
+        first_sample=saved["first_sample"],
+        retired=tuple(Source(**each) for each in saved["retired"]),
+    )
+
+
+def _recipe(plan: SamplingPlan) -> tuple:
+    """What a recipe decides of a plan."""
+    return plan.total_samples, tuple(replace(source, consumed=0) for source in plan.sources)
+
+
+def _breaks(before: SamplingPlan, plan: SamplingPlan) -> list[Problem]:
+    mend = "restore it, or start a new run from the weights with checkpoint.init_from"
+    problems = [
+        Problem(where, f"was {old} when the run began; a change would repeat and skip data", mend, new)
+        for where, old, new in (
+            ("data.seed", before.seed, plan.seed),
+            ("model.seq_length", before.seq_length, plan.seq_length),
+        )
+        if old != new
+    ]
+    tokens = {source.name: source.num_tokens for source in (*before.retired, *before.sources)}
+    problems += [
+        Problem(
+            f"data.train[{source.name}]",
+            f"held {tokens[source.name]:,} tokens before, now {source.num_tokens:,}: its order would be another",
+            "restore the file, or give the new one another name",
+        )
+        for source in plan.sources
+        if tokens.get(source.name, source.num_tokens) != source.num_tokens
+    ]
+    return problems
 
 
 @lru_cache(maxsize=1024)
@@ -373,15 +435,19 @@ def _permutation(size: int, key: str) -> Permutation:
 
 def _apportion(weights: Sequence[float]) -> list[int]:
     """Weights as whole numbers that sum to SHARE_UNIT: rounded down, what is left goes to the largest remainders."""
-    total = math.fsum(weights)
-    assert total > 0, weights
-    exact = [weight / total * SHARE_UNIT for weight in weights]
+    exact = [weight * SHARE_UNIT for weight in _normalised(weights)]
     parts = [math.floor(value) for value in exact]
     rest = SHARE_UNIT - sum(parts)
     by_remainder = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
     for i in range(rest):
         parts[by_remainder[i % len(parts)]] += 1
     return parts
+
+
+def _normalised(weights: Sequence[float]) -> list[float]:
+    total = math.fsum(weights)
+    assert total > 0, weights
+    return [weight / total for weight in weights]
 
 
 def _join(left: _Node, right: _Node) -> _Node:

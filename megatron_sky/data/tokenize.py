@@ -2,7 +2,8 @@
 
 Blocks of the input go to worker processes, and their ids come back in order to this one, which writes. Every few
 seconds the files are brought to the disk and `<prefix>.progress.json` says how far they reach; an interrupted run goes
-on from there. The pair is the one that Megatron-LM's preprocessing writes for the same texts and tokenizer, byte for byte.
+on from there. The pair is the one that Megatron-LM's preprocessing writes for the same texts and tokenizer, byte for
+byte.
 
 Every document read is written, written as empty, or rejected with a reason; the meta file holds the counts, and
 `<prefix>.rejects.jsonl` the first `KEPT_REJECTS` rejections.

@@ -100,6 +100,20 @@ class SentencePieceTokenizer(Tokenizer):
     def bos_id(self) -> int | None:
         return _known(self.processor.bos_id())
 
+    def is_reserved(self, token_id: int) -> bool:
+        """Whether a token is a symbol that stands for itself in a text (user-defined, in SentencePiece's words)."""
+        return self.piece(token_id) in self.special_texts and not (
+            self.processor.is_control(token_id) or self.processor.is_unknown(token_id)
+        )
+
+    def as_huggingface(self):
+        """The same vocabulary as a `tokenizers.Tokenizer`."""
+        try:
+            import tokenizers
+        except ImportError:
+            raise MissingDependency("tokenizers", "Hugging Face's form", "pip install 'megatron-sky[hf]'") from None
+        return _huggingface_bpe(tokenizers, self)
+
     @cached_property
     def special_texts(self) -> tuple[str, ...]:
         from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -306,6 +320,37 @@ def gigatoken_for(needed_for: str):
     except ImportError:
         raise MissingDependency("gigatoken", needed_for, "pip install 'megatron-sky[corpus]'") from None
     return gigatoken
+
+
+def _huggingface_bpe(tokenizers, source: SentencePieceTokenizer):
+    """A BPE with SentencePiece's merges: every pair of pieces that joins to a piece, best score first."""
+    pieces = [source.piece(number) for number in range(source.vocab_size)]
+    scores = [source.processor.get_score(number) for number in range(source.vocab_size)]
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    merges = []
+    for number, piece in enumerate(pieces):
+        pairs = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
+        known = [(vocab[left], vocab[right], left, right) for left, right in pairs if left in vocab and right in vocab]
+        merges += [(-scores[number], number, *pair) for pair in sorted(known)]
+    merges.sort()
+    model = tokenizers.models.BPE(
+        vocab, [(left, right) for *_, left, right in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True
+    )
+    made = tokenizers.Tokenizer(model)
+    made.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("\u2581"), tokenizers.normalizers.Replace(" ", "\u2581")]
+    )
+    made.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("\u2581", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    special = [each for number, each in enumerate(pieces) if each in source.special_texts]
+    made.add_special_tokens([tokenizers.AddedToken(each, normalized=False, special=True) for each in special])
+    return made
 
 
 def _known(token_id: int) -> int | None:

@@ -189,10 +189,12 @@ def _document_ends(pair: IndexedTokens):
     before = 0
     for bounds in chunks(pair.bounds, pair.num_documents, first=1, size=_ENDS_AT_ONCE):
         low, high = before, int(bounds[-1])
-        pointers = pair.pointers(low, high - low) // pair.dtype.itemsize
-        ends = pointers + pair.lengths(low, high - low)
-        filled = np.diff(bounds, prepend=low) > 0
-        yield ends[bounds[filled] - 1 - low].astype(np.int64)
+        begins = pair.pointers(low, high - low) // pair.dtype.itemsize
+        ends = begins + pair.lengths(low, high - low)
+        firsts = np.concatenate([[low], bounds[:-1]])
+        filled = bounds > firsts
+        ends, begins = ends[bounds[filled] - 1 - low], begins[firsts[filled] - low]
+        yield ends[ends > begins]
         before = high
 
 

@@ -1,6 +1,7 @@
 """Small things that several tests of the package use."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,11 @@ from megatron_sky.data.indexed import IndexedWriter
 
 def read_texts(path: Path) -> list[str]:
     return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def die(*_: object) -> None:
+    """What the system does to a process that takes too much memory."""
+    os._exit(9)
 
 
 def write_pair(prefix: Path, documents: list[list[int]], dtype: type = np.uint16) -> Path:

@@ -97,6 +97,55 @@ def test_a_file_that_shrinks_stops_the_run(sources, tmp_path):
         data.read(range(1, 20))
 
 
+def test_documents_are_kept_apart(tmp_path):
+    documents = [[9, 8, 2], [7, 2], [6, 5, 4, 3, 9, 2], [2], [5, 5, 5, 5, 2], [1, 1, 2]]
+    prefix = write_pair(tmp_path / "d", documents)
+    config = DataConfig(
+        train=({"name": "d", "path": str(prefix)},), document_mask=True, mask_document_ends=True, max_epochs=50
+    )
+    data = build(config, total_samples=60)
+    batch = data.read(range(60))
+    flat = np.concatenate(documents)
+    number_of = np.repeat(np.arange(len(documents)), [len(d) for d in documents])
+    for row, number in enumerate(range(60)):
+        offset = data.plan.token_offset(data.plan.locate(number))
+        inside = number_of[offset : offset + SEQ]
+        assert batch.tokens[row].tolist() == flat[offset : offset + SEQ].tolist()
+        assert batch.document_ids[row].tolist() == (inside - inside[0]).tolist()
+        positions = [int((inside[:at] == each).sum()) for at, each in enumerate(inside)]
+        assert batch.position_ids[row].tolist() == positions
+        same = number_of[offset : offset + SEQ] == number_of[offset + 1 : offset + SEQ + 1]
+        assert batch.loss_mask[row].tolist() == same.astype(float).tolist()
+    begins = [at for at, position in enumerate(batch.position_ids.flatten().tolist()) if position == 0]
+    assert batch.cu_seqlens.tolist() == [*begins, 60 * SEQ]
+
+
+def test_documents_are_found_by_their_end_token_too(corpus, tmp_path):
+    from megatron_sky.data.tokenize import tokenize_jsonl
+
+    tokenize_jsonl([corpus.files["test"]["code"]], tmp_path / "code", corpus.tokenizer)
+    config = DataConfig(train=({"name": "c", "path": str(tmp_path / "code")},), document_mask=True, max_epochs=50)
+    data = build(config, total_samples=40, seq_length=300)
+    by_token = data.read(range(40))
+    data.metas = [None]
+    by_index = data.read(range(40))
+    assert torch.equal(by_token.document_ids, by_index.document_ids) and by_token.document_ids.max() > 0
+    assert torch.equal(by_token.cu_seqlens, by_index.cu_seqlens)
+
+
+def test_a_resumed_run_continues_its_plan(sources):
+    first = build(sources)
+    saved = first.plan.fingerprint()
+    again = build(sources)
+    assert again.continue_from(saved, 100) is False
+    changed = build(sources.model_copy(update={"train": sources.train[:1]}), total_samples=220)
+    assert changed.continue_from(saved, 100) is True
+    assert changed.plan.first_sample == 100 and changed.plan.consumed(100) == first.plan.consumed(100)[:1]
+    other = build(sources.model_copy(update={"seed": 5}))
+    with pytest.raises(ConfigError, match=r"data\.seed"):
+        other.continue_from(saved, 100)
+
+
 def test_prefetching_changes_nothing(sources):
     requests = [range(start, start + 4) for start in range(0, 80, 4)]
     expected = [build(sources).read(request).tokens for request in requests]

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_sky.data.plan import BLOCK, SHARE_UNIT, Permutation, build_plan
+from megatron_sky.data.plan import BLOCK, SHARE_UNIT, Permutation, build_plan, continue_plan
+from megatron_sky.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -166,26 +168,76 @@ def test_overuse_and_short_sources_are_told_with_the_token():
     assert make([1.0], tokens=16 * 400 + 1, total=2000).problems() == []
 
 
-def test_a_plan_that_takes_over_goes_on_where_each_source_stopped():
-    first = make([1.0, 2.0, 0.5], total=4000, tokens=16 * 5000 + 1)
-    stop = 1234
-    names = [source.name for source in first.sources]
-    given_ = dict(zip(names, first.consumed(stop), strict=True))
-    second = build_plan(
-        [("s0", 3.0, 16 * 5000 + 1), ("new", 1.0, 16 * 900 + 1), ("s2", 1.0, 16 * 5000 + 1)],
-        seq_length=16,
-        total_samples=4000,
-        seed=3,
-        max_epochs=5.0,
-        first_sample=stop,
-        consumed=given_,
+@st.composite
+def segments(draw):
+    """Blends of a run, each with the sample at which it begins; sources come and go."""
+    cuts = sorted(draw(st.sets(st.integers(1, 3999), max_size=4)))
+    names = st.sets(st.sampled_from("abcde"), min_size=1)
+    weight = st.one_of(positive, st.builds(Ramp, start=st.floats(0.01, 10), end=st.floats(0.01, 10)))
+    return [(cut, {name: draw(weight) for name in sorted(draw(names))}) for cut in [0, *cuts]]
+
+
+TOKENS = {"a": 16 * 5000 + 1, "b": 16 * 900 + 9, "c": 16 * 77 + 5, "d": 16 * 4000 + 3, "e": 16 * 300 + 1}
+
+
+def blend(mixture, *, total=4000, tokens=TOKENS, **more):
+    given_ = {"seq_length": 16, "seed": 3, "max_epochs": 100.0} | more
+    sources = [(name, weight, tokens[name]) for name, weight in mixture.items()]
+    return build_plan(sources, total_samples=total, **given_)
+
+
+@settings(max_examples=25, deadline=None)
+@given(segments())
+def test_a_blend_that_changes_repeats_and_skips_nothing(run):
+    plan, given_ = blend(run[0][1]), {name: [] for name in TOKENS}
+    for number, (begin, mixture) in enumerate(run):
+        end = run[number + 1][0] if number + 1 < len(run) else 4000
+        if number:
+            plan = continue_plan(json.loads(json.dumps(plan.fingerprint())), blend(mixture), begin)
+            assert plan.first_sample == begin or mixture == run[number - 1][1]
+        for sample in range(begin, end):
+            place = plan.locate(sample)
+            given_[plan.sources[place.source].name].append((place.epoch, place.sequence))
+        told = dict(zip((s.name for s in plan.sources), plan.consumed(end), strict=True))
+        assert all(told[name] == len(given_[name]) for name in told)
+    for name, seen in given_.items():
+        alone = blend({name: 1.0})
+        assert seen == [(place.epoch, place.sequence) for place in map(alone.locate, range(len(seen)))]
+
+
+def test_an_unchanged_blend_is_no_new_segment():
+    plan = blend({"a": 1.0, "b": Ramp(0.1, 0.2)})
+    again = continue_plan(plan.fingerprint(), blend({"a": 1.0, "b": Ramp(0.1, 0.2)}), 700)
+    assert again.fingerprint() == plan.fingerprint()
+    changed = continue_plan(plan.fingerprint(), blend({"a": 1.0}), 700)
+    assert continue_plan(changed.fingerprint(), blend({"a": 1.0}), 900).fingerprint() == changed.fingerprint()
+    assert [source.name for source in changed.retired] == ["b"]
+
+
+def test_a_ramp_goes_on_where_it_was_in_a_new_segment():
+    plan = continue_plan(
+        blend({"a": 9.0, "b": 1.0}).fingerprint(), blend({"a": Ramp(0.9, 0.6), "b": Ramp(0.1, 0.4)}), 2000
     )
-    seen = [(names[p.source], p.epoch, p.sequence) for p in map(first.locate, range(stop))]
-    seen += [(second.sources[p.source].name, p.epoch, p.sequence) for p in map(second.locate, range(stop, 4000))]
-    assert len(set(seen)) == 4000
-    alone = make([1.0], total=4000, tokens=16 * 5000 + 1)
-    mine = [(epoch, sequence) for name, epoch, sequence in seen if name == "s0"]
-    assert mine == [(p.epoch, p.sequence) for p in map(alone.locate, range(len(mine)))]
+    assert [start / SHARE_UNIT for start, _ in plan.shares] == [pytest.approx(0.75), pytest.approx(0.25)]
+
+
+def test_a_longer_run_keeps_what_was_given():
+    plan = blend({"a": 1.0, "b": 1.0})
+    longer = continue_plan(plan.fingerprint(), blend({"a": 1.0, "b": 1.0}, total=8000), 4000)
+    assert longer.consumed(4000) == plan.consumed(4000) and longer.consumed(8000) == [4000, 4000]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "data.seed"),
+        ({"seq_length": 17}, "model.seq_length"),
+        ({"tokens": TOKENS | {"a": 1000}}, r"data.train\[a\]: held 80,001 tokens before, now 1,000"),
+    ],
+)
+def test_changes_that_would_repeat_data_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        continue_plan(blend({"a": 1.0}).fingerprint(), blend({"a": 1.0}, **change), 100)
 
 
 def test_a_run_of_trillions_is_located_at_once():
@@ -195,8 +247,6 @@ def test_a_run_of_trillions_is_located_at_once():
 
 
 def test_fingerprints_are_plain_and_differ_when_the_order_may():
-    import json
-
     plain = make([1.0, Ramp(0.1, 0.2)]).fingerprint()
     assert json.loads(json.dumps(plain)) == plain == make([1.0, Ramp(0.1, 0.2)]).fingerprint()
     others = [make([1.0, Ramp(0.1, 0.3)]), make([1.0, Ramp(0.1, 0.2)], seed=4), make([1.0, Ramp(0.1, 0.2)], total=5001)]

@@ -1,0 +1,153 @@
+"""`sampling: megatron`: the samples, in the order, of megatron-core's own GPTDataset and BlendedDataset.
+
+For runs that must follow the order of an existing one. Where torch.distributed is initialised, the first rank builds the
+index files those classes need and keeps them in `cache`, and the others wait; elsewhere they are built in memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from megatron_sky.config.schema import DataConfig
+from megatron_sky.data.indexed import IndexedTokens
+from megatron_sky.data.loader import Batch, check_ids, make_batch
+from megatron_sky.data.meta import Meta, check_source
+from megatron_sky.data.mixture import check_weights
+from megatron_sky.errors import ConfigError, Problem
+
+
+class MegatronPlan:
+    """What the trainer asks of a plan, answered from megatron-core's index; sources are in the recipe's order."""
+
+    def __init__(self, dataset, sources: Sequence[SimpleNamespace], fingerprint: dict):
+        self._dataset = dataset
+        self._order = getattr(dataset, "dataset_index", None)
+        self._fingerprint = fingerprint
+        self.sources = tuple(sources)
+
+    def consumed(self, sample_count: int) -> list[int]:
+        """Sequences each source has given once the run has used `sample_count` samples."""
+        if self._order is None:
+            return [sample_count]
+        return np.bincount(self._order[:sample_count], minlength=len(self.sources)).tolist()
+
+    def epochs(self, sample_count: int) -> list[float]:
+        """How often each source has been gone through after `sample_count` samples."""
+        length = self._fingerprint["seq_length"]
+        given = zip(self.consumed(sample_count), self.sources, strict=True)
+        return [count * length / max(1, source.num_tokens - 1) for count, source in given]
+
+    def problems(self) -> list[Problem]:
+        """megatron-core repeats sources without a limit, so there is none to break."""
+        return []
+
+    def fingerprint(self) -> dict:
+        """All that decides the order, as plain values."""
+        return self._fingerprint
+
+
+class MegatronTrainData:
+    """The training mixture, read through megatron-core; the same surface as `TrainData`.
+
+    Args:
+        cache: folder of the index files.
+
+    Raises:
+        ConfigError: a ramp, or per-document masks, which this order does not know.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        seq_length: int,
+        vocab_size: int,
+        total_samples: int,
+        cache: str | Path,
+        tokenizer_sha256: str | None = None,
+    ):
+        check_weights(config)
+        _check_known(config)
+        self.seq_length, self.vocab_size = seq_length, vocab_size
+        self.metas: list[Meta | None] = [
+            check_source(source.path, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)
+            for source in config.train
+        ]
+        self.files = [IndexedTokens(source.path) for source in config.train]
+        self._dataset = _build(config, seq_length, vocab_size, total_samples, str(cache))
+        sources = [
+            SimpleNamespace(name=source.name, num_tokens=file.num_tokens)
+            for source, file in zip(config.train, self.files, strict=True)
+        ]
+        self.plan = MegatronPlan(
+            self._dataset,
+            sources,
+            {
+                "sampling": "megatron",
+                "seed": config.seed,
+                "seq_length": seq_length,
+                "total_samples": total_samples,
+                "sources": [
+                    {"name": source.name, "weight": source.weight, "num_tokens": file.num_tokens}
+                    for source, file in zip(config.train, self.files, strict=True)
+                ],
+            },
+        )
+
+    def continue_from(self, saved: Mapping, used_samples: int) -> bool:
+        """Raises ConfigError unless nothing has changed: this order can't change in mid-run. Returns False."""
+        if dict(saved) != self.plan.fingerprint():
+            raise ConfigError(
+                Problem(
+                    "data",
+                    "differs from what the run began with, and data.sampling: megatron can't change in mid-run",
+                    "restore the data section, or use data.sampling: plan",
+                )
+            )
+        return False
+
+    def read(self, sample_numbers: Sequence[int]) -> Batch:
+        """The batch of these samples of the run, in this order."""
+        rows = np.empty((len(sample_numbers), self.seq_length + 1), dtype=np.int64)
+        for row, number in enumerate(sample_numbers):
+            sample = self._dataset[number]
+            rows[row, :-1], rows[row, 1:] = sample["tokens"].numpy(), sample["labels"].numpy()
+            source = 0 if self.plan._order is None else int(self.plan._order[number])
+            check_ids(rows[row], self.files[source], 0, self.vocab_size)
+        return make_batch(rows, np.ones((len(rows), self.seq_length), dtype=np.float32))
+
+
+def _check_known(config: DataConfig) -> None:
+    problems = [
+        Problem(
+            f"data.train[{source.name}].weight", "is a ramp, which data.sampling: megatron has not", "give a number"
+        )
+        for source in config.train
+        if hasattr(source.weight, "start")
+    ]
+    if config.document_mask or config.mask_document_ends:
+        problems.append(Problem("data.document_mask", "is not for data.sampling: megatron", "use data.sampling: plan"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _build(config: DataConfig, seq_length: int, vocab_size: int, total_samples: int, cache: str):
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from torch import distributed
+
+    blend = ([source.path for source in config.train], [float(source.weight) for source in config.train])
+    settings = GPTDatasetConfig(
+        random_seed=config.seed,
+        sequence_length=seq_length,
+        blend_per_split=[blend if len(config.train) > 1 else (blend[0], None), None, None],
+        path_to_cache=cache if distributed.is_initialized() else None,
+        tokenizer=SimpleNamespace(vocab_size=vocab_size, eod=vocab_size - 1, pad=-1, unique_identifiers={}),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    return BlendedMegatronDatasetBuilder(GPTDataset, [total_samples, 0, 0], lambda: True, settings).build()[0]
