@@ -1,0 +1,108 @@
+"""Tensors that stay on disk until they are asked for, as numpy arrays of raw bits.
+
+Conversion moves weights and never computes with them, so a bf16 element is a uint16 here: what comes out is bit for bit
+what went in, and torch is not needed. Only `as_float32` reads the bits as numbers.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_sky.errors import CheckpointError
+
+# Names of number formats as safetensors spells them.
+ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_COMPARED = 1 << 17  # words compared at once: 1 MiB stays in the processor's cache
+_BITS = {8: np.uint64, 4: np.uint32, 2: np.uint16}
+
+
+def bits_dtype(dtype: str) -> np.dtype:
+    """The unsigned integer type that holds one element of `dtype`."""
+    return np.dtype(_BITS[ITEM_SIZE[dtype]])
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor not yet read. `load()` gives its bits in an array of `shape`; `place` names it in errors."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+    place: str
+
+    @property
+    def num_bytes(self) -> int:
+        return ITEM_SIZE[self.dtype] * int(np.prod(self.shape, dtype=np.int64))
+
+    def rows(self, start: int, stop: int) -> "LazyTensor":
+        """The rows of this tensor from `start` to before `stop`."""
+        if (start, stop) == (0, self.shape[0]):
+            return self
+        return LazyTensor(self.dtype, (stop - start, *self.shape[1:]), lambda: self.load()[start:stop], self.place)
+
+    def joined_with(self, others: list["LazyTensor"], axis: int) -> "LazyTensor":
+        """This tensor and `others`, side by side along `axis`."""
+        parts = [self, *others]
+        if len(parts) == 1:
+            return self
+        shape = list(self.shape)
+        shape[axis] = sum(part.shape[axis] for part in parts)
+        return LazyTensor(
+            self.dtype, tuple(shape), lambda: np.concatenate([part.load() for part in parts], axis=axis), self.place
+        )
+
+
+def read_into(path: Path, offset: int, target: np.ndarray, what: str) -> None:
+    """Fills the C-contiguous `target` with the bytes of `path` from `offset` on, or raises CheckpointError."""
+    view = memoryview(target.reshape(-1)).cast("B")
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        while view:
+            count = os.preadv(handle, [view], offset)
+            if count == 0:
+                raise CheckpointError(f"{path}: ends {len(view):,} bytes before {what} does: the file is truncated")
+            view, offset = view[count:], offset + count
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error}") from error
+    finally:
+        os.close(handle)
+
+
+def in_file(path: Path, offset: int, dtype: str, shape: tuple[int, ...], name: str) -> LazyTensor:
+    """A tensor that lies in one piece in a file."""
+
+    def load() -> np.ndarray:
+        target = np.empty(shape, bits_dtype(dtype))
+        read_into(path, offset, target, f"tensor {name}")
+        return target
+
+    return LazyTensor(dtype, shape, load, f"{path}: {name}")
+
+
+def as_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
+    """The numbers that `bits` stand for, as float32."""
+    if dtype == "BF16":
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.view({"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype]).astype(np.float32)
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays hold the same bits in the same shape."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not (a.flags.c_contiguous and b.flags.c_contiguous):
+        return bool(np.array_equal(a, b))
+    return same_bytes(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))
+
+
+def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two flat byte arrays of equal length are equal; a block at a time, since numpy's answer takes memory."""
+    whole = len(a) // 8 * 8
+    a8, b8 = a[:whole].view(np.uint64), b[:whole].view(np.uint64)
+    blocks = range(0, len(a8), _COMPARED)
+    return all(np.array_equal(a8[i : i + _COMPARED], b8[i : i + _COMPARED]) for i in blocks) and np.array_equal(
+        a[whole:], b[whole:]
+    )

@@ -1,0 +1,106 @@
+"""The settings that Megatron-LM saves with a checkpoint (`args`), read as the recipe's `model` section.
+
+Megatron-LM writes no other description of the model. What our model has no word for is refused by name.
+"""
+
+from megatron_sky.config.schema import ModelConfig
+from megatron_sky.errors import CheckpointError
+
+# name -> the value that our model computes with; any other is another model
+_REQUIRED = {
+    "rotary_percent": (1.0,),
+    "rotary_interleaved": (False,),
+    "openai_gelu": (False,),
+    "squared_relu": (False,),
+    "apply_layernorm_1p": (False,),
+    "qk_layernorm": (False,),
+    "apply_residual_connection_post_layernorm": (False,),
+    "num_experts": (None, 0),
+    "multi_latent_attention": (False,),
+    "mtp_num_layers": (None, 0),
+    "attention_softmax_in_fp32": (True, False),
+    "window_size": (None,),
+}
+
+
+def model_fields(args: dict, where: str) -> dict:
+    """The fields of a ModelConfig but `vocab_size`, from Megatron-LM's settings. Raises CheckpointError."""
+    _refuse_unsupported(args, where)
+    reader = _Reader(args, where)
+    heads = reader.get("num_attention_heads")
+    swiglu = reader.get("swiglu", False)
+    bias = reader.get("add_bias_linear", True)
+    if (reader.get("add_qkv_bias", False) or bias) != bias:
+        raise CheckpointError(f"{where}: add_qkv_bias = True with add_bias_linear = False isn't supported")
+    if not swiglu and not reader.get("bias_gelu_fusion", True):
+        raise CheckpointError(f"{where}: bias_gelu_fusion = False: exact GELU isn't supported, only its tanh form")
+    return {
+        "hidden_size": reader.get("hidden_size"),
+        "ffn_hidden_size": reader.get("ffn_hidden_size"),
+        "num_layers": reader.get("num_layers"),
+        "num_attention_heads": heads,
+        "num_query_groups": reader.get("num_query_groups") if reader.get("group_query_attention", False) else heads,
+        "kv_channels": args.get("kv_channels"),
+        "seq_length": reader.get("max_position_embeddings"),
+        "position_embedding": _position(reader),
+        "rotary_base": reader.get("rotary_base", 10_000.0),
+        "rope_scaling": _rope_scaling(reader),
+        "normalization": reader.get("normalization", "LayerNorm").lower(),
+        "norm_epsilon": args.get("norm_epsilon") or reader.get("layernorm_epsilon", 1e-5),
+        "activation": "swiglu" if swiglu else "gelu",
+        "add_bias_linear": bias,
+        "tie_embeddings": not reader.get("untie_embeddings_and_output_weights", False),
+        "hidden_dropout": reader.get("hidden_dropout", 0.0),
+        "attention_dropout": reader.get("attention_dropout", 0.0),
+        "init_std": reader.get("init_method_std", 0.02),
+    }
+
+
+def build_model_config(fields: dict, vocab_size: int, where: str) -> ModelConfig:
+    """The ModelConfig of `fields`, or a CheckpointError naming what stands in the way."""
+    from pydantic import ValidationError
+
+    try:
+        return ModelConfig(vocab_size=vocab_size, **fields)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, each['loc']))} = {each['input']!r}: {each['msg']}" for each in error.errors()]
+        raise CheckpointError(f"{where}: describes no model:\n" + "\n".join(lines)) from error
+
+
+class _Reader:
+    def __init__(self, args: dict, where: str):
+        self.args, self.where = args, where
+
+    def get(self, name: str, default: object = None) -> object:
+        value = self.args.get(name)
+        value = default if value is None else value
+        if value is None:
+            mend = "describe the model with --recipe FILE"
+            raise CheckpointError(f"{self.where}: args.{name} is missing\n  mend: {mend}")
+        return value
+
+
+def _refuse_unsupported(args: dict, where: str) -> None:
+    wrong = [
+        f"  args.{name} = {args[name]!r}, supported: {' or '.join(map(repr, allowed))}"
+        for name, allowed in _REQUIRED.items()
+        if name in args and args[name] not in allowed
+    ]
+    if wrong:
+        raise CheckpointError(f"{where}: is a model of another kind:\n" + "\n".join(wrong))
+
+
+def _position(reader: _Reader) -> str:
+    kind = reader.get("position_embedding_type", "learned_absolute")
+    if reader.args.get("use_rotary_position_embeddings"):  # the older spelling
+        kind = "rope"
+    if kind not in ("rope", "learned_absolute"):
+        raise CheckpointError(f"{reader.where}: args.position_embedding_type = {kind!r} isn't supported")
+    return kind
+
+
+def _rope_scaling(reader: _Reader) -> dict | None:
+    if reader.args.get("use_rope_scaling"):
+        return {"kind": "llama3", "factor": reader.get("rope_scaling_factor", 8.0)}
+    factor = reader.args.get("rotary_seq_len_interpolation_factor")
+    return {"kind": "linear", "factor": factor} if factor else None

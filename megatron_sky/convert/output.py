@@ -1,0 +1,283 @@
+"""The folder that a conversion writes: nothing under its final name until all of it is there and proven.
+
+Files are written into `OUT.partial`. A weight file that is finished and read back is entered in `conversion.json`
+there; when the same conversion is started again, those files are checked by their SHA-256 and kept, the rest is written.
+At the end `conversion.json` stays in the folder as its record, everything is flushed to disk, and the folder is renamed
+to `OUT`: a rename is the only way in which `OUT` comes to be.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_sky import __version__
+from megatron_sky.checkpoint.store import hash_files
+from megatron_sky.convert import weights
+from megatron_sky.convert.lazy import read_into, same_bytes
+from megatron_sky.convert.sources import Source
+from megatron_sky.errors import CheckpointError
+from megatron_sky.log import get_logger
+
+log = get_logger(__name__)
+
+RECORD = "conversion.json"
+DEFAULT_FILE_SIZE = 5 * 10**9  # bytes of one weight file, as Hugging Face's tools write
+_BLOCK = 4 << 20  # bytes read back at once
+_SPARE = 64 << 20  # bytes kept free beyond the weights: tokenizer, index, file system
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A finished conversion."""
+
+    folder: Path
+    num_tensors: int
+    num_bytes: int
+    files: dict[str, dict]
+    """Weight file -> `size`, `sha256`, and what its format adds."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What must stand in a file from `begin` on: `array`'s bytes. `what` names it in an error."""
+
+    begin: int
+    array: np.ndarray
+    what: str
+
+
+class WeightFile:
+    """A weight file being written, and read back meanwhile. Raises CheckpointError, also for a full disk.
+
+    `write` appends. `prove` hands what was appended since the last call to a thread that reads it back from the file,
+    hashes it and compares it, while the next tensor is read and written. One tensor at most waits for its proof.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.size = 0
+        self._proven = 0
+        self._digest = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._proof: Future | None = None
+        try:
+            self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        except OSError as error:
+            raise _cant_write(path, error) from error
+
+    def __enter__(self) -> "WeightFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._file.close()
+
+    def prove(self, expected: list[Expected]) -> None:
+        """Has everything appended so far read back, and compared where `expected` says what it must be."""
+        self._wait()
+        begin, self._proven = self._proven, self.size
+        self._proof = self._thread.submit(self._read_back, begin, self.size, expected)
+
+    def _wait(self) -> None:
+        if self._proof is not None:
+            self._proof.result()
+            self._proof = None
+
+    def _read_back(self, begin: int, end: int, expected: list[Expected]) -> None:
+        for each in expected:
+            self._hash(begin, each.begin, None)
+            self._hash(each.begin, each.begin + each.array.nbytes, each)
+            begin = each.begin + each.array.nbytes
+        self._hash(begin, end, None)
+
+    def _hash(self, begin: int, end: int, expected: Expected | None) -> None:
+        block = np.empty(_BLOCK, np.uint8)
+        wanted = None if expected is None else expected.array.reshape(-1).view(np.uint8)
+        for start in range(begin, end, _BLOCK):
+            part = block[: min(_BLOCK, end - start)]
+            read_into(self.path, start, part, "what was just written")
+            self._digest.update(part)
+            if wanted is not None and not same_bytes(part, wanted[start - begin : start - begin + len(part)]):
+                raise CheckpointError(f"{self.path}: {expected.what}: read back, differs from what was written")
+
+    def write(self, data) -> int:
+        """Appends bytes, or anything with a flat buffer."""
+        view = memoryview(data).cast("B")
+        length = len(view)
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            raise _cant_write(self.path, error) from error
+        self.size += length
+        return length
+
+    def flush(self) -> None:
+        """Nothing is buffered here (torch.save asks)."""
+
+    def finish(self) -> dict:
+        """Proves the rest and flushes to disk; the file's `size` and `sha256`."""
+        self.prove([])
+        self._wait()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _cant_write(self.path, error) from error
+        return {"size": self.size, "sha256": self._digest.hexdigest()}
+
+
+class Output:
+    """`OUT.partial` while a conversion works on it (see the module)."""
+
+    def __init__(self, out: Path, conversion: dict):
+        """`conversion`: what is converted and how, plain values; an interrupted one goes on only if it is the same."""
+        self.out = out
+        self.folder = out.with_name(out.name + ".partial")
+        self._record = {"megatron_sky": __version__, "conversion": conversion, "files": {}}
+
+    @property
+    def finished(self) -> dict[str, dict]:
+        """Weight files already written and proven, by name."""
+        return self._record["files"]
+
+    def take_up(self) -> None:
+        """Makes the folder, or takes up what an interrupted run of the same conversion left in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / RECORD
+        before = _read_record(path)
+        if before is None or before["conversion"] != self._record["conversion"]:
+            if before is not None:
+                log.warning("%s: holds another conversion's unfinished files, which are removed", self.folder)
+            for each in self.folder.iterdir():
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
+            self._write_record()
+            return
+        self._record["files"] = {n: r for n, r in before["files"].items() if _is_whole(self.folder / n, r)}
+        log.info("%s: goes on after %d finished file(s)", self.out, len(self.finished))
+
+    def check_space(self, num_bytes: int) -> None:
+        """Raises CheckpointError when `num_bytes` more do not fit on the disk."""
+        free = shutil.disk_usage(self.folder).free
+        if free < num_bytes + _SPARE:
+            raise CheckpointError(
+                f"{self.out}: needs {num_bytes:,} bytes, the disk has {free:,} free\n"
+                "  mend: free space, or write to another disk"
+            )
+
+    def add(self, name: str, record: dict) -> None:
+        """Enters a weight file that is written and proven."""
+        self.finished[name] = record
+        self._write_record()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a small file."""
+        try:
+            (self.folder / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise _cant_write(self.folder / name, error) from error
+
+    def publish(self, num_tensors: int, num_bytes: int, **facts: object) -> Converted:
+        """Completes the record with `facts`, flushes everything and gives the folder its name."""
+        self._record |= {"verified_tensors": num_tensors, **facts}
+        self._write_record()
+        self._flush()
+        if self.out.exists():
+            self.out.rmdir()  # `prepared` saw that it was empty; fails loudly if it no longer is
+        self.folder.rename(self.out)
+        _sync(self.out.parent)
+        return Converted(self.out, num_tensors, num_bytes, self.finished)
+
+    def _flush(self) -> None:
+        for each in self.folder.iterdir():
+            if each.is_file():
+                _sync(each)
+        _sync(self.folder)
+
+    def _write_record(self) -> None:
+        path = self.folder / RECORD
+        self.write_text(RECORD + ".tmp", json.dumps(self._record, indent=1, ensure_ascii=False))
+        path.with_name(path.name + ".tmp").replace(path)
+
+
+@contextlib.contextmanager
+def prepared(out: Path, conversion: dict) -> Iterator[Output]:
+    """An Output for `out`, held alone by this process. Raises CheckpointError when `out` exists or is being written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out}: exists already\n  mend: choose another folder, or remove it")
+    output = Output(out, conversion)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        output.folder.mkdir(exist_ok=True)
+        handle = os.open(output.folder, os.O_RDONLY)
+    except OSError as error:
+        raise _cant_write(output.folder, error) from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{output.folder}: another process is converting into it") from None
+        output.take_up()
+        yield output
+    finally:
+        os.close(handle)
+
+
+def converted_already(out: Path, conversion: dict) -> Converted | None:
+    """The finished conversion in `out`, if it is this one and its files are whole; else None."""
+    record = _read_record(out / RECORD)
+    if record is None or record["conversion"] != conversion or "verified_tensors" not in record:
+        return None
+    if not all(_is_whole(out / name, each) for name, each in record["files"].items()):
+        return None
+    num_bytes = sum(each["size"] for each in record["files"].values())
+    return Converted(out, record["verified_tensors"], num_bytes, record["files"])
+
+
+def plan_files(source: Source, file_size: int) -> list[list[str]]:
+    """The names of the weights of each file: whole layers, at most `file_size` bytes where a layer fits into them."""
+    files: list[list[str]] = [[]]
+    filled = 0
+    for unit in weights.units(source.model):
+        size = sum(source.weights[name].num_bytes for name in unit)
+        if files[-1] and filled + size > file_size:
+            files.append([])
+            filled = 0
+        files[-1] += unit
+        filled += size
+    return files
+
+
+def _read_record(path: Path) -> dict | None:
+    """A conversion's record; None where there is none, or one that a crash tore."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record if isinstance(record["files"], dict) and "conversion" in record else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_whole(path: Path, record: dict) -> bool:
+    if not path.is_file() or path.stat().st_size != record["size"]:
+        return False
+    return hash_files(path.parent, [path.name])[path.name].sha256 == record["sha256"]
+
+
+def _cant_write(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path}: can't be written: {error.strerror}\n  mend: free space or permissions there")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,67 @@
+"""How many rows of an embedding are tokens. Never guessed: rows added to make a size divisible look like any other."""
+
+import json
+from pathlib import Path
+
+from megatron_sky.data.tokenizer import load_tokenizer
+from megatron_sky.errors import CheckpointError
+
+_FILES = ("tokenizer.model", "tokenizer.json")
+
+
+def true_vocab_size(where: Path, *, rows: int, described: int | None, tokenizer: int | None, flag: int | None) -> int:
+    """The true vocabulary size, in tokens.
+
+    `described`: what the checkpoint's own recipe or config says; `tokenizer`: the tokenizer's size; `flag`: the user's
+    word, which settles a contradiction between the two. Raises CheckpointError where they contradict each other or the
+    embedding's `rows`, naming the numbers.
+    """
+    known = {name: size for name, size in (("its config", described), ("its tokenizer", tokenizer)) if size is not None}
+    shown = " and ".join(f"{name} says {size:,}" for name, size in known.items())
+    if flag is None and not known:
+        raise CheckpointError(
+            f"{where}: nothing tells how many of the embedding's {rows:,} rows are tokens and how many are padding\n"
+            "  mend: give --tokenizer FILE, or --vocab-size N"
+        )
+    if flag is None and len(set(known.values())) > 1:
+        raise CheckpointError(
+            f"{where}: the vocabulary's size is contradictory: {shown}\n"
+            f"  mend: say which with --vocab-size {' or '.join(map(str, known.values()))}"
+        )
+    if flag is not None and known and flag not in known.values():
+        raise CheckpointError(f"{where}: --vocab-size {flag:,} contradicts the checkpoint: {shown}")
+    size = flag if flag is not None else next(iter(known.values()))
+    if size > rows:
+        raise CheckpointError(
+            f"{where}: the vocabulary has {size:,} tokens, but the embedding only {rows:,} rows\n"
+            "  mend: give the tokenizer that the model was trained with"
+        )
+    return size
+
+
+def find_tokenizer(folder: Path) -> Path | None:
+    """The tokenizer in a checkpoint folder, if it has one."""
+    return next((folder / name for name in _FILES if (folder / name).is_file()), None)
+
+
+def tokenizer_size(tokenizer: Path | None) -> int | None:
+    """Tokens of a tokenizer file, with those that Hugging Face files beside it add; None without one."""
+    if tokenizer is None:
+        return None
+    return max([load_tokenizer(tokenizer).vocab_size, *(token_id + 1 for token_id in _added_ids(tokenizer.parent))])
+
+
+def _added_ids(folder: Path) -> list[int]:
+    found: list[int] = []
+    if (folder / "added_tokens.json").is_file():
+        found += _json(folder / "added_tokens.json").values()
+    if (folder / "tokenizer_config.json").is_file():
+        found += map(int, _json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}))
+    return found
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read: {error}") from error
