@@ -13,6 +13,8 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.module import MegatronModule
 
+from megatron_sky.distributed import device
+
 
 def layer_spec(normalization: str):
     """(layer spec, final norm class)."""
@@ -74,7 +76,8 @@ class Attention(MegatronModule):
         if self.cp_group is not None:
             mask = _causal_mask_of_chunks(query.shape[0], self.cp_group.rank(), self.cp_group.size(), query.device)
             key, value = (_whole_sequence(each, self.cp_group) for each in (key, value))
-        q, k, v = (each.permute(1, 2, 0, 3) for each in (query, key, value))  # s b h d -> b h s d
+        dtype = device.product_dtype(query.dtype)
+        q, k, v = (each.permute(1, 2, 0, 3).to(dtype) for each in (query, key, value))  # b h s d
         dropout = self.dropout if self.training else 0.0
         with get_cuda_rng_tracker().fork() if dropout > 0 else _no_fork:
             out = F.scaled_dot_product_attention(
@@ -88,7 +91,7 @@ class Attention(MegatronModule):
                 enable_gqa=q.shape[1] != k.shape[1],
             )
         s, b = query.shape[:2]
-        return out.permute(2, 0, 1, 3).reshape(s, b, -1)
+        return out.permute(2, 0, 1, 3).reshape(s, b, -1).to(query.dtype)
 
 
 class _NoFork:
