@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from megatron_sky.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro batch, on the CPU.
+    """A micro batch, on the CPU; to be read only, as batches of one shape share what is the same in all of them.
 
     Attributes:
         tokens, labels: int64 `[b, s]`; `labels[i, t]` is the token after `tokens[i, t]`.
@@ -118,22 +119,19 @@ class TrainData:
 
     def read(self, sample_numbers: Sequence[int]) -> Batch:
         """The batch of these samples of the run, in this order."""
-        rows = np.empty((len(sample_numbers), self.seq_length + 1), dtype=np.int64)
-        places = []
-        for row, number in enumerate(sample_numbers):
+        rows, starts = [], []
+        for number in sample_numbers:
             location = self.plan.locate(number)
             offset = self.plan.token_offset(location)
             tokens = self.files[location.source].read(offset, self.seq_length + 1)
             check_ids(tokens, self.files[location.source], offset, self.vocab_size)
-            rows[row] = tokens
-            places.append((location.source, offset))
-        starts = None
-        if self.document_mask or self.mask_document_ends:
-            starts = np.stack([self._starts(*place, row) for place, row in zip(places, rows, strict=True)])
-        mask = np.ones((len(rows), self.seq_length), dtype=np.float32)
+            rows.append(tokens)
+            if self.document_mask or self.mask_document_ends:
+                starts.append(self._starts(location.source, offset, tokens))
+        mask = None
         if self.mask_document_ends:
-            mask[starts[:, 1:]] = 0.0
-        return make_batch(rows, mask, starts if self.document_mask else None)
+            mask = torch.from_numpy(1.0 - np.stack(starts)[:, 1:].astype(np.float32))
+        return make_batch(rows, mask, np.stack(starts) if self.document_mask else None)
 
     def _starts(self, source: int, offset: int, row: np.ndarray) -> np.ndarray:
         """Where a document begins: bool `[s + 1]`, the row's first token apart."""
@@ -191,7 +189,7 @@ class ValidationData:
             check_ids(tokens, self.file, offset, self.vocab_size)
             rows[row, :count] = tokens
             mask[row, : count - 1] = 1.0
-        return make_batch(rows, mask)
+        return make_batch(list(rows), torch.from_numpy(mask))
 
 
 def prefetch(
@@ -228,25 +226,41 @@ def check_ids(tokens: np.ndarray, file: IndexedTokens, offset: int, vocab_size: 
     )
 
 
-def make_batch(rows: np.ndarray, mask: np.ndarray, starts: np.ndarray | None = None) -> Batch:
-    """Rows of seq_length + 1 tokens as inputs and their successors; `starts` marks where documents begin in a row."""
-    whole = torch.from_numpy(rows)
-    tokens, labels = whole[:, :-1].contiguous(), whole[:, 1:].contiguous()
-    count, length = tokens.shape
-    if starts is None:
-        return Batch(tokens, labels, torch.from_numpy(mask), torch.arange(length).repeat(count, 1))
-    starts = starts[:, :-1]
-    numbers = np.cumsum(starts, axis=1, dtype=np.int32)
+def make_batch(rows: Sequence[np.ndarray], mask: torch.Tensor | None = None, starts: np.ndarray | None = None) -> Batch:
+    """A batch of rows of seq_length + 1 tokens.
+
+    Args:
+        mask: loss mask `[b, s]`; None: every position counts.
+        starts: bool `[b, s + 1]`, where a document begins in a row; None: documents are not kept apart.
+    """
+    count, length = len(rows), len(rows[0]) - 1
+    tokens = np.empty((count, length), dtype=np.int64)
+    labels = np.empty((count, length), dtype=np.int64)
+    for number, row in enumerate(rows):
+        tokens[number] = row[:-1]
+        labels[number] = row[1:]
+    ones, steps = _constant_parts(count, length)
+    batch = Batch(torch.from_numpy(tokens), torch.from_numpy(labels), ones if mask is None else mask, steps)
+    return batch if starts is None else _kept_apart(batch, starts[:, :-1])
+
+
+@lru_cache(maxsize=8)
+def _constant_parts(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss mask and positions of a plain batch, shared by all of its shape."""
+    return torch.ones(count, length), torch.arange(length).repeat(count, 1)
+
+
+def _kept_apart(batch: Batch, starts: np.ndarray) -> Batch:
+    """The batch with positions, numbers and bounds of its documents."""
+    count, length = starts.shape
     steps = np.arange(length)
     begins = np.maximum.accumulate(np.where(starts, steps, 0), axis=1)
     first = starts.copy()
     first[:, 0] = True
-    bounds = np.append(np.flatnonzero(first.ravel()), count * length).astype(np.int32)
-    return Batch(
-        tokens,
-        labels,
-        torch.from_numpy(mask),
+    bounds = np.append(np.flatnonzero(first.ravel()), count * length)
+    return replace(
+        batch,
         position_ids=torch.from_numpy(steps - begins),
-        document_ids=torch.from_numpy(numbers),
-        cu_seqlens=torch.from_numpy(bounds),
+        document_ids=torch.from_numpy(np.cumsum(starts, axis=1, dtype=np.int32)),
+        cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
     )

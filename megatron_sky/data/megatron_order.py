@@ -1,7 +1,7 @@
 """`sampling: megatron`: the samples, in the order, of megatron-core's own GPTDataset and BlendedDataset.
 
-For runs that must follow the order of an existing one. Where torch.distributed is initialised, the first rank builds the
-index files those classes need and keeps them in `cache`, and the others wait; elsewhere they are built in memory.
+For runs that must follow the order of an existing one. Where torch.distributed is initialised, the first rank builds
+the index files those classes need and keeps them in `cache`, and the others wait; elsewhere they are built in memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,10 @@ class MegatronPlan:
         self._order = getattr(dataset, "dataset_index", None)
         self._fingerprint = fingerprint
         self.sources = tuple(sources)
+
+    def source_of(self, number: int) -> int:
+        """The source of a sample."""
+        return 0 if self._order is None else int(self._order[number])
 
     def consumed(self, sample_count: int) -> list[int]:
         """Sequences each source has given once the run has used `sample_count` samples."""
@@ -110,13 +114,12 @@ class MegatronTrainData:
 
     def read(self, sample_numbers: Sequence[int]) -> Batch:
         """The batch of these samples of the run, in this order."""
-        rows = np.empty((len(sample_numbers), self.seq_length + 1), dtype=np.int64)
-        for row, number in enumerate(sample_numbers):
+        rows = []
+        for number in sample_numbers:
             sample = self._dataset[number]
-            rows[row, :-1], rows[row, 1:] = sample["tokens"].numpy(), sample["labels"].numpy()
-            source = 0 if self.plan._order is None else int(self.plan._order[number])
-            check_ids(rows[row], self.files[source], 0, self.vocab_size)
-        return make_batch(rows, np.ones((len(rows), self.seq_length), dtype=np.float32))
+            rows.append(np.append(sample["tokens"].numpy(), sample["labels"].numpy()[-1]))
+            check_ids(rows[-1], self.files[self.plan.source_of(number)], 0, self.vocab_size)
+        return make_batch(rows)
 
 
 def _check_known(config: DataConfig) -> None:

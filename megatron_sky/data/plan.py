@@ -21,7 +21,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -163,7 +163,8 @@ class SamplingPlan:
     max_epochs: float
     first_sample: int = 0
     retired: tuple[Source, ...] = ()
-    _tables: dict = field(default_factory=dict, repr=False, compare=False)
+    _blocks: dict = field(default_factory=dict, repr=False, compare=False)
+    _epochs: dict = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def length(self) -> int:
@@ -176,18 +177,11 @@ class SamplingPlan:
 
     def locate(self, number: int) -> Location:
         """The place of sample `number`."""
-        table, counts, at = self._row(number)
-        source = int(table[at])
-        before = int(np.count_nonzero(table[:at] == source))
-        return self._nth(source, counts[source] + before)
-
-    def _nth(self, source: int, ordinal: int) -> Location:
-        """Where a source's `ordinal`-th sample of the whole run lies."""
+        block, at = self._block_of(number)
+        source = int(block.sources[at])
+        ordinal = block.before[source] + int(block.ranks[at])
         epoch, within = divmod(ordinal, self.sequences_per_epoch(source))
-        order = _permutation(
-            self.sequences_per_epoch(source), f"{self.seed}/sequences/{self.sources[source].name}/{epoch}"
-        )
-        return Location(source, epoch, order(within))
+        return Location(source, epoch, self._epoch(source, epoch).order(within))
 
     def token_offset(self, location: Location) -> int:
         """First token, in the source's flat stream, of the sequence at `location`.
@@ -195,10 +189,19 @@ class SamplingPlan:
         What does not fill a last sequence is skipped in an epoch; a random offset each epoch decides how much of it at
         the front and how much at the end, so that no token is left out for ever.
         """
-        source = self.sources[location.source]
-        spare = (source.num_tokens - 1) % self.seq_length
-        shift = _permutation(spare + 1, f"{self.seed}/offset/{source.name}")(location.epoch % (spare + 1))
-        return shift + location.sequence * self.seq_length
+        return self._epoch(location.source, location.epoch).shift + location.sequence * self.seq_length
+
+    def _epoch(self, number: int, epoch: int) -> "_Epoch":
+        found = self._epochs.get((number, epoch))
+        if found is None:
+            source = self.sources[number]
+            spare = (source.num_tokens - 1) % self.seq_length
+            found = _Epoch(
+                Permutation(self.sequences_per_epoch(number), f"{self.seed}/sequences/{source.name}/{epoch}"),
+                Permutation(spare + 1, f"{self.seed}/offset/{source.name}")(epoch % (spare + 1)),
+            )
+            _keep(self._epochs, (number, epoch), found, 1024)
+        return found
 
     def consumed(self, sample_count: int) -> list[int]:
         """Sequences each source has given once the run has used `sample_count` samples, earlier plans included."""
@@ -206,9 +209,9 @@ class SamplingPlan:
         done = sample_count - self.first_sample
         if done % BLOCK == 0 or done == self.length:
             return self._counts(done)
-        table, counts, at = self._row(sample_count)
-        here = np.bincount(table[:at], minlength=len(self.sources))
-        return [before + int(extra) for before, extra in zip(counts, here, strict=True)]
+        block, at = self._block_of(sample_count)
+        here = np.bincount(block.sources[:at], minlength=len(self.sources))
+        return [before + int(extra) for before, extra in zip(block.before, here, strict=True)]
 
     def epochs(self, sample_count: int) -> list[float]:
         """How often each source has been gone through after `sample_count` samples."""
@@ -295,19 +298,17 @@ class SamplingPlan:
             pending += [(node.left, left), (node.right, number - left)]
         return counts
 
-    def _row(self, number: int) -> tuple[np.ndarray, list[int], int]:
-        """The block that holds sample `number`: its order of sources, their counts before it, the place in it."""
+    def _block_of(self, number: int) -> tuple["_Block", int]:
+        """The block that holds sample `number`, and the place in it."""
         assert self.first_sample <= number < self.total_samples, (number, self.first_sample, self.total_samples)
-        block, at = divmod(number - self.first_sample, BLOCK)
-        if block not in self._tables:
-            table = self._block(block)
-            while len(self._tables) >= 8:
-                self._tables.pop(next(iter(self._tables)), None)
-            self._tables[block] = table
-            return *table, at
-        return *self._tables[block], at
+        number, at = divmod(number - self.first_sample, BLOCK)
+        found = self._blocks.get(number)
+        if found is None:
+            found = self._make_block(number)
+            _keep(self._blocks, number, found, 64)
+        return found, at
 
-    def _block(self, block: int) -> tuple[np.ndarray, list[int]]:
+    def _make_block(self, block: int) -> "_Block":
         first = block * BLOCK
         size = min(BLOCK, self.length - first)
         sources = np.empty(size, dtype=np.int64)
@@ -327,7 +328,37 @@ class SamplingPlan:
             ]
         key = hashlib.sha256(f"{self.seed}/block/{self.first_sample}/{block}".encode()).digest()
         order = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little"))).random(size).argsort()
-        return sources[order], counts
+        sources = sources[order]
+        ranks = np.empty(size, dtype=np.int64)
+        for source in np.unique(sources):
+            mine = np.flatnonzero(sources == source)
+            ranks[mine] = np.arange(len(mine))
+        return _Block(sources, ranks, counts)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The samples of one block: each one's source, and how many of the same source come before it in the block; and how
+    many sequences each source had given before the block."""
+
+    sources: np.ndarray
+    ranks: np.ndarray
+    before: list[int]
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The order of a source's sequences in one epoch, and the token at which the first of them begins."""
+
+    order: Permutation
+    shift: int
+
+
+def _keep(cache: dict, key: object, value: object, limit: int) -> None:
+    """Add to a cache, the oldest entries leaving; threads may do so at once, as each step is whole by itself."""
+    cache[key] = value
+    while len(cache) > limit:
+        cache.pop(next(iter(list(cache))), None)
 
 
 def build_plan(
@@ -376,7 +407,7 @@ def continue_plan(saved: Mapping, plan: SamplingPlan, used_samples: int) -> Samp
     if _recipe(before) == _recipe(plan):
         return before
     if used_samples >= plan.total_samples:
-        return replace(before, total_samples=max(before.total_samples, used_samples))
+        return replace(before, total_samples=max(before.total_samples, used_samples), _blocks={}, _epochs={})
     given = dict(zip((source.name for source in before.sources), before.consumed(used_samples), strict=True))
     known = {source.name: source for source in before.retired}
     known |= {source.name: replace(source, consumed=given[source.name]) for source in before.sources}
@@ -385,7 +416,7 @@ def continue_plan(saved: Mapping, plan: SamplingPlan, used_samples: int) -> Samp
     )
     present = {source.name for source in sources}
     retired = tuple(source for name, source in known.items() if name not in present)
-    return replace(plan, sources=sources, first_sample=used_samples, retired=retired, _tables={})
+    return replace(plan, sources=sources, first_sample=used_samples, retired=retired, _blocks={}, _epochs={})
 
 
 def _from_fingerprint(saved: Mapping, max_epochs: float) -> SamplingPlan:
@@ -426,11 +457,6 @@ def _breaks(before: SamplingPlan, plan: SamplingPlan) -> list[Problem]:
         if tokens.get(source.name, source.num_tokens) != source.num_tokens
     ]
     return problems
-
-
-@lru_cache(maxsize=1024)
-def _permutation(size: int, key: str) -> Permutation:
-    return Permutation(size, key)
 
 
 def _apportion(weights: Sequence[float]) -> list[int]:

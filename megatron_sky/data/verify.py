@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_sky.data.indexed import IndexedTokens, bin_path, chunks, idx_path
-from megatron_sky.data.meta import HASH_BLOCK, Meta, check_meta, entropy, hash_file, meta_path, read_meta
+from megatron_sky.data.meta import HASH_BLOCK, Meta, check_meta, hash_file, meta_path, read_meta
 from megatron_sky.data.scan import ScannedBlock, TokenScan, scan_tokens
 from megatron_sky.data.tokenizer import Tokenizer
 from megatron_sky.errors import DataError
@@ -26,7 +26,7 @@ class Verified:
 
     Attributes:
         meta: its meta file, or None where it has none: then nothing was known to compare with.
-        scan: hashes and counts of its tokens.
+        scan: hashes of its tokens, and the largest id.
         num_unended: documents that don't end with the end-of-document id (None: the id is not known).
     """
 
@@ -67,7 +67,7 @@ def verify(
                 )
         num_empty = _check_index(pair)
         checker = _TokenChecker(pair, meta, _limit(meta, tokenizer), _eod(meta, tokenizer), report)
-        scan = scan_tokens(bin_path(prefix), pair.dtype, checker)
+        scan = scan_tokens(bin_path(prefix), pair.dtype, visit=checker)
         _check_totals(prefix, meta, scan, checker)
         return Verified(str(prefix), meta, pair.num_tokens, pair.num_documents, num_empty, scan, checker.num_unended)
 
@@ -207,10 +207,6 @@ def _check_totals(prefix: str | Path, meta: Meta | None, scan: TokenScan, checke
         raise DataError(f"{idx_path(prefix)}: the content differs from the one that was written ({meta_path(prefix)})")
     if meta.max_token_id != scan.max_id:
         raise DataError(f"{meta_path(prefix)}: max_token_id is {meta.max_token_id}, the tokens have {scan.max_id}")
-    if abs(meta.unigram_entropy - entropy(scan.counts)) > 1e-6:
-        raise DataError(
-            f"{meta_path(prefix)}: unigram_entropy is {meta.unigram_entropy}, the tokens have {entropy(scan.counts)}"
-        )
     counts = meta.documents
     if counts.read != counts.written + counts.empty + counts.rejected:
         raise DataError(f"{meta_path(prefix)}: documents read are not those written, empty and rejected: {counts}")

@@ -92,7 +92,6 @@ def test_contradictions_with_the_meta_file_are_named(pair, corpus):
     prefix, meta = pair
     wrong = {
         "max_token_id": 3,
-        "unigram_entropy": 1.0,
         "num_tokens": meta.num_tokens + 1,
         "idx_sha256": "0" * 64,
         "bin_blocks": (*meta.bin_blocks[:-1], "0" * 64),
