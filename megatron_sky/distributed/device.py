@@ -68,6 +68,7 @@ def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1):
         else:
             assert "megatron.core" not in sys.modules, "device.setup() must come before megatron.core is imported"
             _hide_gpu_packages()
+            sys.modules["fused_weight_gradient_mlp_cuda"] = _WeightGradients
             _answer_with_cpu()
             _state["redirected"] = True
             _import_megatron_uncompiled()
@@ -179,6 +180,23 @@ class _Hidden(importlib.abc.MetaPathFinder):
 
 def _hide_gpu_packages() -> None:
     sys.meta_path.insert(0, _Hidden())
+
+
+class _WeightGradients:
+    """What megatron-core asks of apex's extension: a weight's gradient added to its buffer `[out, in]` by the product.
+
+    Without it the product goes to memory of its own and is added in a second pass.
+    """
+
+    @staticmethod
+    def wgrad_gemm_accum_fp32(input, grad_output, main_grad) -> None:
+        """main_grad += grad_output^T input, for `[tokens, in]` and `[tokens, out]` of any dtype."""
+        main_grad.addmm_(grad_output.t().to(main_grad.dtype), input.to(main_grad.dtype))
+
+    @staticmethod
+    def wgrad_gemm_accum_fp16(input, grad_output, main_grad) -> None:
+        """The same for a buffer of 16 bits: the product is rounded to it once."""
+        main_grad.add_(grad_output.t().matmul(input))
 
 
 def _is_cuda(device: object) -> bool:

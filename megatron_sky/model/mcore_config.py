@@ -54,6 +54,7 @@ def transformer_config(
         calculate_per_token_loss=True,
         # Without a compiler behind it megatron-core's fused SwiGLU is twice as slow; its fused GELU needs a bias.
         bias_activation_fusion=on_gpu and (model.activation == "swiglu" or model.add_bias_linear),
+        gradient_accumulation_fusion=not on_gpu,  # the device seam gives the CPU this product; on GPUs apex or TE must
         bias_dropout_fusion=on_gpu,
         cross_entropy_loss_fusion=on_gpu,
         **_recompute(train),

@@ -1,0 +1,287 @@
+"""Tokens/s of megatron_sky against Hugging Face's Trainer on LlamaForCausalLM, on this machine's CPUs.
+
+Both train a LLaMA of the same shape on the same token file, with the same dtype, micro and global batch, processes,
+threads, AdamW settings and gradient clipping. Each side has its own processes, which stay alive and take turns: while
+one side runs a block of steps, the other waits for its turn on a pipe. So both meet the same noise, and neither pays
+for the other's start-up. The clock is the parent's, from the word "go" to the last rank's answer.
+
+Neither side saves or validates. megatron_sky runs as `megatron-sky train` does, with its log line, metrics.jsonl and
+TensorBoard at every step; the Trainer logs nothing.
+
+    python benchmarks/hf_trainer.py [--dtype bf16] [--nproc 2] [--rounds 8]
+"""
+
+import argparse
+import multiprocessing
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import SHAPE, WARMUP_STEPS, Side, recipe, told
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One comparison."""
+
+    folder: Path
+    dtype: str
+    nproc: int
+    threads: int
+    micro_batch_size: int
+    global_batch_size: int
+    rounds: int
+    steps_per_block: int
+    warmup_steps: int
+    hf_optimizer: str
+    hf_weights: str
+
+    @property
+    def steps(self) -> int:
+        return self.warmup_steps + self.rounds * self.steps_per_block
+
+
+class Turns:
+    """A worker's end of the pipe: waits for "go", runs a block, answers with its CPU seconds and losses."""
+
+    def __init__(self, pipe, setting: Setting):
+        self._pipe = pipe
+        self._blocks = [setting.warmup_steps] + [setting.steps_per_block] * setting.rounds
+        self._left = 0
+        self._losses: list[float] = []
+
+    def before_step(self) -> None:
+        """Returns at once inside a block, and waits for the turn between blocks."""
+        if self._left == 0:
+            self._pipe.recv()
+            self._left = self._blocks.pop(0)
+            self._cpu_start = time.process_time()
+
+    def after_step(self, loss) -> None:
+        """Counts a step; at the block's end tells the parent."""
+        self._losses.append(loss)
+        self._left -= 1
+        if self._left == 0:
+            self._pipe.send((time.process_time() - self._cpu_start, [float(each) for each in self._losses]))
+            self._losses = []
+
+
+def ours(pipe, setting: Setting, rank: int, port: int) -> None:
+    """One rank of megatron_sky's side: `trainer.run.train` with a loop that waits for its turns."""
+    join_job(setting, rank, port)
+    from megatron_sky.distributed.launch import rank_info
+    from megatron_sky.trainer import run
+    from megatron_sky.trainer.loop import Trainer
+
+    turns = Turns(pipe, setting)
+
+    class InTurns(Trainer):
+        def fit(self) -> None:
+            while self.should_continue():
+                turns.before_step()
+                self.step()
+                self.maybe_validate()
+                self.maybe_save()
+                turns.after_step(self.last_loss)
+
+        def check_finite(self, result) -> None:
+            super().check_finite(result)
+            self.last_loss = result.lm_loss
+
+    run.Trainer = InTurns
+    run.train(_recipe(setting), rank_info())
+
+
+def theirs(pipe, setting: Setting, rank: int, port: int) -> None:
+    """One rank of Hugging Face's side."""
+    join_job(setting, rank, port)
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    from megatron_sky.data.indexed import IndexedTokens
+
+    torch.set_num_threads(setting.threads)
+    turns = Turns(pipe, setting)
+    tokens = IndexedTokens(setting.folder / "tokens")
+    length = SHAPE["seq_length"]
+
+    class Sequences(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return (tokens.num_tokens - 1) // length
+
+        def __getitem__(self, index: int) -> dict:
+            ids = torch.from_numpy(tokens.read(index * length, length).astype("int64"))
+            return {"input_ids": ids, "labels": ids}
+
+    class OwnLoss(Trainer):
+        """Keeps each step's loss, which the Trainer would otherwise hand to its log only."""
+
+        loss = 0.0
+
+        def training_step(self, *args, **kwargs):
+            loss = super().training_step(*args, **kwargs)
+            self.loss = self.loss + loss
+            return loss
+
+    class InTurns(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_) -> None:
+            turns.before_step()
+
+        def on_step_end(self, args, state, control, **_) -> None:
+            turns.after_step(trainer.loss)
+            trainer.loss = 0.0
+
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=SHAPE["vocab_size"],
+            hidden_size=SHAPE["hidden_size"],
+            intermediate_size=SHAPE["ffn_hidden_size"],
+            num_hidden_layers=SHAPE["num_layers"],
+            num_attention_heads=SHAPE["num_attention_heads"],
+            max_position_embeddings=length,
+            rms_norm_eps=1e-6,
+            tie_word_embeddings=False,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
+    )
+    if setting.hf_weights == "bf16":
+        model = model.to(torch.bfloat16)
+    config = _recipe(setting)
+    trainer = OwnLoss(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(setting.folder / "hf"),
+            use_cpu=True,
+            ddp_backend="gloo" if setting.nproc > 1 else None,
+            bf16=setting.dtype == "bf16" and setting.hf_weights == "fp32",
+            per_device_train_batch_size=setting.micro_batch_size,
+            gradient_accumulation_steps=setting.global_batch_size // (setting.micro_batch_size * setting.nproc),
+            max_steps=setting.steps,
+            learning_rate=config.schedule.lr,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=WARMUP_STEPS,
+            optim=setting.hf_optimizer,
+            adam_beta1=config.optimizer.adam_beta1,
+            adam_beta2=config.optimizer.adam_beta2,
+            adam_epsilon=config.optimizer.adam_eps,
+            weight_decay=config.optimizer.weight_decay,
+            max_grad_norm=config.optimizer.clip_grad,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=Sequences(),
+        callbacks=[InTurns()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+def join_job(setting: Setting, rank: int, port: int) -> None:
+    """torchrun's variables for this rank, before torch is imported; a job of one process needs none."""
+    sys.stdout = open(setting.folder / "log.txt", "a")  # noqa: SIM115 (until the process ends)
+    os.dup2(sys.stdout.fileno(), 1)
+    os.environ["OMP_NUM_THREADS"] = str(setting.threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if setting.nproc > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(setting.nproc),
+            "LOCAL_WORLD_SIZE": str(setting.nproc),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+
+
+def compare(setting: Setting) -> tuple[Side, Side, list[list[float]]]:
+    """Runs both sides in turns: their times, and each side's mean loss per block."""
+    spawn = multiprocessing.get_context("spawn")
+    tokens = setting.steps_per_block * setting.global_batch_size * SHAPE["seq_length"]
+    sides = [Side("megatron_sky", tokens), Side("HF Trainer", tokens)]
+    losses: list[list[float]] = [[], []]
+    teams = []
+    for work in (ours, theirs):
+        port, pipes = _free_port(), []
+        for rank in range(setting.nproc):
+            pipe, far_end = spawn.Pipe()
+            spawn.Process(target=work, args=(far_end, setting, rank, port), daemon=True).start()
+            far_end.close()
+            pipes.append(pipe)
+        teams.append(pipes)
+    for number in range(setting.rounds + 1):
+        order = (0, 1) if number % 2 else (1, 0)  # neither side is always the first
+        for side in order:
+            start = time.perf_counter()
+            for pipe in teams[side]:
+                pipe.send("go")
+            answers = [pipe.recv() for pipe in teams[side]]
+            if number:  # block 0 is the warm-up
+                sides[side].seconds.append(time.perf_counter() - start)
+                sides[side].cpu_seconds.append(sum(cpu for cpu, _ in answers))
+            losses[side].append(statistics.mean(loss for _, each in answers for loss in each))
+    return *sides, losses
+
+
+def _recipe(setting: Setting):
+    return recipe(
+        setting.folder,
+        steps=setting.steps,
+        dtype=setting.dtype,
+        micro_batch_size=setting.micro_batch_size,
+        global_batch_size=setting.global_batch_size,
+        threads=setting.threads,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--nproc", type=int, default=1, help="data-parallel processes of each side, over gloo")
+    parser.add_argument("--threads", type=int, default=0, help="per process; 0: the cores shared out")
+    parser.add_argument("--micro-batch-size", type=int, default=2)
+    parser.add_argument("--global-batch-size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=8, help="blocks of each side that are timed")
+    parser.add_argument("--steps-per-block", type=int, default=1)
+    parser.add_argument("--warmup-steps", type=int, default=2, help="steps of each side before the clock")
+    parser.add_argument("--hf-optimizer", choices=["adamw_torch_fused", "adamw_torch"], default="adamw_torch_fused")
+    parser.add_argument(
+        "--hf-weights",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="with --dtype bf16: fp32 weights under autocast, as the Trainer's bf16=True has it (and as megatron_sky "
+        "keeps fp32 masters), or bf16 weights and no masters",
+    )
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="megatron_sky_bench_") as folder:
+        cores = len(os.sched_getaffinity(0))
+        values = vars(given) | {"folder": Path(folder), "threads": given.threads or max(1, cores // given.nproc)}
+        setting = Setting(**values)
+        _recipe(setting)  # writes the tokens once, before the processes look for them
+        our_side, their_side, losses = compare(setting)
+    print(
+        f"{setting.dtype}, {setting.nproc} process(es) of {setting.threads} thread(s), {setting.hf_optimizer}, "
+        f"batch {setting.global_batch_size} x {SHAPE['seq_length']} in micro batches of {setting.micro_batch_size}"
+    )
+    print(told(our_side, their_side))
+    for side, values in zip((our_side, their_side), losses, strict=True):
+        print(f"{side.name:18} loss of each block: {' '.join(f'{value:.3f}' for value in values)}")
+
+
+if __name__ == "__main__":
+    main()
