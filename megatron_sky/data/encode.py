@@ -118,16 +118,15 @@ def _hash_range(block: Block) -> str:
         return hashlib.sha256(file.read(block.end - block.start)).hexdigest()
 
 
-_encoder: BlockEncoder | None = None
+_of_this_process: list[BlockEncoder] = []
 
 
 def start_worker(tokenizer_path: str, options: EncodeOptions) -> None:
     """Make this process's encoder; a process has one, so that blocks alone cross the border."""
-    global _encoder
-    _encoder = BlockEncoder(load_tokenizer(tokenizer_path), options)
+    _of_this_process[:] = [BlockEncoder(load_tokenizer(tokenizer_path), options)]
 
 
 def encode_in_worker(block: Block) -> EncodedBlock:
     """Run the process's encoder."""
-    assert _encoder is not None, "start_worker comes first"
-    return _encoder(block)
+    (encoder,) = _of_this_process
+    return encoder(block)

@@ -71,12 +71,12 @@ def test_the_network_can_be_undone_at_2_to_the_40():
 
 def test_permutations_look_random():
     size = 1000
-    fixed = [sum(Permutation(size, f"k{key}")(i) == i for i in range(size)) for key in range(60)]
+    fixed = [sum(Permutation(size, f"k{key}")(i) == i for i in range(size)) for key in range(30)]
     follows = [
         sum(order(i + 1) == order(i) + 1 for i in range(size - 1))
-        for order in (Permutation(size, f"k{k}") for k in range(60))
+        for order in (Permutation(size, f"k{k}") for k in range(30))
     ]
-    assert 0.6 < sum(fixed) / 60 < 1.5 and 0.6 < sum(follows) / 60 < 1.5  # both are 1 for a random permutation
+    assert 0.6 < sum(fixed) / 30 < 1.5 and 0.6 < sum(follows) / 30 < 1.5  # both are 1 for a random permutation
 
 
 @settings(max_examples=60, deadline=None)
@@ -186,7 +186,7 @@ def blend(mixture, *, total=4000, tokens=TOKENS, **more):
     return build_plan(sources, total_samples=total, **given_)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(segments())
 def test_a_blend_that_changes_repeats_and_skips_nothing(run):
     plan, given_ = blend(run[0][1]), {name: [] for name in TOKENS}
