@@ -2,8 +2,8 @@
 
 Each side runs with its own library's modules in float32: a native or Megatron-LM checkpoint with megatron-core's, a
 Hugging Face folder with transformers' and under the names in its files. Only one layer of each side is in memory at a
-time (beside the embeddings), so a 13 B model fits on one machine. Where the hidden states first part, the weights of that
-layer are compared one by one, and where those are equal, the two descriptions of the model.
+time (beside the embeddings), so a 13 B model fits on one machine. Where the hidden states first part, the weights of
+that layer are compared one by one, and where those are equal, the two descriptions of the model.
 """
 
 import contextlib

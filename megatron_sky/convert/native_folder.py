@@ -10,7 +10,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -233,10 +233,10 @@ def _objects(source: Source, common: dict) -> dict[str, object]:
     """Key -> what megatron-core saves beside tensors: the modules' empty extra states, and the common state."""
     layers = source.model.num_layers
     extra = {
-        f"{weights.LAYERS}{name}/shard_{number}_{layers}": None for name in _EXTRA_STATES for number in range(layers)
+        f"{weights.LAYERS}{name}/shard_{number}_{layers}": [None] for name in _EXTRA_STATES for number in range(layers)
     }
     # Transformer Engine's final norm asks for one; others pass it over
-    return extra | {"decoder.final_layernorm._extra_state/shard_0_1": None, "common_state/shard_0_1": [common]}
+    return extra | {"decoder.final_layernorm._extra_state/shard_0_1": [None], "common_state/shard_0_1": [common]}
 
 
 def _save_object(file: WeightFile, value: object) -> tuple[int, int]:
@@ -284,12 +284,16 @@ def _stored_shapes(source: Source) -> dict[str, tuple[int, ...]]:
 
 def _write_manifest(output: Output) -> None:
     """The manifest of `checkpoint.store`; the weight files were hashed as they were written."""
-    known = {name: store.FileRecord(each["size"], each["sha256"]) for name, each in output.finished.items()}
+    known = {name: store.FileRecord(each["size"], xxh3=each["xxh3"]) for name, each in output.finished.items()}
     rest = [name for name in store.files_of(output.folder) if name not in known and name != RECORD]
-    records = known | store.hash_files(output.folder, rest)
+    records = known | store.hash_files(output.folder, rest, "xxh3")
     manifest = {
         "format_version": store.FORMAT_VERSION,
         "step": 0,
-        "files": {name: {"size": r.size, "sha256": r.sha256} for name, r in sorted(records.items())},
+        "files": {name: _filled(record) for name, record in sorted(records.items())},
     }
     output.write_text(store.MANIFEST, json.dumps(manifest, indent=1))
+
+
+def _filled(record: store.FileRecord) -> dict:
+    return {name: value for name, value in asdict(record).items() if value is not None}

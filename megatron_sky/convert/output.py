@@ -1,14 +1,14 @@
 """The folder that a conversion writes: nothing under its final name until all of it is there and proven.
 
 Files are written into `OUT.partial`. A weight file that is finished and read back is entered in `conversion.json`
-there; when the same conversion is started again, those files are checked by their SHA-256 and kept, the rest is written.
+there; when the same conversion is started again, those files are checked by their hash and kept, and the rest is
+written.
 At the end `conversion.json` stays in the folder as its record, everything is flushed to disk, and the folder is renamed
 to `OUT`: a rename is the only way in which `OUT` comes to be.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from megatron_sky import __version__
 from megatron_sky.checkpoint.store import hash_files
@@ -43,7 +44,7 @@ class Converted:
     num_tensors: int
     num_bytes: int
     files: dict[str, dict]
-    """Weight file -> `size`, `sha256`, and what its format adds."""
+    """Weight file -> `size`, `xxh3`, and what its format adds."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class WeightFile:
         self.path = path
         self.size = 0
         self._proven = 0
-        self._digest = hashlib.sha256()
+        self._digest = xxhash.xxh3_128()
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._proof: Future | None = None
         try:
@@ -125,14 +126,14 @@ class WeightFile:
         """Nothing is buffered here (torch.save asks)."""
 
     def finish(self) -> dict:
-        """Proves the rest and flushes to disk; the file's `size` and `sha256`."""
+        """Proves the rest and flushes to disk; the file's `size` and `xxh3`."""
         self.prove([])
         self._wait()
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise _cant_write(self.path, error) from error
-        return {"size": self.size, "sha256": self._digest.hexdigest()}
+        return {"size": self.size, "xxh3": self._digest.hexdigest()}
 
 
 class Output:
@@ -268,7 +269,7 @@ def _read_record(path: Path) -> dict | None:
 def _is_whole(path: Path, record: dict) -> bool:
     if not path.is_file() or path.stat().st_size != record["size"]:
         return False
-    return hash_files(path.parent, [path.name])[path.name].sha256 == record["sha256"]
+    return hash_files(path.parent, [path.name], "xxh3")[path.name].xxh3 == record["xxh3"]
 
 
 def _cant_write(path: Path, error: OSError) -> CheckpointError:

@@ -1,0 +1,271 @@
+"""Damaged, contradictory and hostile files are named and refused; interrupted conversions go on."""
+
+import json
+import os
+import pickle
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+
+from megatron_sky.checkpoint import store
+from megatron_sky.convert import output as outputs
+from megatron_sky.convert.hf_folder import write_hf
+from megatron_sky.convert.native_folder import write_native
+from megatron_sky.convert.sources import open_source
+from megatron_sky.errors import CheckpointError, DataError
+from tests.convert.test_native import assert_same_weights
+
+
+@pytest.fixture
+def checkpoint(native, tmp_path):
+    """A copy of a native checkpoint, to be damaged, without the manifest's word on its sizes."""
+    folder = tmp_path / "step_0000002"
+    shutil.copytree(native("tp2"), folder)
+    manifest = json.loads((folder / store.MANIFEST).read_text())
+    manifest["files"] = {}
+    (folder / store.MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+class Bomb:
+    """What a hostile pickle does: calls a function of its choice."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_hostile_metadata_is_refused_and_not_run(checkpoint, tmp_path):
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+    with pytest.raises(CheckpointError, match=r"\.metadata.*mkdir"):
+        open_source(checkpoint)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_hostile_bin_file_is_refused_and_not_run(hf, tmp_path):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    shutil.copy(hf("tp2") / "config.json", folder)
+    torch.save({"lm_head.weight": Bomb(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin.*mkdir"):
+        open_source(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_hostile_settings_of_megatron_are_passed_over_and_not_run(native, corpus, tmp_path):
+    path = tmp_path / "iter_0000001" / "mp_rank_00" / "model_optim_rng.pt"
+    path.parent.mkdir(parents=True)
+    torch.save({"model": {}, "checkpoint_version": 3.0, "args": Bomb(tmp_path / "ran")}, path)
+    with pytest.raises(CheckpointError, match="holds no args"):
+        open_source(tmp_path / "iter_0000001", tokenizer=corpus / "tokenizer.model")
+    assert not (tmp_path / "ran").exists()
+
+
+def weight_file(folder):
+    return max(folder.glob("*.distcp"), key=lambda path: path.stat().st_size)
+
+
+def test_a_missing_file_is_named(checkpoint):
+    weight_file(checkpoint).unlink()
+    with pytest.raises(CheckpointError, match=r"__\d_\d.distcp: is missing"):
+        open_source(checkpoint)
+
+
+def test_a_truncated_file_is_named(checkpoint):
+    for path in checkpoint.glob("*.distcp"):
+        os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match=r"__\d_\d.distcp: has .* the file is truncated"):
+        open_source(checkpoint)
+
+
+def test_a_flipped_byte_is_named_and_nothing_is_written(checkpoint, tmp_path):
+    source = open_source(checkpoint)
+    for path in checkpoint.glob("*.distcp"):
+        data = bytearray(path.read_bytes())
+        for at in range(0, len(data), 997):
+            data[at] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"distcp"):
+        write_hf(source, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_the_manifest_is_believed(native, tmp_path):
+    folder = tmp_path / "step_0000002"
+    shutil.copytree(native("tp2"), folder)
+    weight_file(folder).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="has 1 bytes, the manifest says"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "part"),
+    [
+        (
+            "ffn_hidden_size: 48",
+            "ffn_hidden_size: 64",
+            r"linear_fc1.weight.*has shape \[96, 32\], the model's is \[128, 32\]",
+        ),
+        ("num_layers: 4", "num_layers: 3", r"layers.*\[3\]: is no tensor of this model"),
+        ("num_layers: 4", "num_layers: 5", r"decoder.layers.4.mlp.linear_fc1.weight: is missing"),
+        ("tie_embeddings: false", "tie_embeddings: true", r"output_layer.weight: is no tensor of this model"),
+        ("vocab_size: 700", "vocab_size: 690", r"its config says 690 and its tokenizer says 700"),
+        ("vocab_size: 700", "vocab_size: 800", r"its config says 800 and its tokenizer says 700"),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors(before, after, part, checkpoint):
+    path = checkpoint / "config.yaml"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    with pytest.raises(CheckpointError, match=f"(?s){part}"):
+        open_source(checkpoint)
+
+
+def test_a_tokenizer_that_is_none_is_named(checkpoint):
+    (checkpoint / "tokenizer.model").write_bytes(b"no model")
+    with pytest.raises(DataError, match=r"tokenizer\.model"):
+        open_source(checkpoint)
+
+
+@pytest.fixture
+def folder(native, tmp_path):
+    """A Hugging Face folder of several files, to be damaged."""
+    return write_hf(open_source(native("tp2")), tmp_path / "hf_to_damage", file_size=60_000).folder
+
+
+HF_DAMAGE = {
+    "a missing file": (lambda f: (f / first(f)).unlink(), "model-00001.*is missing"),
+    "a truncated file": (lambda f: os.truncate(f / first(f), 50_000), "model-00001.*truncated"),
+    "a torn header": (lambda f: os.truncate(f / first(f), 100), "model-00001.*truncated within its header"),
+    "no weights": (lambda f: [path.unlink() for path in f.glob("*model*")], "holds no weights"),
+    "another width": (lambda f: edit(f, hidden_size=64), r"embed_tokens.weight.*shape \[700, 32\]"),
+    "another layer count": (lambda f: edit(f, num_hidden_layers=3), "model.layers.3.*is no tensor of this model"),
+    "another vocabulary": (lambda f: edit(f, vocab_size=701), "701 in config.json.*700 rows"),
+    "an unknown architecture": (lambda f: edit(f, architectures=["BertModel"]), "BertModel.*isn't supported"),
+    "another activation": (lambda f: edit(f, hidden_act="gelu"), "hidden_act = 'gelu'"),
+    "an unknown scaling": (lambda f: edit(f, rope_scaling={"rope_type": "yarn", "factor": 2}), "rope_scaling.*yarn"),
+    "quantised weights": (lambda f: edit(f, quantization_config={"bits": 4}), "quantised"),
+    "no config": (lambda f: (f / "config.json").unlink(), "is no checkpoint"),
+}
+
+
+def first(folder):
+    return min(path.name for path in folder.glob("*.safetensors"))
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("kind", HF_DAMAGE)
+def test_a_damaged_hugging_face_folder_is_named(kind, folder):
+    damage, part = HF_DAMAGE[kind]
+    damage(folder)
+    with pytest.raises(CheckpointError, match=f"(?s){part}"):
+        open_source(folder)
+
+
+WRITERS = {"hf": (write_hf, "safetensors"), "native": (write_native, "distcp")}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_an_interrupted_conversion_leaves_nothing_and_goes_on(writer, native, tmp_path, monkeypatch):
+    write, ending = WRITERS[writer]
+    source = open_source(native("tp2"))
+    out = tmp_path / "out"
+    written = count_files(monkeypatch, stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        write(source, out, file_size=60_000)
+    assert not out.exists()
+    with pytest.raises(CheckpointError):
+        open_source(tmp_path / "out.partial")
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.partial").glob(f"*.{ending}")}
+    assert len(kept) == 4  # three whole ones and the one that was begun
+    damaged = sorted(kept)[1]
+    (tmp_path / "out.partial" / damaged).write_bytes(b"damaged meanwhile")
+    written.clear()
+    monkeypatch.setattr(outputs.WeightFile, "finish", written.original)
+    again = write(source, out, file_size=60_000)
+    unchanged = [name for name in sorted(kept)[:3] if (out / name).stat().st_mtime_ns == kept[name]]
+    assert unchanged == [name for name in sorted(kept)[:3] if name != damaged]
+    assert not (tmp_path / "out.partial").exists()
+    assert_same_weights(source, open_source(out))
+    whole = write(source, tmp_path / "whole", file_size=60_000)
+    assert {n: r["size"] for n, r in again.files.items()} == {n: r["size"] for n, r in whole.files.items()}
+
+
+class Written(list):
+    original = None
+
+
+def count_files(monkeypatch, stop_after: int) -> Written:
+    """Interrupts the conversion when more weight files than that are finished."""
+    written = Written()
+    written.original = outputs.WeightFile.finish
+
+    def finish(self):
+        if len(written) == stop_after:
+            raise KeyboardInterrupt
+        written.append(self.path.name)
+        return written.original(self)
+
+    monkeypatch.setattr(outputs.WeightFile, "finish", finish)
+    return written
+
+
+def test_a_finished_conversion_is_not_done_again_and_another_is_refused(native, tmp_path):
+    source = open_source(native("tp2"))
+    first_time = write_hf(source, tmp_path / "hf")
+    stamp = (tmp_path / "hf" / "model.safetensors").stat().st_mtime_ns
+    assert write_hf(source, tmp_path / "hf").files == first_time.files
+    assert (tmp_path / "hf" / "model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(CheckpointError, match="exists already"):
+        write_hf(open_source(native("one")), tmp_path / "hf")
+
+
+def test_two_conversions_into_one_folder_are_kept_apart(native, tmp_path):
+    source = open_source(native("tp2"))
+    with outputs.prepared(tmp_path / "hf", {}), pytest.raises(CheckpointError, match="another process"):
+        write_hf(source, tmp_path / "hf")
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_too_small_a_disk_is_told_before_and_during(writer, native, tmp_path, monkeypatch):
+    write, _ = WRITERS[writer]
+    source = open_source(native("tp2"))
+    usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    with pytest.raises(CheckpointError, match=r"needs .* bytes, the disk has 1,000 free"):
+        write(source, tmp_path / "out")
+    monkeypatch.undo()
+    monkeypatch.setattr(outputs.WeightFile, "write", full_disk)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        write(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def full_disk(self, data):
+    raise outputs._cant_write(self.path, OSError(28, "No space left on device"))
+
+
+def test_a_write_that_went_wrong_is_found(native, tmp_path, monkeypatch):
+    """The read-back sees what is in the file, not what was meant."""
+    write = outputs.WeightFile.write
+
+    def faulty(self, data):
+        changed = bytearray(memoryview(data).cast("B"))
+        if len(changed) > 4000:
+            changed[2000] ^= 4
+        return write(self, changed)
+
+    monkeypatch.setattr(outputs.WeightFile, "write", faulty)
+    with pytest.raises(CheckpointError, match=r"read back, differs from what was written"):
+        write_hf(open_source(native("tp2")), tmp_path / "hf", file_size=10**9)
+    with pytest.raises(CheckpointError, match=r"read back|refused|differs"):
+        write_native(open_source(native("tp2")), tmp_path / "native")

@@ -1,0 +1,112 @@
+"""The series of intermediate checkpoints: which stands for a mark, what its card says, and that it goes on."""
+
+import hashlib
+import json
+import logging
+import shutil
+
+import pytest
+import yaml
+
+from megatron_sky.convert.release import find_marks, mark_label, release_run
+from megatron_sky.convert.sources import open_source
+from megatron_sky.errors import CheckpointError
+from tests.conftest import SEQ_LENGTH
+from tests.convert import workers
+from tests.convert.conftest import recipe_of
+from tests.convert.test_native import assert_same_weights
+
+STEP = 8 * SEQ_LENGTH  # tokens
+
+
+@pytest.fixture(scope="module")
+def run(ranks, corpus, tmp_path_factory):
+    """A run of four steps with a checkpoint after each and validation."""
+    folder = tmp_path_factory.mktemp("release")
+    recipe = recipe_of(corpus, folder / "tiny", {}, {}, "fp32")
+    recipe["train"]["tokens"] = 4 * STEP
+    recipe["checkpoint"] = {"interval": "1 steps", "release_marks": [STEP, 3 * STEP, 100 * STEP]}
+    recipe["validation"] = {
+        "sets": [{"name": "web", "path": str(corpus / "tokens/validation/en_web")}],
+        "max_sequences": 4,
+        "interval": "1 steps",
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    ranks(1, workers.train, str(path))
+    return folder / "tiny"
+
+
+def test_labels_are_exact():
+    marks = {
+        500 * 10**9: "500B",
+        10**12: "1T",
+        1_500 * 10**9: "1.5T",
+        3_100 * 10**9: "3.1T",
+        256: "256",
+        1234: "1.234k",
+    }
+    assert {tokens: mark_label(tokens) for tokens in marks} == marks
+
+
+def test_the_series(run, tmp_path):
+    folders = release_run(run, tmp_path / "series")
+    assert [folder.name for folder in folders] == ["tiny-256", "tiny-768"]
+    for folder, step in zip(folders, (1, 3), strict=True):
+        assert_same_weights(open_source(run / "checkpoints" / f"step_{step:07d}"), open_source(folder))
+    card = (folders[1] / "README.md").read_text()
+    assert card.startswith("---\n") and "# tiny-768" in card
+    assert "768 tokens" in card and "step 3" in card
+    assert "| web |" in card and "| 3 |" in card
+    assert hashlib.sha256((folders[1] / "model.safetensors").read_bytes()).hexdigest() in card
+    shares = [line for line in card.splitlines() if line.startswith(("| en_web", "| zh_web"))]
+    assert sum(int(line.split("|")[2].replace(",", "")) for line in shares) == 3 * STEP
+    assert str(run.parent) not in card  # nothing of the machine
+    series = json.loads((tmp_path / "series" / "series.json").read_text())
+    assert [each["consumed_tokens"] for each in series["checkpoints"]] == [STEP, 3 * STEP]
+    stamps = [(folder / "model.safetensors").stat().st_mtime_ns for folder in folders]
+    assert release_run(run, tmp_path / "series") == folders
+    assert [(folder / "model.safetensors").stat().st_mtime_ns for folder in folders] == stamps
+
+
+def test_a_mark_needs_a_checkpoint_near_it(run, tmp_path, caplog):
+    copy = tmp_path / "tiny"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "step_0000002")
+    shutil.rmtree(copy / "checkpoints" / "step_0000003")
+    with caplog.at_level(logging.WARNING, "megatron_sky"):
+        found = find_marks(copy, [STEP, STEP + 1])
+    assert [(mark.tokens, mark.consumed_tokens) for mark in found] == [(STEP, STEP)]
+    assert "257: skipped: the next checkpoint is at 1,024 tokens" in caplog.text
+    with pytest.raises(CheckpointError, match="no checkpoint stands for any of 1T; it has checkpoints at 256"):
+        find_marks(copy, [10**12])
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        find_marks(tmp_path, None)
+
+
+def test_push_without_a_token_says_so_and_leaves_the_folders(run, tmp_path, monkeypatch, caplog):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    with caplog.at_level(logging.WARNING, "megatron_sky"):
+        folders = release_run(run, tmp_path / "series", marks=[STEP], push="team/tiny")
+    assert "not uploaded: there is no Hugging Face token" in caplog.text and folders[0].is_dir()
+
+
+def test_push_uploads_a_revision_a_mark(run, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    calls = []
+
+    class Api:
+        def create_repo(self, name, exist_ok):
+            calls.append(("repo", name))
+
+        def create_branch(self, name, branch, exist_ok):
+            calls.append(("branch", branch))
+
+        def upload_folder(self, repo_id, folder_path, revision):
+            calls.append(("folder", revision, folder_path))
+
+    monkeypatch.setattr(hub, "get_token", lambda: "token")
+    monkeypatch.setattr(hub, "HfApi", Api)
+    (folder,) = release_run(run, tmp_path / "series", marks=[STEP], push="team/tiny")
+    assert calls == [("repo", "team/tiny"), ("branch", "256-tokens"), ("folder", "256-tokens", str(folder))]
