@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from megatron_sky.data.inputs import Block
+from megatron_sky.data.inputs import MAX_DOCUMENT_BYTES, Block
 
 BOM = b"\xef\xbb\xbf"
-MAX_DOCUMENT_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
 _EXCERPT = 200  # characters
 

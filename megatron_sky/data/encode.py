@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megatron_sky.data.documents import MAX_DOCUMENT_BYTES, Reject, parse_block
+from megatron_sky.data.documents import Reject, parse_block
 from megatron_sky.data.encoder import BatchEncoder
 from megatron_sky.data.indexed import token_dtype
-from megatron_sky.data.inputs import Block
+from megatron_sky.data.inputs import MAX_DOCUMENT_BYTES, Block
 from megatron_sky.data.sentences import SentenceSplitter
 from megatron_sky.data.tokenizer import Tokenizer, load_tokenizer
 

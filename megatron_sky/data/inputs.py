@@ -17,6 +17,7 @@ from typing import BinaryIO
 from megatron_sky.errors import DataError, MissingDependency
 
 BLOCK_BYTES = 16 << 20
+MAX_DOCUMENT_BYTES = 64 << 20
 _ROWS_AT_ONCE = 256
 
 # The ending decides what a file is; `.gz` and `.zst` may follow those of lines.
@@ -108,18 +109,22 @@ def pieces_of_shard(pieces: Sequence[Piece], index: int, count: int) -> list[Pie
     return chosen
 
 
-def blocks_of(piece: Piece, keys: Sequence[str]) -> Iterator[Block]:
-    """The blocks of a piece; see `Block` for who reads them."""
+def blocks_of(piece: Piece, keys: Sequence[str], max_bytes: int = MAX_DOCUMENT_BYTES) -> Iterator[Block]:
+    """The blocks of a piece; see `Block` for who reads them.
+
+    Of a document longer than `max_bytes` no more than is needed to see that is kept in memory.
+    """
     if piece.kind == "lines" and not piece.compression:
         yield Block(piece.path, piece.start, piece.end, first_of_file=piece.start == 0)
     elif piece.kind == "lines":
-        for number, lines in enumerate(_line_blocks(piece)):
+        for number, lines in enumerate(_line_blocks(piece, max_bytes)):
             yield Block(piece.path, lines=lines, first_of_file=number == 0)
     elif piece.kind == "rows":
         for rows in _row_blocks(piece.path, keys):
             yield Block(piece.path, rows=rows)
     else:
-        yield Block(piece.path, rows=[(Path(piece.path).read_bytes(),) * len(keys)])
+        with open(piece.path, "rb") as file:
+            yield Block(piece.path, rows=[(file.read(max_bytes + 1),) * len(keys)])
 
 
 def _kind(path: Path) -> tuple[str, str] | None:
@@ -131,7 +136,7 @@ def _kind(path: Path) -> tuple[str, str] | None:
     return kind, compression
 
 
-def _line_blocks(piece: Piece) -> Iterator[bytes]:
+def _line_blocks(piece: Piece, max_bytes: int) -> Iterator[bytes]:
     """Whole lines, about BLOCK_BYTES at a time; a longer line makes a block of its own."""
     rest = b""
     try:
@@ -142,7 +147,7 @@ def _line_blocks(piece: Piece) -> Iterator[bytes]:
                     yield rest + data[:cut]
                     rest = data[cut:]
                 else:
-                    rest += data
+                    rest = (rest + data)[: max_bytes + 1]
     except (OSError, EOFError) as error:
         raise DataError(f"{piece.path}: broken {piece.compression} file ({error})\n  mend: fetch it again") from error
     if rest:

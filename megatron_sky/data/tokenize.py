@@ -24,10 +24,19 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_sky.data.documents import MAX_DOCUMENT_BYTES, REASONS, parse_block
+from megatron_sky.data.documents import REASONS, parse_block
 from megatron_sky.data.encode import BlockEncoder, EncodedBlock, EncodeOptions, encode_in_worker, start_worker
 from megatron_sky.data.indexed import IndexedWriter, WriterState, bin_path, idx_path, token_dtype
-from megatron_sky.data.inputs import BLOCK_BYTES, Block, Piece, blocks_of, cut_pieces, find_files, pieces_of_shard
+from megatron_sky.data.inputs import (
+    BLOCK_BYTES,
+    MAX_DOCUMENT_BYTES,
+    Block,
+    Piece,
+    blocks_of,
+    cut_pieces,
+    find_files,
+    pieces_of_shard,
+)
 from megatron_sky.data.meta import DocumentCounts, FileRecord, Meta, hash_blocks, meta_path, read_meta
 from megatron_sky.data.scan import describe
 from megatron_sky.data.sentences import learn_punkt
@@ -231,7 +240,7 @@ class _Job:
         number, done = 0, 0
         for piece in self.pieces:
             done += piece.end - piece.start
-            for block in blocks_of(piece, self.options.keys):
+            for block in blocks_of(piece, self.options.keys, self.options.max_document_bytes):
                 if number >= skip:
                     yield done, block
                 number += 1

@@ -289,6 +289,20 @@ def test_blocks_of_any_size_give_each_line_once(tmp_path_factory, sizes, block, 
     assert lines == len(texts) == len(found) + long
 
 
+def test_a_document_beyond_the_limit_is_rejected_in_every_kind_of_file(corpus, tmp_path, small_blocks):
+    lines = b'{"text": "a"}\n{"text": "' + b"y" * 90_000 + b'"}\n{"text": "b"}\n'
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    for name in ("a.jsonl", "b.jsonl.gz"):
+        options = TokenizeOptions(max_document_bytes=5000)
+        (meta,) = tokenize_files([tmp_path / name], tmp_path / name[0], corpus.tokenizer, options)
+        assert meta.rejected == {"too_long": 1} and meta.documents.written == 2
+        assert json.loads((tmp_path / f"{name[0]}.rejects.jsonl").read_text())["line"] == 2
+    (tmp_path / "c.txt").write_text("y" * 90_000)
+    (meta,) = tokenize_files([tmp_path / "c.txt"], tmp_path / "c", corpus.tokenizer, options)
+    assert meta.rejected == {"too_long": 1} and meta.num_tokens == 0
+
+
 def test_worker_processes_give_the_same(corpus, tmp_path):
     files = sorted(corpus.files["train"].values())
     one = tokenize_files(files, tmp_path / "one", corpus.tokenizer, TokenizeOptions())
