@@ -75,7 +75,7 @@ def save_as_megatron(info, folder: str, settings: dict, model: dict, spelling: s
             "args": argparse.Namespace(**settings, callback=Unknown(), params_dtype=torch.float32),
             "checkpoint_version": 3.0,
             "iteration": 7,
-            "model": _spelled(built.chunks[0].sharded_state_dict(), spelling),
+            "model": _spelled(built.chunks[0].sharded_state_dict(), spelling, context.place.tp_rank),
             "optimizer": _optimizer(context),
         }
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -87,12 +87,12 @@ class Unknown:
     """A class of the training program, which a converter can't import and must not need."""
 
 
-def _spelled(state: dict, spelling: str) -> dict:
+def _spelled(state: dict, spelling: str, tp_rank: int) -> dict:
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 
     if spelling == "te":
         state["decoder.final_layernorm._extra_state"] = ShardedObject(
-            "decoder.final_layernorm._extra_state", None, (1,), (0,)
+            "decoder.final_layernorm._extra_state", None, (1,), (0,), replica_id=(0, tp_rank, 0)
         )
     for value in _sharded(state):
         if spelling == "separate":
