@@ -8,9 +8,10 @@ HERE = Path(__file__).parent
 
 BASE = [
     "megatron-core>=0.16.1,<0.20",
-    "torch>=2.6",
+    "torch>=2.8",
     "numpy>=1.26",
     "psutil>=5.9",  # megatron-core's checkpoint writer imports it without declaring it, and hangs when it is absent
+    "xxhash>=3.4",
     "einops>=0.7",  # megatron-core's process groups import it without declaring it
     "pydantic>=2.8,<3",
     "PyYAML>=6.0",
@@ -24,11 +25,12 @@ BASE = [
 
 EXTRAS = {
     "hf": ["transformers>=4.46,<6", "safetensors>=0.4", "accelerate>=1.0"],
+    "corpus": ["gigatoken>=0.10", "msgspec>=0.18", "zstandard>=0.22", "pyarrow>=15"],
     "wandb": ["wandb>=0.17"],
     "gpu": ["transformer-engine[pytorch]>=2.2"],
     "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
 }
-EXTRAS["dev"] += EXTRAS["hf"]
+EXTRAS["dev"] += EXTRAS["hf"] + EXTRAS["corpus"]
 
 setup(
     name="megatron-sky",

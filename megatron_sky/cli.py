@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_sky import __version__
+from megatron_sky import __version__, cli_checkpoint, cli_convert, cli_data, cli_tokenizer
 from megatron_sky.errors import SkyError
 
 app = typer.Typer(
@@ -35,6 +35,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("megatron-sky: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+app.add_typer(cli_checkpoint.app, name="checkpoint")
+app.add_typer(cli_convert.app, name="convert")
+app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_tokenizer.app, name="tokenizer")
+app.command()(cli_convert.release)
 
 
 @app.callback(invoke_without_command=True)

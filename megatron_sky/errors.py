@@ -60,6 +60,12 @@ class RunError(SkyError):
     exit_code = 5
 
 
+class LeftEarly(SkyError):
+    """The run was asked to leave (a signal, the job's end), saved, and is to be started again: no failure."""
+
+    exit_code = 75  # EX_TEMPFAIL: try again
+
+
 class MissingDependency(SkyError):
     """An optional package is needed and absent."""
 

@@ -66,7 +66,8 @@ def make_data(out: Path, *, seed: int) -> None:
         log.info("tokenizer of %d tokens in %s", tokenizer.vocab_size, out / "tokenizer.model")
         for split in TOKENIZED:
             (out / "tokens" / split).mkdir(parents=True, exist_ok=True)
-            metas = [tokenize_jsonl([path], out / "tokens" / split / name, tokenizer) for name, path in files[split].items()]
+            folder = out / "tokens" / split
+            metas = [tokenize_jsonl([path], folder / name, tokenizer) for name, path in files[split].items()]
             log.info("%s: %s tokens", split, f"{sum(meta.num_tokens for meta in metas):,}")
     except OSError as error:
         raise RunError(f"--out {out}: can't be written: {error}\n  mend: give a folder you may write to") from error
@@ -119,4 +120,5 @@ def _show_end(run_dir: Path, config: Config, seconds: float) -> None:
 
     page = build_report(run_dir)
     log.info("report: %s", page)
-    log.info("done in %.0f s; %s tokens, checkpoints in %s", seconds, f"{config.train.tokens:,}", run_dir / "checkpoints")
+    log.info("checkpoints: %s", run_dir / "checkpoints")
+    log.info("done in %.0f s: %s tokens", seconds, f"{config.train.tokens:,}")

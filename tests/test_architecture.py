@@ -31,6 +31,7 @@ LEVELS = {
     "cli_data": 8,
     "cli_tokenizer": 8,
     "cli_convert": 8,
+    "cli_checkpoint": 8,
     "__main__": 10,
 }
 NO_TORCH = [

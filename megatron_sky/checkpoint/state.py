@@ -1,4 +1,4 @@
-"""Saving and loading in megatron-core's torch_dist format: any layout reads what any other wrote.
+"""Loading, and what is saved, in megatron-core's torch_dist format: any layout reads what any other wrote.
 
 Tensors go through megatron-core's dist_checkpointing under global names; everything else (progress, recipe, data
 position) is JSON and YAML beside them, so that it can be read without torch and nothing is unpickled. Random number
@@ -6,18 +6,17 @@ generators have no state to save: every step seeds them (see `distributed.seedin
 """
 
 import json
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint.store import TRAIN_STATE
 from megatron_sky.config import Config, dump_config, load_config
 from megatron_sky.config.schema import ModelConfig
-from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
-from megatron_sky.errors import CheckpointError, SkyError
+from megatron_sky.errors import CheckpointError
 
-TRAIN_STATE = "train_state.json"
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 
@@ -79,44 +78,6 @@ def check_same_model(saved: ModelConfig, wanted: ModelConfig, folder: Path) -> N
         )
 
 
-def save(
-    run_dir: Path,
-    *,
-    config: Config,
-    context: ParallelContext,
-    chunks: list,
-    optimizer,
-    progress: dict,
-    data: dict,
-) -> Path:
-    """Writes `<run_dir>/checkpoints/step_N` from all ranks and returns it. Collective.
-
-    `progress` is TrainState as a dict, `data` the sampling plan's fingerprint. Raises CheckpointError when it can't be
-    written; then no folder under the final name exists.
-    """
-    from megatron.core import dist_checkpointing
-
-    final = store.folder_of(run_dir, progress["step"])
-    temporary = final.with_name(final.name + ".tmp")
-    _on_rank_zero(context, lambda: _fresh_folder(temporary), temporary)
-    state, metadata = _sharded_state(chunks, optimizer, context, loading=False)
-    compat.save_in_this_process()
-    try:
-        dist_checkpointing.save(state, str(temporary), _save_strategy(context), content_metadata=metadata)
-    except OSError as error:
-        raise CheckpointError(f"{temporary}: can't be written: {error}\n  mend: free space or permissions") from error
-    described = {"progress": progress, "data": data, "layout": str(context.layout)}
-    _on_rank_zero(context, lambda: _describe(temporary, config, described), temporary)
-    names = store.files_of(temporary)[context.rank :: context.world_size]
-    records = {
-        name: record
-        for part in context.gather_objects(store.hash_files(temporary, names))
-        for name, record in part.items()
-    }
-    _on_rank_zero(context, lambda: store.finish(temporary, final, progress["step"], records), final)
-    return final
-
-
 def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None) -> None:
     """Fills `chunks`, and `optimizer` where one is given, from the checkpoint in `folder`, whatever its layout was.
 
@@ -131,7 +92,8 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
             f"{folder}: was saved without its optimizer state, so a run can't be resumed from it\n"
             f"  mend: start a new run with checkpoint.init_from={folder}"
         )
-    state, _ = _sharded_state(chunks, optimizer, context, loading=True)
+    _check_pickle(folder / ".metadata")
+    state, _ = sharded_state(chunks, optimizer, context, loading=True)
     with torch.no_grad():
         loaded = dist_checkpointing.load(state, str(folder), _load_strategy(context, folder))
         for name, chunk in _named(chunks):
@@ -140,7 +102,7 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
             optimizer.load_state_dict(loaded["optimizer"])
 
 
-def _sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bool) -> tuple[dict, dict]:
+def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bool) -> tuple[dict, dict]:
     """(what to save or to fill, the plain description of how it is laid out)."""
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
@@ -171,7 +133,7 @@ def _bare(chunk):
     return chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
 
 
-def _save_strategy(context: ParallelContext):
+def save_strategy(context: ParallelContext):
     """Data-parallel ranks write equal shares of what they hold in common."""
     from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
     from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
@@ -187,29 +149,42 @@ def _load_strategy(context: ParallelContext, folder: Path):
     return FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(folder)), context.dp_cp_group)
 
 
-def _fresh_folder(temporary: Path) -> None:
-    if temporary.exists():
-        shutil.rmtree(temporary)  # left by a save that did not end
-    temporary.mkdir(parents=True)
-
-
-def _describe(folder: Path, config: Config, described: dict) -> None:
+def describe(folder: Path, config: Config, described: dict) -> None:
+    """Writes into `folder` what a checkpoint says of itself besides its tensors."""
     (folder / TRAIN_STATE).write_text(json.dumps(described, indent=1), encoding="utf-8")
     (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
     if config.tokenizer.path is not None:
         shutil.copyfile(config.tokenizer.path, folder / TOKENIZER)
 
 
-def _on_rank_zero(context: ParallelContext, action, path: Path) -> None:
-    """Runs `action` on rank 0 while the others wait; its failure is every rank's failure, told once."""
-    failure = None
-    if context.rank == 0:
-        try:
-            action()
-        except OSError as error:
-            failure = f"{path}: can't be written: {error}\n  mend: free space or permissions there"
-        except SkyError as error:
-            failure = str(error)
-    failures = [each for each in context.gather_objects(failure) if each]
-    if failures:
-        raise CheckpointError(failures[0])
+def _check_pickle(path: Path) -> None:
+    """Raises CheckpointError where the index of tensors, a pickle, names anything but what such an index is made of."""
+    try:
+        with open(path, "rb") as file:
+            _IndexUnpickler(file).load()
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: is not an index of tensors: {error}") from None
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Loads torch.distributed.checkpoint's `.metadata` and refuses every name outside a fixed list."""
+
+    def find_class(self, module: str, name: str):
+        if name in _INDEX_NAMES.get(module, "").split():
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
+
+
+_DCP = "torch.distributed.checkpoint"
+_INDEX_NAMES = {
+    f"{_DCP}.metadata": "Metadata MetadataIndex TensorProperties TensorStorageMetadata ChunkStorageMetadata "
+    "BytesStorageMetadata StorageMeta _MEM_FORMAT_ENCODING",
+    f"{_DCP}.planner": "SavePlan WriteItem WriteItemType TensorWriteData BytesIOWriteData",
+    f"{_DCP}.filesystem": "_StorageInfo _StoragePrefix",
+    "megatron.core.dist_checkpointing.strategies.torch": "MCoreMetadata MCoreSavePlan",
+    "torch": "Size float32 float16 bfloat16 float64 int64 int32 uint8 bool",
+    "torch.serialization": "_get_layout",
+    "collections": "OrderedDict",
+    "pathlib": "PosixPath PurePosixPath",
+    "pathlib._local": "PosixPath PurePosixPath",
+}

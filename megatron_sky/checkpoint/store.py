@@ -1,7 +1,7 @@
 """Checkpoint folders: their names, what makes one whole, which is the latest, which to delete. No torch.
 
-A checkpoint is written into `step_0001000.tmp`. When every file is there, a manifest with the size and SHA-256 of each
-is added and the folder is renamed to `step_0001000`. So a folder under that name was whole once, and `find_latest`
+A checkpoint is written into `step_0001000.tmp`. When every file is there, a manifest with the size and hash of each is
+added and the folder is renamed to `step_0001000`. So a folder under that name was whole once, and `find_latest`
 checks that it still is: a damaged one is named and the one before it is used.
 """
 
@@ -10,24 +10,36 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import xxhash
 
 from megatron_sky.errors import CheckpointError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+TRAIN_STATE = "train_state.json"
 _NAME = re.compile(r"step_(\d{7,})")
-_BLOCK = 1 << 20
+_BLOCK = 1 << 22
+_ALGORITHMS = {"sha256": hashlib.sha256, "xxh3": xxhash.xxh3_128}
+
+
+class NewerFormat(CheckpointError):
+    """A checkpoint of a format that this version does not know."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of a checkpoint: its size in bytes and its SHA-256 as hex."""
+    """One file of a checkpoint: its size in bytes and its hash as hex, XXH3 (128 bits, quick) or SHA-256."""
 
     size: int
-    sha256: str
+    sha256: str | None = None
+    xxh3: str | None = None
+
+    def to_dict(self) -> dict:
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
@@ -53,6 +65,8 @@ def find_latest(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
     for _, folder in reversed(checkpoints):
         try:
             verify(folder)
+        except NewerFormat:
+            raise  # it is whole, and going on from an older one would throw its steps away
         except CheckpointError as error:
             warn(f"skipping a damaged checkpoint: {error}")
         else:
@@ -79,16 +93,16 @@ def resolve(path: Path, warn: Callable[[str], None]) -> Path:
     return latest
 
 
-def hash_files(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
-    """Size and SHA-256 of each named file."""
+def hash_files(folder: Path, names: Iterable[str], algorithm: str = "sha256") -> dict[str, FileRecord]:
+    """Size and hash (`sha256` or `xxh3`) of each named file."""
     records = {}
     for name in names:
-        digest, size = hashlib.sha256(), 0
+        digest, size = _ALGORITHMS[algorithm](), 0
         with open(folder / name, "rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
                 size += len(block)
-        records[name] = FileRecord(size, digest.hexdigest())
+        records[name] = FileRecord(size, **{algorithm: digest.hexdigest()})
     return records
 
 
@@ -104,7 +118,7 @@ def finish(temporary: Path, final: Path, step: int, records: dict[str, FileRecor
     manifest = {
         "format_version": FORMAT_VERSION,
         "step": step,
-        "files": {name: {"size": r.size, "sha256": r.sha256} for name, r in sorted(records.items())},
+        "files": {name: record.to_dict() for name, record in sorted(records.items())},
     }
     with open(temporary / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
@@ -119,8 +133,8 @@ def finish(temporary: Path, final: Path, step: int, records: dict[str, FileRecor
     _sync(final.parent)
 
 
-def verify(folder: Path) -> None:
-    """Raises CheckpointError naming the first file that is missing, of another size, or of another content."""
+def check_sizes(folder: Path) -> dict[str, FileRecord]:
+    """The manifest's files; raises CheckpointError naming the first that is missing or has another size."""
     records = read_manifest(folder)
     for name, record in records.items():
         path = folder / name
@@ -128,9 +142,15 @@ def verify(folder: Path) -> None:
             raise CheckpointError(f"{path}: is missing")
         if path.stat().st_size != record.size:
             raise CheckpointError(f"{path}: has {path.stat().st_size:,} bytes, the manifest says {record.size:,}")
-    for name, found in hash_files(folder, records).items():
-        if found != records[name]:
-            raise CheckpointError(f"{folder / name}: its content is not what was written (SHA-256 differs)")
+    return records
+
+
+def verify(folder: Path) -> None:
+    """Raises CheckpointError naming the first file that is missing, of another size, or of another content."""
+    for name, record in check_sizes(folder).items():
+        algorithm = "xxh3" if record.xxh3 else "sha256"
+        if hash_files(folder, [name], algorithm)[name] != record:
+            raise CheckpointError(f"{folder / name}: its content is not what was written (its hash differs)")
 
 
 def read_manifest(folder: Path) -> dict[str, FileRecord]:
@@ -139,16 +159,14 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, step, files = content["format_version"], content["step"], content["files"]
-        records = {name: FileRecord(each["size"], each["sha256"]) for name, each in files.items()}
+        records = {name: FileRecord(**each) for name, each in files.items()}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing, so the checkpoint was never finished") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: can't be read as a manifest: {error}") from None
     if version != FORMAT_VERSION:
         mend = "use the version of megatron-sky that wrote it, or a newer one"
-        raise CheckpointError(
-            f"{path}: format_version = {version}; this version reads {FORMAT_VERSION}\n  mend: {mend}"
-        )
+        raise NewerFormat(f"{path}: format_version = {version}; this version reads {FORMAT_VERSION}\n  mend: {mend}")
     match = _NAME.fullmatch(folder.name)
     if match and int(match.group(1)) != step:
         raise CheckpointError(f"{path}: is the manifest of step {step}, not of {folder.name}")
@@ -158,12 +176,32 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     return records
 
 
-def prune(run_dir: Path, keep_last: int) -> list[Path]:
-    """Deletes all but the newest `keep_last` checkpoints; returns what was deleted."""
-    old = [folder for _, folder in list_checkpoints(run_dir)[:-keep_last]]
-    for folder in old:
-        remove(folder)
-    return old
+def consumed_tokens(folder: Path) -> int:
+    """The consumed tokens of a checkpoint, from its train_state.json."""
+    path = folder / TRAIN_STATE
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["progress"]["consumed_tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: can't be read: {error}") from None
+
+
+def to_prune(run_dir: Path, *, keep_last: int, keep_every_tokens: int | None, marks: Sequence[int] = ()) -> list[Path]:
+    """The checkpoints that retention lets go: older than the newest `keep_last`, and kept by nothing else.
+
+    Kept for ever: the first checkpoint at or after each multiple of `keep_every_tokens`, and after each of `marks`
+    (consumed tokens).
+    """
+    found = [(consumed_tokens(folder), folder) for _, folder in list_checkpoints(run_dir)]
+    kept = {folder for _, folder in found[-keep_last:]}
+    reached = 0
+    for tokens, folder in found:
+        due = any(reached < mark <= tokens for mark in marks)
+        if keep_every_tokens and tokens // keep_every_tokens > reached // keep_every_tokens:
+            due = True
+        if due:
+            kept.add(folder)
+        reached = tokens
+    return [folder for _, folder in found if folder not in kept]
 
 
 def remove(folder: Path) -> None:

@@ -152,9 +152,7 @@ class DataConfig(Section):
     document_mask: bool = Field(
         False, description="Attention within a document only, positions from 0 in each; off in the Skywork report."
     )
-    mask_document_ends: bool = Field(
-        False, description="No loss where the next token belongs to the next document."
-    )
+    mask_document_ends: bool = Field(False, description="No loss where the next token belongs to the next document.")
     sampling: Literal["plan", "megatron"] = Field(
         "plan",
         description="plan: order by arithmetic, nothing built; megatron: the order of megatron-core's GPTDataset and "
@@ -294,11 +292,54 @@ class CheckpointConfig(Section):
     """Saving, and where a run starts from. A run folder that has checkpoints is continued from the last whole one."""
 
     interval: IntervalField | None = Field(None, description="How often, beside the run's end; null: at the end only.")
+    async_save: bool = Field(True, description="Write files while training goes on; false waits for them.")
     keep_last: Positive | None = Field(None, description="Keep this many newest checkpoints; null: all.")
+    keep_every_tokens: TokenCount | None = Field(
+        None, description="With keep_last: also keep, for ever, the first checkpoint after each multiple of this."
+    )
+    release_marks: tuple[TokenCount, ...] = Field(
+        (), description="With keep_last: also keep, for ever, the first checkpoint after each of these token counts."
+    )
     save_optimizer: bool = Field(True, description="Save the optimizer state; without it a run can't be resumed.")
     init_from: str | None = Field(
         None,
         description="Checkpoint folder whose weights (only) a new run starts from; unused once the run has one.",
+    )
+
+
+class ResilienceConfig(Section):
+    """What happens when something goes wrong."""
+
+    on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
+        "stop",
+        description="A loss or gradient norm that is not finite: stop the run, skip that update, or go back to the "
+        "last checkpoint and step over the samples.",
+    )
+    on_spike: Literal["ignore", "stop", "skip", "rollback"] = Field(
+        "ignore", description="The same for a loss or gradient norm far above those of the steps before it."
+    )
+    spike_zscore: float = Field(
+        10.0, gt=0, description="A spike: this many robust standard deviations above the window's median."
+    )
+    spike_window: Annotated[int, Field(ge=8)] = Field(64, description="Steps that a spike is measured against.")
+    rerun: bool = Field(
+        True,
+        description="Run a bad step again: numbers that differ are the hardware's fault, the same numbers the data's.",
+    )
+    max_bad_steps: Positive = Field(10, description="Bad steps of one run that are skipped or rolled back, at most.")
+    time_limit_seconds: float | None = Field(
+        None, gt=0, description="The job's length, in seconds from its start; null: Slurm's end time, if there is one."
+    )
+    exit_before_seconds: float = Field(
+        300.0, ge=0, description="Save and leave this long before the job's end (see time_limit_seconds)."
+    )
+    step_timeout_seconds: float = Field(
+        1800.0, gt=0, description="A step, validation or save that takes longer is a hang: the job ends."
+    )
+    startup_timeout_seconds: float = Field(600.0, gt=0, description="Time for all ranks to arrive.")
+    straggler_interval: Positive = Field(100, description="Steps between reports of ranks that are slow.")
+    straggler_ratio: float = Field(
+        1.3, gt=1, description="A rank is slow when its work takes this much longer than the median."
     )
 
 
@@ -337,6 +378,7 @@ class Config(Section):
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
+    resilience: ResilienceConfig = ResilienceConfig()
 
     @property
     def tokens_per_sequence(self) -> int:

@@ -22,14 +22,39 @@ def batch_on_this_cp_rank(batch: dict) -> dict:
     return call(get_batch_on_this_cp_rank, batch, is_hybrid_cp=False)
 
 
-def save_in_this_process() -> None:
-    """Spares a save that waits for its writers the result-collecting process megatron-core would spawn (4 s)."""
-    import queue
+def start_result_collector() -> None:
+    """Starts the small process through which a checkpoint's writers hand over their results.
+
+    megatron-core would spawn it at the first save, which imports everything again (4 s). It must be forked before the
+    process group exists: a process that held its sockets would hide this rank's death from the others.
+    """
+    from multiprocessing import get_context
+    from multiprocessing.managers import SyncManager
 
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     if filesystem_async._results_queue is None:
-        filesystem_async._results_queue = queue.Queue()
+        manager = SyncManager(ctx=get_context("fork"))
+        manager.start(initializer=_die_with_parent)
+        filesystem_async._results_queue = manager.Queue()
+        filesystem_async._results_manager = manager  # it lives as long as somebody holds it
+
+
+def async_calls_queue():
+    """megatron-core's queue of checkpoint writers, each save in a process forked for it."""
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+
+    return AsyncCallsQueue(persistent=False)
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to end this process when the one that forked it ends, however it ends (Linux only)."""
+    import ctypes
+    import signal
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def version() -> str:

@@ -5,7 +5,7 @@ and asks it for ranks, groups and the few collectives a run needs.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,18 +13,20 @@ from megatron_sky.config.schema import ParallelConfig
 from megatron_sky.distributed import device as accelerator
 from megatron_sky.distributed import seeding
 from megatron_sky.distributed.launch import RankInfo
+from megatron_sky.distributed.rendezvous import meet
 from megatron_sky.distributed.topology import Coordinates, Layout
 
 
 @dataclass(frozen=True)
 class ParallelContext:
-    """This process's place in the job, its process groups, and its device (a torch.device)."""
+    """This process's place in the job, its process groups, its device (a torch.device) and the job's store."""
 
     layout: Layout
     place: Coordinates
     rank: int
     local_rank: int
     device: object
+    store: object = None  # the job's key-value store; None in a dry run
 
     @property
     def world_size(self) -> int:
@@ -73,14 +75,14 @@ class ParallelContext:
             dist.broadcast(values, last, group=self.pp_group)
         return values
 
-    def largest(self, value: float) -> float:
-        """The largest `value` over all ranks."""
+    def agree(self, levels: list[int]) -> list[int]:
+        """Each level's largest value over all ranks: how ranks decide together, in one small all-reduce."""
         import torch
         import torch.distributed as dist
 
-        held = torch.tensor([value], dtype=torch.float64, device=self.device)
+        held = torch.tensor(levels, dtype=torch.int32, device=self.device)
         dist.all_reduce(held, op=dist.ReduceOp.MAX)
-        return held.item()
+        return held.tolist()
 
     def gather_objects(self, value: object) -> list:
         """`value` of every rank, in rank order, on every rank."""
@@ -106,27 +108,32 @@ class ParallelContext:
 
 @contextlib.contextmanager
 def open_context(
-    parallel: ParallelConfig, info: RankInfo, *, num_threads: int = 0, timeout_seconds: float = 1800
+    parallel: ParallelConfig,
+    info: RankInfo,
+    *,
+    facts: dict | None = None,
+    num_threads: int = 0,
+    startup_timeout_seconds: float = 600,
+    timeout_seconds: float = 1800,
+    warn: Callable[[str], None] = print,
 ) -> Iterator[ParallelContext]:
     """Joins the job and makes its process groups; leaves them at the end, but not while failing.
 
+    All ranks must come within `startup_timeout_seconds` with equal `facts`; a collective may take `timeout_seconds`.
     A failing rank must not enter a collective: it would wait for ranks that wait for it.
     """
     import torch.distributed as dist
 
     device = accelerator.setup(info.local_rank, num_threads, info.local_world_size)
-    store = dist.HashStore() if info.world_size == 1 and info.master_addr is None else None
-    where = {"store": store} if store is not None else {"init_method": f"tcp://{info.master_addr}:{info.master_port}"}
-    if store is None and info.from_torchrun:
-        where = {"init_method": "env://"}
+    store = meet(info, facts or {}, timeout_seconds=startup_timeout_seconds, warn=warn)
     dist.init_process_group(
         accelerator.collective_backend(),
+        store=dist.PrefixStore("group", store),
         rank=info.rank,
         world_size=info.world_size,
         timeout=timedelta(seconds=timeout_seconds),
-        **where,
     )
-    yield _make_groups(parallel, info.rank, info.local_rank, info.world_size, device)
+    yield _make_groups(parallel, info.rank, info.local_rank, info.world_size, device, store=store)
     close_context()
 
 
@@ -158,8 +165,8 @@ def close_context() -> None:
 
 
 def _make_groups(
-    parallel: ParallelConfig, rank: int, local_rank: int, world_size: int, device, gloo_groups: bool = True
-):
+    parallel: ParallelConfig, rank: int, local_rank: int, world_size: int, device, store=None, gloo_groups: bool = True
+) -> ParallelContext:
     from megatron.core import parallel_state
 
     parallel_state.initialize_model_parallel(
@@ -178,4 +185,4 @@ def _make_groups(
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
     )
     assert place == told, f"megatron-core orders ranks otherwise: {told}, not {place}"
-    return ParallelContext(layout=layout, place=place, rank=rank, local_rank=local_rank, device=device)
+    return ParallelContext(layout=layout, place=place, rank=rank, local_rank=local_rank, device=device, store=store)

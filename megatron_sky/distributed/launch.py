@@ -4,6 +4,7 @@
 file with its cause and the time; the parent names the first cause and its rank last on the screen.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,8 @@ from pathlib import Path
 from megatron_sky.errors import RankFailed, SkyError
 
 _ERROR_DIR = "MEGATRON_SKY_ERROR_DIR"
+HANG_EXIT_CODE = 86  # a rank hung and the watchdog ended the job; starting it again may help
+_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 # What a rank sees when another one has gone: never the first cause while there is any other.
 _AFTERMATH = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|TCPStore|recvValue|sendBytes", re.I)
 
@@ -112,7 +115,9 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
             start_method="spawn",
             local_addr="127.0.0.1",
             logs_specs=DefaultLogsSpecs(log_dir=folder),
+            signals_to_handle="SIGHUP,SIGQUIT",
         )
+        before = {number: signal.signal(number, _forward) for number in _FORWARDED}
         try:
             elastic_launch(config, entrypoint=sys.executable)("-m", "megatron_sky", *arguments)
         except ChildFailedError as error:
@@ -120,7 +125,18 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
         except SignalException as error:
             raise RankFailed(f"stopped by {signal.Signals(error.sigval).name}", 128 + error.sigval) from None
         finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
             del os.environ[_ERROR_DIR]
+
+
+def _forward(number: int, frame) -> None:
+    """Hands a request to leave on to the ranks: they save and end by themselves."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            child.send_signal(number)
 
 
 def guard(work: Callable[[], None], rank: int, log: Callable[[str], None]) -> None:
@@ -131,15 +147,16 @@ def guard(work: Callable[[], None], rank: int, log: Callable[[str], None]) -> No
     try:
         work()
     except KeyboardInterrupt:
-        _leave(rank, "interrupted", 130)
+        leave_with(rank, "interrupted", 130)
     except SkyError as error:
-        _leave(rank, str(error), error.exit_code)
+        leave_with(rank, str(error), error.exit_code)
     except Exception as error:
         log(traceback.format_exc())
-        _leave(rank, f"{type(error).__name__}: {error}", 1)
+        leave_with(rank, f"{type(error).__name__}: {error}", 1)
 
 
-def _leave(rank: int, message: str, exit_code: int) -> None:
+def leave_with(rank: int, message: str, exit_code: int) -> None:
+    """Ends this process at once, its cause written down for the parent, or on the screen where there is none."""
     folder = os.environ.get(_ERROR_DIR)
     if folder and Path(folder).is_dir():
         record = {"rank": rank, "message": message, "exit_code": exit_code, "time": time.time()}

@@ -1,4 +1,4 @@
-"""megatron-core's optimizer from the recipe, and its learning rate from the schedule."""
+"""megatron-core's optimizer from the recipe."""
 
 from megatron_sky.config.schema import OptimizerConfig, ParallelConfig, PrecisionConfig, ScheduleConfig
 from megatron_sky.model import mcore_config
@@ -22,10 +22,3 @@ def build_optimizer(
         optimizer, lr=schedule.lr, min_lr=schedule.min_lr, parallel=parallel, precision=precision
     )
     return get_megatron_optimizer(config, chunks)
-
-
-def set_lr(optimizer, lr: float, weight_decay: float) -> None:
-    """Sets the step's learning rate and decay; biases and norms carry a decay multiplier of 0."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_mult", 1.0)
-        group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)

@@ -217,23 +217,21 @@ def _samples(run: RunData) -> str:
 
 
 def _sources(run: RunData) -> str:
-    rows = [
-        [
-            escape(each.name),
-            "-" if each.tokens is None else f"{each.tokens:,}",
-            escape(each.weight),
-            _loss(each.unigram_entropy),
-        ]
-        for each in run.sources
-    ]
-    return _table(["source", "tokens", "weight", "unigram entropy"], rows, "nrrr")
+    usage = run.usage
+    rows = []
+    for each in run.sources:
+        used, epochs = usage.get(each.name, (None, None))
+        tokens = ["-" if count is None else f"{count:,}" for count in (each.tokens, used)]
+        turns = "-" if epochs is None else f"{epochs:.2f}"
+        rows.append([escape(each.name), escape(each.weight), *tokens, turns, _loss(each.unigram_entropy)])
+    return _table(["source", "weight", "tokens", "used", "epochs", "unigram entropy"], rows, "nrrrrr")
 
 
 def _events(run: RunData) -> str:
     rows = []
     for each in run.metrics.events:
-        if each.event == "data":
-            continue  # has a table of its own
+        if each.event in ("data", "sources"):
+            continue  # have a table of their own
         rest = {name: value for name, value in each.fields.items() if name != "step"}
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(each.time))
         rows.append([when, escape(each.event), escape(as_text(each.fields.get("step"))), escape(as_text(rest))])
@@ -241,8 +239,21 @@ def _events(run: RunData) -> str:
     return f"<details><summary>{len(rows)} events</summary>{table}</details>" if len(rows) > 20 else table
 
 
+def _flat_facts(facts: dict[str, object]) -> list[tuple[str, object]]:
+    """run.json as rows: each attempt by its number and start, a row for each thing it says."""
+    rows: list[tuple[str, object]] = []
+    for name, value in facts.items():
+        if name != "attempts" or not isinstance(value, list):
+            rows.append((str(name), value))
+            continue
+        for number, attempt in enumerate(value, 1):
+            said = attempt if isinstance(attempt, dict) else {"": attempt}
+            rows += [(f"attempt {number}: {str(key).replace('_', ' ')}", each) for key, each in said.items()]
+    return rows
+
+
 def _facts(run: RunData) -> str:
-    rows = [[escape(str(name)), escape(as_text(value))] for name, value in run.facts.items()]
+    rows = [[escape(name), escape(as_text(value))] for name, value in _flat_facts(run.facts)]
     return _table(["fact", "value"], rows, "nt")
 
 

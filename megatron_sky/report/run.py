@@ -95,6 +95,20 @@ class RunData:
         return _sources(self._data_event().get("sources"))
 
     @property
+    def usage(self) -> dict[str, tuple[int | None, float | None]]:
+        """Tokens and epochs that each source has given, from the last "sources" event."""
+        told = [each for each in self.metrics.events if each.event == "sources"]
+        listed = told[-1].fields.get("sources") if told else None
+        entries = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+        return {
+            as_text(each.get("name")): (
+                each["tokens"] if isinstance(each.get("tokens"), int) else None,
+                _number(each.get("epochs")),
+            )
+            for each in entries
+        }
+
+    @property
     def domains(self) -> list[DomainLoss]:
         """Each validation set's first and last loss, in the order in which they were first evaluated."""
         records: dict[str, list[ValidationRecord]] = {}

@@ -72,7 +72,9 @@ def _print_model(config: Config, layout: Layout) -> None:
     print(f"model       {num_parameters(config.model):,} parameters, {flops_per_token(config.model):.3g} FLOPs a token")
     for stage, count in enumerate(stage_parameters(config, layout)):
         held = state_bytes(config, count, layout.dp_size * layout.cp_size) / GIB
-        print(f"  stage {stage:<4}{count:,} parameters a rank, {held:.2f} GiB of weights, gradients and optimizer state")
+        print(
+            f"  stage {stage:<4}{count:,} parameters a rank, {held:.2f} GiB of weights, gradients and optimizer state"
+        )
 
 
 def _print_run(config: Config, layout: Layout) -> None:

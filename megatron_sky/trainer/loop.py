@@ -3,20 +3,63 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
-from megatron_sky.config.schema import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from megatron_sky.checkpoint.saver import Saved, Saver
+from megatron_sky.config.schema import (
+    CheckpointConfig,
+    OptimizerConfig,
+    ResilienceConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from megatron_sky.data.loader import Batch
 from megatron_sky.distributed.context import ParallelContext
-from megatron_sky.errors import RunError
+from megatron_sky.errors import CheckpointError, LeftEarly, RunError
+from megatron_sky.log import get_logger
 from megatron_sky.optim.schedule import global_batch_size_at, lr_at
+from megatron_sky.trainer.anomaly import FINE, NONFINITE, AnomalyDetector
 from megatron_sky.trainer.observer import Observer
+from megatron_sky.trainer.signals import HURRY, STAY, LeaveRequests
 from megatron_sky.trainer.state import TrainState
 from megatron_sky.trainer.step import StepResult, StepRunner
+from megatron_sky.trainer.stragglers import Stragglers
 from megatron_sky.trainer.validation import Validator
+
+log = get_logger(__name__)
+
+
+class RunFiles(Protocol):
+    """What the loop asks of the run's data and folder (`trainer.run` answers)."""
+
+    def batches(self, state: TrainState) -> Iterator[Batch]:
+        """This rank's micro batches from `state` on."""
+
+    def rollback(self) -> TrainState | None:
+        """Fills weights and optimizer from the last whole checkpoint; its progress, or None where there is none."""
+
+    def name_suspects(self, step: int, numbers: list[int]) -> str:
+        """The text behind these samples, in words; all of them are written into the run folder."""
+
+    def usage(self, state: TrainState) -> list[dict]:
+        """Tokens and epochs that each source has given: `name`, `tokens`, `epochs`."""
+
+    def prune(self) -> None:
+        """Deletes the checkpoints that retention lets go."""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """The step that comes next."""
+
+    batch_size: int
+    num_microbatches: int
+    lr: float
 
 
 class Trainer:
-    """Everything a run needs, built elsewhere (`trainer.build`) and handed over by name."""
+    """Everything a run needs, built elsewhere (`trainer.run`) and handed over by name."""
 
     def __init__(
         self,
@@ -25,32 +68,43 @@ class Trainer:
         schedule: ScheduleConfig,
         optimizer_config: OptimizerConfig,
         checkpoint: CheckpointConfig,
+        resilience: ResilienceConfig,
         context: ParallelContext,
         runner: StepRunner,
         optimizer,
-        batches: Iterator[Batch],
         validator: Validator,
         observer: Observer,
+        saver: Saver,
+        leave: LeaveRequests,
+        stragglers: Stragglers,
+        files: RunFiles,
+        beat: Callable[[str], None],
         state: TrainState,
-        save: Callable[[TrainState], None],
         has_dropout: bool,
     ):
         self.train = train
         self.schedule = schedule
         self.weight_decay = optimizer_config.weight_decay
         self.checkpoint = checkpoint
+        self.resilience = resilience
         self.context = context
         self.runner = runner
         self.optimizer = optimizer
-        self.batches = batches
         self.validator = validator
         self.observer = observer
+        self.saver = saver
+        self.leave = leave
+        self.stragglers = stragglers
+        self.files = files
+        self.beat = beat
         self.state = state
-        self.save = save
         self.has_dropout = has_dropout
+        self.detector = AnomalyDetector(resilience)
+        self.batches = files.batches(state)
         self.tokens_before = state.consumed_tokens
         self.saved_step = state.step
         self.validated_step = -1
+        self.leaving = STAY
 
     def fit(self) -> None:
         """Trains from `state` to the token budget (or train.max_steps) and leaves a checkpoint there."""
@@ -59,68 +113,196 @@ class Trainer:
             self.step()
             self.maybe_validate()
             self.maybe_save()
+            self.stragglers.maybe_report(self.state.step)
         self.finish()
 
     def should_continue(self) -> bool:
         limit = self.train.max_steps
-        return self.state.consumed_tokens < self.train.tokens and (limit is None or self.state.step < limit)
+        unfinished = self.state.consumed_tokens < self.train.tokens and (limit is None or self.state.step < limit)
+        return unfinished and self.leaving == STAY
 
     def step(self) -> None:
-        """One optimizer update, counted and told."""
+        """One optimizer update: computed, judged, applied, counted and told."""
         start = time.perf_counter()
         self.tokens_before = self.state.consumed_tokens
+        planned = self.plan_step()
+        self.beat("read data")
+        batches = [next(self.batches) for _ in range(planned.num_microbatches)] if self.runner.needs_data else []
+        result = self.compute(planned, batches)
+        verdict = self.agree(result, time.perf_counter() - start)
+        if verdict != FINE:
+            result = self.handle_bad(planned, batches, result, verdict)
+            if result is None:
+                return
+        updated = self.runner.apply(self.optimizer, result, lr=planned.lr, weight_decay=self.weight_decay)
+        self.state.advance(planned.batch_size, self.runner.seq_length)
+        if updated:
+            self.detector.accept(result.lm_loss, result.grad_norm)
+        self.tell(planned, result, updated, time.perf_counter() - start)
+
+    def plan_step(self) -> PlannedStep:
         size = global_batch_size_at(self.train.global_batch_size, self.train.batch_rampup, self.tokens_before)
-        lr = lr_at(self.schedule, self.tokens_before, self.train.tokens)
+        return PlannedStep(
+            batch_size=size,
+            num_microbatches=size // (self.train.micro_batch_size * self.context.layout.dp_size),
+            lr=lr_at(self.schedule, self.tokens_before, self.train.tokens),
+        )
+
+    def compute(self, planned: PlannedStep, batches: list[Batch]) -> StepResult:
         if self.has_dropout:
             self.context.seed_step(self.train.seed, self.state.step)
-        result = self.runner.train(
-            self.optimizer,
-            self.batches,
-            num_microbatches=size // (self.train.micro_batch_size * self.context.layout.dp_size),
-            lr=lr,
-            weight_decay=self.weight_decay,
-        )
-        self.state.advance(size, self.runner.seq_length)
-        self.check_finite(result)
-        tokens, seconds = self.state.consumed_tokens - self.tokens_before, time.perf_counter() - start
-        self.observer.step(self.state, result, lr=lr, batch_size=size, tokens=tokens, seconds=seconds)
+        return self.runner.compute(self.optimizer, batches, num_microbatches=planned.num_microbatches)
 
-    def check_finite(self, result: StepResult) -> None:
-        """A NaN is never trained on: the run stops, and the checkpoint before it stays the latest."""
-        if result.updated and not (math.isfinite(result.lm_loss) and math.isfinite(result.grad_norm)):
+    def agree(self, result: StepResult, seconds: float) -> int:
+        """All ranks' verdict on the step's numbers, and whether any was asked to leave: one small all-reduce."""
+        self.beat("agree")
+        self.stragglers.add(seconds - self.runner.sync_seconds)
+        verdict, self.leaving = self.context.agree([self.judge(result), self.leave.level])
+        return verdict
+
+    def judge(self, result: StepResult) -> int:
+        """This rank's verdict; an fp16 overflow is no fault, the loss scale takes care of it."""
+        return FINE if result.grad_norm is None else self.detector.judge(result.lm_loss, result.grad_norm).kind
+
+    def handle_bad(
+        self, planned: PlannedStep, batches: list[Batch], result: StepResult, verdict: int
+    ) -> StepResult | None:
+        """What the recipe wants done with a bad step; a result to apply where running it again gave good numbers."""
+        reason = self.detector.judge(result.lm_loss, result.grad_norm).reason or "another rank found its numbers bad"
+        numbers = self.state.plan_numbers(self.state.consumed_samples, planned.batch_size)
+        suspects = self.files.name_suspects(self.state.step + 1, numbers)
+        cause = "the step was not run again (resilience.rerun is off)"
+        if self.resilience.rerun:
+            again = self.compute(planned, batches)
+            if self.context.agree([self.judge(again)]) == [FINE]:
+                cause = "run again it was fine: a passing hardware fault"
+                self.note_bad(reason, cause, suspects, "applied the second run")
+                return again
+            same = (again.lm_loss, again.grad_norm) == (result.lm_loss, result.grad_norm)
+            both_nan = math.isnan(again.lm_loss) and math.isnan(result.lm_loss)
+            cause = "run again it gave the same: the data or the model" if same or both_nan else "run again it differed"
+        policy = self.resilience.on_nonfinite if verdict == NONFINITE else self.resilience.on_spike
+        self.note_bad(reason, cause, suspects, policy)
+        self.state.bad_steps += 1
+        if policy == "stop" or self.state.bad_steps > self.resilience.max_bad_steps:
+            self.stop(reason, cause, suspects, policy)
+        if policy == "rollback":
+            self.roll_back(numbers, reason)
+        else:
+            self.state.advance(planned.batch_size, self.runner.seq_length)
+        return None
+
+    def note_bad(self, reason: str, cause: str, suspects: str, action: str) -> None:
+        step = self.state.step + 1
+        self.observer.warn(f"step {step}: {reason}; {cause}; {action}; its samples: {suspects}")
+        self.observer.event("bad_step", step=step, reason=reason, cause=cause, action=action, samples=suspects)
+
+    def stop(self, reason: str, cause: str, suspects: str, policy: str) -> None:
+        limit = self.resilience.max_bad_steps
+        many = (
+            f" for the {self.state.bad_steps}th time (resilience.max_bad_steps = {limit})" if policy != "stop" else ""
+        )
+        self.wait_for_saves()
+        raise RunError(
+            f"step {self.state.step + 1}{many}: {reason}; {cause}\n  its samples: {suspects}\n"
+            f"  mend: the last checkpoint (step {self.saved_step}) is good; go on from it with a lower schedule.lr, or "
+            f"set resilience.on_nonfinite or on_spike to skip or rollback"
+        )
+
+    def roll_back(self, numbers: list[int], reason: str) -> None:
+        """Back to the last whole checkpoint, and from there over the offending samples."""
+        self.wait_for_saves()
+        self.beat("roll back")
+        before, failed = self.state, self.state.step + 1
+        saved = self.files.rollback()
+        if saved is None:
             raise RunError(
-                f"step {self.state.step}: lm_loss = {result.lm_loss}, grad_norm = {result.grad_norm}: not finite\n"
-                f"  mend: continue from the last checkpoint (step {self.saved_step}) with a lower schedule.lr or a "
-                f"longer warm-up, or look at the data of samples {self.state.consumed_samples - 1} and before"
+                f"step {failed}: {reason}; there is no checkpoint to go back to\n"
+                f"  mend: set checkpoint.interval, or resilience.on_nonfinite and on_spike to skip or stop"
             )
+        self.state = saved
+        self.state.bad_steps = before.bad_steps
+        self.state.skipped = before.skipped
+        self.state.skip(numbers)
+        self.tokens_before, self.saved_step = saved.consumed_tokens, saved.step
+        self.batches = self.files.batches(self.state)
+        self.observer.event("resume", step=saved.step, reason=f"rolled back from step {failed}: {reason}")
+        self.observer.warn(f"rolled back to step {saved.step}; {len(numbers)} samples are stepped over")
+
+    def tell(self, planned: PlannedStep, result: StepResult, updated: bool, seconds: float) -> None:
+        tokens = self.state.consumed_tokens - self.tokens_before
+        self.observer.step(
+            self.state,
+            result,
+            updated=updated,
+            lr=planned.lr,
+            batch_size=planned.batch_size,
+            tokens=tokens,
+            seconds=seconds,
+        )
 
     def maybe_validate_at_start(self) -> None:
         if self.state.step == 0 and self.validator.config.at_start:
             self.run_validation()
 
     def maybe_validate(self) -> None:
-        if self.validator.due(self.state.step, self.tokens_before, self.state.consumed_tokens):
+        if self.leaving == STAY and self.validator.due(self.state.step, self.tokens_before, self.state.consumed_tokens):
             self.run_validation()
 
+    def tell_usage(self) -> None:
+        self.observer.event("sources", step=self.state.step, sources=self.files.usage(self.state))
+
     def run_validation(self) -> None:
-        losses = self.validator.evaluate()
+        self.beat("validate")
+        losses = self.validator.evaluate(hurried=lambda: self.context.agree([self.leave.level]) == [HURRY])
         self.validated_step = self.state.step
         if losses:
             self.observer.validation(self.state, losses)
 
     def maybe_save(self) -> None:
+        """Starts a save when it is time; otherwise moves the one in flight on."""
         interval = self.checkpoint.interval
         if interval is not None and interval.due(self.state.step, self.tokens_before, self.state.consumed_tokens):
-            self.run_save()
+            self.beat("save")
+            self.note_saves(self.saver.start(self.state.to_dict()))
+            self.saved_step = self.state.step
+            self.tell_usage()
+        else:
+            self.note_saves(self.saver.poll())
 
-    def run_save(self) -> None:
-        self.save(self.state)
-        self.saved_step = self.state.step
+    def note_saves(self, ended: list[Saved], may_fail: bool = True) -> None:
+        for save in ended:
+            if save.failure is None:
+                self.observer.saved(save)
+                self.files.prune()
+            elif may_fail:
+                self.observer.event("checkpoint_failed", step=save.step, reason=save.failure)
+                self.observer.warn(f"checkpoint of step {save.step} failed, training goes on: {save.failure}")
+            else:
+                raise CheckpointError(save.failure)
+
+    def wait_for_saves(self) -> None:
+        self.beat("save")
+        self.note_saves(self.saver.finish())
 
     def finish(self) -> None:
         """The run's end: its losses and its checkpoint, unless this step already has them."""
-        if self.validated_step != self.state.step:
+        if self.validated_step != self.state.step and self.leaving == STAY:
             self.run_validation()
-        if self.saved_step != self.state.step:
-            self.run_save()
-        self.observer.event("end", step=self.state.step)
+        self.wait_for_saves()
+        if not self.is_saved():
+            self.beat("save")
+            self.note_saves(self.saver.start(self.state.to_dict()), may_fail=False)
+            self.note_saves(self.saver.finish(), may_fail=False)
+        self.tell_usage()
+        self.observer.event("end" if self.leaving == STAY else "left", step=self.state.step)
+        if self.leaving != STAY:
+            hurried = " (in a hurry)" if self.leaving == HURRY else ""
+            raise LeftEarly(
+                f"left{hurried} after step {self.state.step}: {self.leave.reason or 'another rank was asked to'}; "
+                f"everything is saved, the same command goes on from there"
+            )
+
+    def is_saved(self) -> bool:
+        """Whether this step's checkpoint is whole: an interval save may have failed."""
+        return self.saver.last_step == self.state.step

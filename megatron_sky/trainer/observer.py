@@ -4,6 +4,7 @@ import contextlib
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_sky.checkpoint.saver import Saved
 from megatron_sky.config import Config
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import ParallelContext
@@ -14,6 +15,7 @@ from megatron_sky.monitor.metrics import MetricsWriter, TrainRecord, ValidationR
 from megatron_sky.monitor.throughput import Throughput, peak_tflops
 from megatron_sky.trainer.state import TrainState
 from megatron_sky.trainer.step import StepResult
+from megatron_sky.trainer.stragglers import Slow
 from megatron_sky.trainer.validation import SetLoss
 
 log = get_logger(__name__)
@@ -58,17 +60,29 @@ class Observer:
         if self._active:
             self._writer.event(name, **fields)
 
-    def step(self, state: TrainState, result: StepResult, *, lr: float, batch_size: int, tokens: int, seconds: float):
+    def step(
+        self,
+        state: TrainState,
+        result: StepResult,
+        *,
+        updated: bool,
+        lr: float,
+        batch_size: int,
+        tokens: int,
+        seconds: float,
+    ):
         """A step was done: `state` already counts it."""
         if not self._active:
             return
         speed = self._throughput.step(tokens=tokens, seconds=seconds)
         left = self._throughput.seconds_left(max(0, self._total_tokens - state.consumed_tokens))
         record = TrainRecord(
-            **state.to_dict(),
+            step=state.step,
+            consumed_samples=state.consumed_samples,
+            consumed_tokens=state.consumed_tokens,
             lm_loss=result.lm_loss,
             lr=lr,
-            grad_norm=result.grad_norm,
+            grad_norm=float("nan") if result.grad_norm is None else result.grad_norm,
             global_batch_size=batch_size,
             step_seconds=seconds,
             **asdict(speed),
@@ -77,10 +91,31 @@ class Observer:
         self._bar.update(record, seconds_left=left)
         if state.step % self._log_interval == 0 or state.step == self._total_steps:
             log.info(train_line(record, total_steps=self._total_steps, seconds_left=left))
-        if not result.updated:
+        if not updated:
             log.warning(
                 "step %d: gradients overflowed fp16; the update was skipped, the loss scale is lowered", state.step
             )
+
+    def warn(self, text: str) -> None:
+        """A warning, once for the whole job."""
+        if self._active:
+            log.warning("%s", text)
+
+    def slow_ranks(self, slow: list[Slow]) -> None:
+        """Ranks that the others wait for."""
+        for each in slow[:4]:
+            told = asdict(each)
+            self.event("slow_rank", **told)
+            self.warn(
+                f"rank {each.rank} on {each.host} is slow: {each.work_seconds:.2f} s of work a step, "
+                f"the others' median is {each.median_seconds:.2f} s"
+            )
+
+    def saved(self, save: Saved) -> None:
+        """A checkpoint is whole."""
+        self.event("checkpoint", step=save.step, path=f"checkpoints/{save.folder.name}", seconds=save.seconds)
+        if self._active:
+            log.info("checkpoint %s saved in %.1f s", save.folder, save.seconds)
 
     def validation(self, state: TrainState, losses: dict[str, SetLoss]) -> None:
         """Every set's loss at this point."""

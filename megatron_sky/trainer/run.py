@@ -1,21 +1,22 @@
 """A run from recipe to last checkpoint, as one rank sees it: join, build, resume, fit."""
 
 import contextlib
+import math
 import socket
-import time
 from pathlib import Path
 
 from megatron_sky.checkpoint import state as checkpoints
 from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config import Config
 from megatron_sky.config.validate import check, find_notes
 from megatron_sky.data.loader import TrainData, prefetch
 from megatron_sky.data.meta import Meta, check_source
 from megatron_sky.data.tokenizer import load_tokenizer
-from megatron_sky.distributed import device
+from megatron_sky.distributed import compat, device
 from megatron_sky.distributed.context import ParallelContext, open_context
-from megatron_sky.distributed.launch import RankInfo
-from megatron_sky.errors import CheckpointError, DataError
+from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with
+from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
 from megatron_sky.log import get_logger, setup_logging
 from megatron_sky.model.build import BuiltModel, build_model
 from megatron_sky.model.flops import num_parameters
@@ -25,9 +26,15 @@ from megatron_sky.trainer import run_folder
 from megatron_sky.trainer.batches import training_requests
 from megatron_sky.trainer.loop import Trainer
 from megatron_sky.trainer.observer import Observer
-from megatron_sky.trainer.state import TrainState
+from megatron_sky.trainer.signals import LeaveRequests
+from megatron_sky.trainer.startup import check_disk, rank_facts
+from megatron_sky.trainer.state import TrainState, plan_number
 from megatron_sky.trainer.step import StepRunner
+from megatron_sky.trainer.stragglers import Stragglers
+from megatron_sky.trainer.suspects import in_words, name_samples
+from megatron_sky.trainer.suspects import write as write_suspects
 from megatron_sky.trainer.validation import Validator
+from megatron_sky.trainer.watchdog import Watchdog
 
 log = get_logger(__name__)
 
@@ -54,13 +61,29 @@ def open_data(config: Config) -> TrainData:
             problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
-    return TrainData(
-        config.data,
-        seq_length=config.model.seq_length,
-        vocab_size=config.model.vocab_size,
-        total_samples=length_of(config)[1],
-        tokenizer_sha256=tokenizer_hash,
-    )
+    settings = config.data
+    if settings.sampling == "megatron":  # whose order repeats sources without a limit
+        settings = settings.model_copy(update={"max_epochs": math.inf})
+    return TrainData(settings, **_data_arguments(config, tokenizer_hash))
+
+
+def _data_arguments(config: Config, tokenizer_hash: str | None) -> dict:
+    return {
+        "seq_length": config.model.seq_length,
+        "vocab_size": config.model.vocab_size,
+        "total_samples": length_of(config)[1],
+        "tokenizer_sha256": tokenizer_hash,
+    }
+
+
+def _in_megatron_order(config: Config, data: TrainData, run_dir: Path) -> TrainData:
+    """The data in the order that the recipe asks for; megatron-core's is built once, by the job's first rank."""
+    if config.data.sampling == "plan":
+        return data
+    from megatron_sky.data.megatron_order import MegatronTrainData
+
+    tokenizer_hash = data.metas[0].tokenizer.sha256 if data.metas[0] and config.tokenizer.path else None
+    return MegatronTrainData(config.data, cache=run_dir / "index_cache", **_data_arguments(config, tokenizer_hash))
 
 
 def length_of(config: Config, consumed_samples: int = 0) -> tuple[int, int]:
@@ -75,20 +98,59 @@ def length_of(config: Config, consumed_samples: int = 0) -> tuple[int, int]:
 
 
 def train(config: Config, info: RankInfo) -> None:
-    """Trains, as rank `info.rank`, until the recipe's budget is met; continues the run folder's run if it has one."""
+    """Trains, as rank `info.rank`, until the recipe's budget is met; continues the run folder's run if it has one.
+
+    Raises LeftEarly where the job was asked to leave: everything is saved then.
+    """
     run_dir = Path(config.train.run_dir)
     data = check_before(config, info.world_size)
     setup_logging(info.rank, info.world_size, run_dir)
+    device.setup(info.local_rank, config.train.num_threads, info.local_world_size)
+    compat.start_result_collector()
     lock = run_folder.locked(run_dir, log.warning) if info.rank == 0 else contextlib.nullcontext()
-    with lock, open_context(config.parallel, info, num_threads=config.train.num_threads) as context:
-        _train(config, context, data, run_dir)
+    with (
+        lock,
+        LeaveRequests(config.resilience) as leave,
+        open_context(
+            config.parallel,
+            info,
+            facts=rank_facts(config, data),
+            startup_timeout_seconds=config.resilience.startup_timeout_seconds,
+            timeout_seconds=config.resilience.step_timeout_seconds + 60,  # the watchdog's word comes first
+            warn=log.warning,
+        ) as context,
+        Watchdog(
+            rank=context.rank,
+            world_size=context.world_size,
+            store=context.store,
+            timeout_seconds=config.resilience.step_timeout_seconds,
+            stacks=run_dir / "logs" / f"stacks_{context.rank:05d}.txt",
+            end=lambda message: leave_with(context.rank, message, HANG_EXIT_CODE),
+        ) as watchdog,
+    ):
+        _train(config, context, data, run_dir, leave, watchdog)
 
 
-def _train(config: Config, context: ParallelContext, data: TrainData, run_dir: Path) -> None:
+def _train(
+    config: Config,
+    context: ParallelContext,
+    data: TrainData,
+    run_dir: Path,
+    leave: LeaveRequests,
+    watchdog: Watchdog,
+) -> None:
+    data = _in_megatron_order(config, data, run_dir)
     folder, state = _starting_point(config, context, data, run_dir)
+    if context.rank == 0:
+        check_disk(config, run_dir, log.warning)
     model = _build(config, context, fill=folder is None and config.checkpoint.init_from is None)
     runner = StepRunner(
-        model, context=context, seq_length=config.model.seq_length, micro_batch_size=config.train.micro_batch_size
+        model,
+        context=context,
+        seq_length=config.model.seq_length,
+        micro_batch_size=config.train.micro_batch_size,
+        masks_documents=config.data.document_mask,
+        beat=watchdog.beat,
     )
     optimizer = build_optimizer(
         config.optimizer,
@@ -106,18 +168,21 @@ def _train(config: Config, context: ParallelContext, data: TrainData, run_dir: P
         vocab_size=config.model.vocab_size,
         micro_batch_size=config.train.micro_batch_size,
     )
+    saver = Saver(
+        run_dir,
+        config=config,
+        context=context,
+        chunks=model.chunks,
+        optimizer=optimizer,
+        fingerprint=data.plan.fingerprint,
+    )
+    saver.last_step = state.step if folder is not None else None
     steps_left, _ = length_of(config, state.consumed_samples)
     _tell(config, context, model, state, steps_left, run_dir)
-    requests = training_requests(
-        config.train, context=context, seq_length=config.model.seq_length, consumed_samples=state.consumed_samples
-    )
+    total_steps = state.step + steps_left
     with (
-        Observer(
-            config, context=context, total_steps=state.step + steps_left, state=state, run_dir=run_dir
-        ) as observer,
-        contextlib.closing(
-            prefetch(data.read, requests, num_workers=config.data.num_workers, depth=config.data.prefetch_batches)
-        ) as batches,
+        Observer(config, context=context, total_steps=total_steps, state=state, run_dir=run_dir) as observer,
+        _Files(config, context, data, run_dir, model, optimizer) as files,
     ):
         observer.event(
             "start" if folder is None else "resume",
@@ -131,16 +196,79 @@ def _train(config: Config, context: ParallelContext, data: TrainData, run_dir: P
             schedule=config.schedule,
             optimizer_config=config.optimizer,
             checkpoint=config.checkpoint,
+            resilience=config.resilience,
             context=context,
             runner=runner,
             optimizer=optimizer,
-            batches=batches,
             validator=validator,
             observer=observer,
+            saver=saver,
+            leave=leave,
+            stragglers=Stragglers(config.resilience, context, observer.slow_ranks),
+            files=files,
+            beat=watchdog.beat,
             state=state,
-            save=lambda state: _save(config, context, model, optimizer, data, state, run_dir, observer),
             has_dropout=config.model.hidden_dropout > 0 or config.model.attention_dropout > 0,
         ).fit()
+
+
+class _Files:
+    """The run's data and folder, as the loop asks for them (`loop.RunFiles`)."""
+
+    def __init__(self, config: Config, context: ParallelContext, data: TrainData, run_dir: Path, model, optimizer):
+        self._config, self._context, self._data, self._run_dir = config, context, data, run_dir
+        self._model, self._optimizer = model, optimizer
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._open.close()
+
+    def batches(self, state: TrainState):
+        self._open.close()  # the threads that read ahead of another state
+        requests = training_requests(
+            self._config.train, context=self._context, seq_length=self._config.model.seq_length, state=state
+        )
+        settings = self._config.data
+        ahead = prefetch(self._data.read, requests, num_workers=settings.num_workers, depth=settings.prefetch_batches)
+        return self._open.enter_context(contextlib.closing(ahead))
+
+    def rollback(self) -> TrainState | None:
+        folder, state = _starting_point(self._config, self._context, self._data, self._run_dir)
+        if folder is None:
+            return None
+        checkpoints.load(folder, context=self._context, chunks=self._model.chunks, optimizer=self._optimizer)
+        return state
+
+    def name_suspects(self, step: int, numbers: list[int]) -> str:
+        suspects = name_samples(self._data, numbers)
+        if self._context.rank == 0:
+            write_suspects(self._run_dir, step, suspects)
+        return in_words(suspects)
+
+    def usage(self, state: TrainState) -> list[dict]:
+        length = self._config.model.seq_length
+        used = plan_number(state.consumed_samples, state.skipped)
+        plan = self._data.plan
+        return [
+            {"name": source.name, "tokens": count * length, "epochs": epochs}
+            for source, count, epochs in zip(plan.sources, plan.consumed(used), plan.epochs(used), strict=True)
+        ]
+
+    def prune(self) -> None:
+        keep = self._config.checkpoint
+        if self._context.rank != 0 or keep.keep_last is None:
+            return
+        for old in store.to_prune(
+            self._run_dir,
+            keep_last=keep.keep_last,
+            keep_every_tokens=keep.keep_every_tokens,
+            marks=keep.release_marks,
+        ):
+            store.remove(old)
+            log.info("checkpoint %s deleted (checkpoint.keep_last = %d)", old.name, keep.keep_last)
 
 
 def _starting_point(
@@ -161,32 +289,18 @@ def _starting_point(
         return None, TrainState()
     saved = checkpoints.read_saved(folder)
     checkpoints.check_same_model(saved.config.model, config.model, folder)
-    _check_same_data(saved, data)
+    state = TrainState.from_dict(saved.progress)
+    changed = data.continue_from(saved.data, plan_number(state.consumed_samples, state.skipped))
+    if context.rank == 0 and changed:
+        log.warning("the mixture has changed since %s: each source goes on from where it stopped", folder.name)
     if context.rank == 0 and config.checkpoint.init_from:
         log.info("checkpoint.init_from is not used: the run continues from its own %s", folder.name)
-    return folder, TrainState(**saved.progress)
-
-
-def _check_same_data(saved: checkpoints.Saved, data: TrainData) -> None:
-    """A changed mixture would silently repeat or skip data."""
-    now = data.plan.fingerprint()
-    differing = [
-        f"  {key}: {saved.data.get(key)!r} in the checkpoint, {now.get(key)!r} now"
-        for key in sorted(saved.data.keys() | now.keys())
-        if saved.data.get(key) != now.get(key)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{saved.folder}: was trained on other data than the recipe names, and would repeat or skip samples:\n"
-            + "\n".join(differing)
-            + "\n  mend: restore the recipe's data section, or start a new run with "
-            f"checkpoint.init_from={saved.folder} in another train.run_dir"
-        )
+    return folder, state
 
 
 def _build(config: Config, context: ParallelContext, fill: bool) -> BuiltModel:
     context.seed_step(config.train.seed, 0)
-    return build_model(
+    built = build_model(
         config.model,
         parallel=config.parallel,
         precision=config.precision,
@@ -194,6 +308,10 @@ def _build(config: Config, context: ParallelContext, fill: bool) -> BuiltModel:
         context=context,
         init=fill,
     )
+    if config.data.document_mask and built.backend != "torch":
+        mend = "set model.backend=torch, or data.document_mask=false"
+        raise ConfigError(Problem("data.document_mask", f"is not for the {built.backend} backend", mend, True))
+    return built
 
 
 def _fill(config: Config, context: ParallelContext, model: BuiltModel, optimizer, folder: Path | None) -> None:
@@ -237,26 +355,6 @@ def _tell(
         device=device.name(),
         resumed_from=state.step or None,
     )
-
-
-def _save(config, context, model, optimizer, data, state, run_dir, observer) -> None:
-    start = time.perf_counter()
-    folder = checkpoints.save(
-        run_dir,
-        config=config,
-        context=context,
-        chunks=model.chunks,
-        optimizer=optimizer if config.checkpoint.save_optimizer else None,
-        progress=state.to_dict(),
-        data=data.plan.fingerprint(),
-    )
-    seconds = time.perf_counter() - start
-    observer.event("checkpoint", step=state.step, path=f"checkpoints/{folder.name}", seconds=seconds)
-    if context.rank == 0:
-        log.info("checkpoint %s saved in %.1f s", folder, seconds)
-        if config.checkpoint.keep_last is not None:
-            for old in store.prune(run_dir, config.checkpoint.keep_last):
-                log.info("checkpoint %s deleted (checkpoint.keep_last = %d)", old.name, config.checkpoint.keep_last)
 
 
 def _data_facts(config: Config, data: TrainData, validator: Validator) -> dict:

@@ -1,9 +1,12 @@
-"""One step: forward and backward over all micro batches, update, and the step's numbers.
+"""One step: forward and backward over all micro batches, and the step's numbers.
 
-The loss is the mean over the step's unmasked tokens of all ranks, so it does not depend on the layout.
+The loss is the mean over the step's unmasked tokens of all ranks, so it does not depend on the layout. The update is
+apart (`apply`), so that the loop can judge a step's numbers before it lets them into the weights.
 """
 
-from collections.abc import Iterator
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,52 +16,65 @@ from megatron_sky.data.loader import Batch
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.model.build import BuiltModel
-from megatron_sky.optim.build import set_lr
+from megatron_sky.optim import update
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one update did. `updated` is False when fp16 loss scaling skipped it."""
+    """A step's numbers. `grad_norm` None: the gradients overflowed fp16's loss scale, and can't be applied."""
 
     lm_loss: float
-    grad_norm: float
-    updated: bool
+    grad_norm: float | None
 
 
 class StepRunner:
     """Runs training steps and validation passes of one model in one layout."""
 
-    def __init__(self, model: BuiltModel, *, context: ParallelContext, seq_length: int, micro_batch_size: int):
+    def __init__(
+        self,
+        model: BuiltModel,
+        *,
+        context: ParallelContext,
+        seq_length: int,
+        micro_batch_size: int,
+        masks_documents: bool,
+        beat: Callable[[str], None],
+    ):
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         self.model = model
         self.context = context
         self.seq_length = seq_length
         self.micro_batch_size = micro_batch_size
+        self.masks_documents = masks_documents
+        self._beat = beat  # tells the watchdog that a micro batch began
         self._run_schedule = get_forward_backward_func()
+        self.sync_seconds = 0.0  # of the last step: reducing gradients, and waiting for the ranks that were not there
+        self._finalize = model.config.finalize_model_grads_func
+        model.config.finalize_model_grads_func = self._timed_finalize
 
     @property
     def needs_data(self) -> bool:
-        """Only the first stage (tokens) and the last (labels) read batches."""
-        return self.context.is_first_stage or self.context.is_last_stage
+        """The first stage reads tokens, the last labels, and all of them where documents end."""
+        return self.context.is_first_stage or self.context.is_last_stage or self.masks_documents
 
-    def train(self, optimizer, batches: Iterator[Batch], *, num_microbatches: int, lr: float, weight_decay: float):
-        """One optimizer step over `num_microbatches` micro batches."""
+    def compute(self, optimizer, batches: list[Batch], *, num_microbatches: int) -> StepResult:
+        """Forward and backward over the step's micro batches (a middle stage needs none); nothing is updated."""
         for chunk in self.model.chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
         sums = self._schedule(batches, num_microbatches, self.micro_batch_size, optimizer.scale_loss)
-        set_lr(optimizer, lr, weight_decay)
-        updated, grad_norm, _ = optimizer.step()
+        grad_norm = update.measure(optimizer)
         loss_sum, tokens = self.context.total_from_last_stage(sums).tolist()
-        return StepResult(
-            lm_loss=loss_sum / tokens if tokens else float("nan"),
-            grad_norm=float("nan") if grad_norm is None else float(grad_norm),
-            updated=bool(updated),
-        )
+        return StepResult(lm_loss=loss_sum / tokens if tokens else float("nan"), grad_norm=grad_norm)
+
+    def apply(self, optimizer, result: StepResult, *, lr: float, weight_decay: float) -> bool:
+        """Lets the computed gradients into the weights; whether they were. An overflow only lowers the loss scale."""
+        update.set_lr(optimizer, lr, weight_decay)
+        return result.grad_norm is not None and update.apply(optimizer, result.grad_norm)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterator[Batch], *, num_microbatches: int, micro_batch_size: int) -> tuple[float, int]:
+    def evaluate(self, batches: Iterable[Batch], *, num_microbatches: int, micro_batch_size: int) -> tuple[float, int]:
         """(loss summed over tokens, tokens) of all ranks' batches."""
         for chunk in self.model.chunks:
             chunk.eval()
@@ -68,14 +84,20 @@ class StepRunner:
         loss_sum, tokens = self.context.total_from_last_stage(sums).tolist()
         return loss_sum, round(tokens)
 
-    def _schedule(self, batches: Iterator[Batch], num_microbatches: int, micro_batch_size: int, scale_loss):
+    def _timed_finalize(self, *args, **kwargs) -> None:
+        start = time.perf_counter()
+        self._finalize(*args, **kwargs)
+        self.sync_seconds = time.perf_counter() - start
+
+    def _schedule(self, batches: Iterable[Batch], num_microbatches: int, micro_batch_size: int, scale_loss):
         """Runs the pipeline schedule; `[loss sum, tokens]` of this rank's batches (zeros before the last stage)."""
         chunks = self.model.chunks
-        held = [next(batches) for _ in range(num_microbatches)] if self.needs_data else [None] * num_microbatches
+        stream = iter(batches) if self.needs_data else itertools.repeat(None, num_microbatches)
+        streams = list(itertools.tee(stream, len(chunks)))  # each chunk meets each micro batch
         self.model.config.grad_scale_func = scale_loss
         reports = self._run_schedule(
             forward_step_func=self._forward,
-            data_iterator=[iter(held) for _ in chunks] if len(chunks) > 1 else iter(held),
+            data_iterator=streams if len(chunks) > 1 else streams[0],
             model=chunks if len(chunks) > 1 else chunks[0],
             num_microbatches=num_microbatches,
             seq_length=self.seq_length,
@@ -87,11 +109,13 @@ class StepRunner:
         return torch.stack([report["sums"] for report in reports]).double().sum(0)
 
     def _forward(self, batches: Iterator[Batch | None], chunk):
+        self._beat("forward and backward")
         batch = next(batches)
         if batch is None:
             return chunk(None, None, None), None  # a middle stage: its input comes from the stage before
         part = self._on_this_rank(batch)
-        losses = chunk(part["tokens"], part["position_ids"], None, labels=part["labels"])
+        documents = None if batch.document_ids is None else batch.document_ids.to(self.context.device)
+        losses = chunk(part["tokens"], part["position_ids"], documents, labels=part["labels"])
         return losses, partial(_sum_loss, part["loss_mask"])
 
     def _on_this_rank(self, batch: Batch) -> dict:

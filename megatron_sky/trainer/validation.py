@@ -1,6 +1,7 @@
 """The loss on every named validation set, each by its own, equal in every layout."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_sky.config.schema import ValidationConfig
@@ -53,9 +54,14 @@ class Validator:
         interval = self.config.interval
         return bool(self._sets) and interval is not None and interval.due(step, tokens_before, tokens_after)
 
-    def evaluate(self) -> dict[str, SetLoss]:
-        """Every set's loss. Collective."""
-        return {name: self._evaluate(data) for name, data in self._sets.items()}
+    def evaluate(self, hurried: Callable[[], bool]) -> dict[str, SetLoss]:
+        """Every set's loss; no further set once `hurried` (which all ranks answer alike). Collective."""
+        losses: dict[str, SetLoss] = {}
+        for name, data in self._sets.items():
+            if losses and hurried():
+                break
+            losses[name] = self._evaluate(data)
+        return losses
 
     def _evaluate(self, data: ValidationData) -> SetLoss:
         start = time.perf_counter()

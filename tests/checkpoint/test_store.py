@@ -33,7 +33,7 @@ def test_the_latest_is_the_newest_whole_one(make, tmp_path):
 
 DAMAGE = {
     "truncated": (lambda f: (f / "weights").write_bytes(b"w"), "has 1 bytes, the manifest says 1,001"),
-    "flipped": (lambda f: (f / "weights").write_bytes(b"v" * 1001), "SHA-256 differs"),
+    "flipped": (lambda f: (f / "weights").write_bytes(b"v" * 1001), "its hash differs"),
     "missing file": (lambda f: (f / "weights").unlink(), "is missing"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "never finished"),
     "torn manifest": (lambda f: (f / "manifest.json").write_text('{"format'), "can't be read"),
@@ -76,11 +76,26 @@ def test_a_folder_that_was_never_finished_is_not_listed(make, tmp_path):
     assert [step for step, _ in store.list_checkpoints(tmp_path)] == [5]
 
 
-def test_prune_keeps_the_newest(make, tmp_path):
-    for step in (1, 2, 3, 10_000_000):
-        make(step)
-    assert [each.name for each in store.prune(tmp_path, 2)] == ["step_0000001", "step_0000002"]
-    assert [step for step, _ in store.list_checkpoints(tmp_path)] == [3, 10_000_000]
+def retained(make, tmp_path, **rules) -> list[int]:
+    for step in (1, 2, 3, 4, 10_000_000):
+        folder = make(step)
+        (folder / "train_state.json").write_text(json.dumps({"progress": {"consumed_tokens": step * 100}}))
+    gone = store.to_prune(tmp_path, **{"keep_last": 2, "keep_every_tokens": None} | rules)
+    for folder in gone:
+        store.remove(folder)
+    return [step for step, _ in store.list_checkpoints(tmp_path)]
+
+
+def test_retention_keeps_the_newest(make, tmp_path):
+    assert retained(make, tmp_path) == [4, 10_000_000]
+
+
+def test_retention_keeps_one_per_so_many_tokens(make, tmp_path):
+    assert retained(make, tmp_path, keep_last=1, keep_every_tokens=200) == [2, 4, 10_000_000]
+
+
+def test_retention_keeps_release_marks(make, tmp_path):
+    assert retained(make, tmp_path, keep_last=1, marks=[150, 260]) == [2, 3, 10_000_000]
 
 
 def test_resolve(make, tmp_path):

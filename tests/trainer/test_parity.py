@@ -83,6 +83,7 @@ OTHER_MODELS = {
         "model.add_bias_linear=true",
         "model.tie_embeddings=true",
     ],
+    "documents_apart": ["data.document_mask=true", "data.mask_document_ends=true"],
     "recompute_full": ["train.recompute=full"],
     "recompute_selective": ["train.recompute=selective"],
 }
@@ -136,3 +137,41 @@ def test_resume_in_another_layout(name, trained, reference):
     for (loss, norm), (loss_one, norm_one) in zip(got, reference["one"], strict=True):
         assert abs(loss - loss_one) <= 1e-5
         assert abs(norm - norm_one) <= 1e-4 * max(norm_one, 1e-9)
+
+
+def test_a_document_does_not_see_the_one_before(ranks, recipe, tmp_path):
+    """Changing a document's tokens changes the losses of its own row's later documents only without the mask."""
+    from megatron_sky.config import dump_config
+
+    told = {mask: ranks(1, leak, dump_config(recipe(f"data.document_mask={mask}")))[0] for mask in (True, False)}
+    assert told[True] == 0.0
+    assert told[False] > 1e-4
+
+
+def leak(info, config_text: str) -> float:
+    """How much the second document's losses move when the first one's tokens change."""
+    import tempfile
+    from pathlib import Path
+
+    import torch
+
+    from megatron_sky.distributed.context import open_context
+    from megatron_sky.model.build import build_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(config_text)
+        config = load_config([path])
+    with open_context(config.parallel, info) as context:
+        context.seed_step(1, 0)
+        sections = {"parallel": config.parallel, "precision": config.precision, "train": config.train}
+        model = build_model(config.model, **sections, context=context, ddp=False).chunks[0].eval()
+        first = torch.randint(0, 700, (1, 32), generator=torch.Generator().manual_seed(1))
+        second = first.clone()
+        second[:, :10] = torch.randint(0, 700, (1, 10), generator=torch.Generator().manual_seed(2))
+        documents = (torch.arange(32) >= 10).long()[None] if config.data.document_mask else None
+        with torch.no_grad():
+            losses = [
+                model(each, torch.arange(32)[None], documents, labels=first.roll(-1, 1)) for each in (first, second)
+            ]
+        return (losses[0] - losses[1])[:, 10:].abs().max().item()

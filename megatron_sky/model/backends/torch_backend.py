@@ -48,6 +48,7 @@ class Attention(MegatronModule):
 
     query `[s, b, heads, d]`, key and value `[s, b, groups, d]` -> `[s, b, heads * d]`; under context parallelism `s`
     is this rank's two chunks of the sequence (number r and 2 * cp - 1 - r of 2 * cp, so that all ranks do equal work).
+    `attention_mask` is None, or the document of each token of the whole sequence, `[b, s]`: attention stays within one.
     """
 
     def __init__(
@@ -72,9 +73,8 @@ class Attention(MegatronModule):
         self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None, packed_seq_params=None
     ):
         assert attention_bias is None and packed_seq_params is None, "the torch backend takes plain causal batches"
-        mask = None
+        mask = self._mask(query.shape[0], attention_mask, query.device)
         if self.cp_group is not None:
-            mask = _causal_mask_of_chunks(query.shape[0], self.cp_group.rank(), self.cp_group.size(), query.device)
             key, value = (_whole_sequence(each, self.cp_group) for each in (key, value))
         dtype = device.product_dtype(query.dtype)
         q, k, v = (each.permute(1, 2, 0, 3).to(dtype) for each in (query, key, value))  # b h s d
@@ -94,6 +94,20 @@ class Attention(MegatronModule):
             )
         s, b = query.shape[:2]
         return out.permute(2, 0, 1, 3).reshape(s, b, -1).to(query.dtype)
+
+    def _mask(self, length: int, documents, device):
+        """Which keys each query may see, bool and broadcastable to `[b, heads, length, s]`; None: plainly causal."""
+        if self.cp_group is None and documents is None:
+            return None
+        rank, size = (0, 1) if self.cp_group is None else (self.cp_group.rank(), self.cp_group.size())
+        queries = torch.arange(length, device=device)
+        if size > 1:
+            queries = _positions_of_chunks(length, rank, size, device)
+        mask = queries[:, None] >= torch.arange(length * size, device=device)[None, :]
+        if documents is not None:
+            mask = mask & (documents[:, queries, None] == documents[:, None, :])
+            mask = mask[:, None]
+        return mask
 
 
 class _NoFork:
@@ -136,9 +150,8 @@ def _whole_sequence(part, group):
     return chunks[where].reshape(gathered.shape)
 
 
-def _causal_mask_of_chunks(length: int, rank: int, size: int, device):
-    """`[length, length * size]` bool: which keys each query of this rank's two chunks may see."""
+def _positions_of_chunks(length: int, rank: int, size: int, device):
+    """`[length]`: where in the sequence the queries of this rank's two chunks stand."""
     half = length // 2
     chunk = torch.arange(half, device=device)
-    positions = torch.cat([chunk + rank * half, chunk + (2 * size - 1 - rank) * half])
-    return positions[:, None] >= torch.arange(length * size, device=device)[None, :]
+    return torch.cat([chunk + rank * half, chunk + (2 * size - 1 - rank) * half])

@@ -1,0 +1,233 @@
+"""Saving beside training: a snapshot is taken in an instant, files are written and hashed while training goes on.
+
+A save goes through three stages. *Writing*: megatron-core's planner lists this rank's tensors, and a forked process
+writes them; a fork's memory is a snapshot (on a GPU the tensors are first copied to the host). *Hashing*: when the
+writers of all ranks are done, each rank hashes its share of the files in a thread. *Finishing*: rank 0 writes the
+manifest and renames the folder. `poll`, called once a step, moves on what can move; only then do ranks talk, with one
+small all-reduce. One save is in flight at a time: the next waits for it.
+
+A save that fails leaves no folder under the final name. Interval saves may fail (a full disk is told, training goes on
+with the older checkpoints); the run's last save may not.
+"""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megatron_sky.checkpoint import state as checkpoints
+from megatron_sky.checkpoint import store
+from megatron_sky.config import Config
+from megatron_sky.distributed import compat
+from megatron_sky.distributed.context import ParallelContext
+from megatron_sky.errors import CheckpointError, RunError
+from megatron_sky.model.flops import num_parameters
+
+
+@dataclass
+class _Flight:
+    """The save in flight."""
+
+    step: int
+    temporary: Path
+    final: Path
+    started: float
+    queue: object | None  # megatron-core's AsyncCallsQueue while writing
+    hashing: "_Hashing | None" = None
+
+
+@dataclass
+class _Hashing:
+    """This rank's share of the hashes, taken in a thread (the hash functions release Python's lock)."""
+
+    folder: Path
+    names: list[str]
+    records: dict = field(default_factory=dict)
+    failure: str | None = None
+    thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self.thread = threading.Thread(target=self._run, name="checkpoint-hash", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.records = store.hash_files(self.folder, self.names, "xxh3")
+        except OSError as error:
+            self.failure = f"{self.folder}: can't be read back: {error}"
+
+    def done(self) -> bool:
+        return self.thread is not None and not self.thread.is_alive()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A save that ended: whole in `folder`, or failed with a reason. `seconds` from its start to its end."""
+
+    step: int
+    folder: Path
+    seconds: float
+    failure: str | None = None
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """About what one checkpoint takes on disk: weights, and fp32 master weights and two moments with the optimizer."""
+    weights = 4 if config.precision.dtype == "fp32" else 2
+    return num_parameters(config.model, padded=True) * (weights + (12 if config.checkpoint.save_optimizer else 0))
+
+
+class Saver:
+    """Writes one run's checkpoints. Every method is collective."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        config: Config,
+        context: ParallelContext,
+        chunks: list,
+        optimizer,
+        fingerprint: Callable[[], dict],
+    ):
+        self._run_dir, self._config, self._context = run_dir, config, context
+        self._chunks = chunks
+        self._optimizer = optimizer if config.checkpoint.save_optimizer else None
+        self._fingerprint = fingerprint
+        self._flight: _Flight | None = None
+        self.bytes_needed = checkpoint_bytes(config)
+        self.last_step: int | None = None  # of the newest checkpoint that is whole
+
+    def start(self, progress: dict) -> list[Saved]:
+        """Starts the save of this moment; returns the saves that ended meanwhile (one in flight is waited for)."""
+        ended = self.finish()
+        try:
+            self._flight = self._begin(progress)
+        except CheckpointError as error:
+            folder = store.folder_of(self._run_dir, progress["step"])
+            return [*ended, Saved(progress["step"], folder, 0.0, str(error))]
+        return ended if self._config.checkpoint.async_save else [*ended, *self.finish()]
+
+    def poll(self) -> list[Saved]:
+        """Moves the save in flight on, without waiting; returns it if it ended. Free when nothing is in flight."""
+        return self._advance(wait=False) if self._flight is not None else []
+
+    def finish(self) -> list[Saved]:
+        """Waits for the save in flight, if any."""
+        ended: list[Saved] = []
+        while self._flight is not None:
+            ended += self._advance(wait=True)
+        return ended
+
+    def _begin(self, progress: dict) -> _Flight:
+        started = time.perf_counter()
+        final = store.folder_of(self._run_dir, progress["step"])
+        temporary = final.with_name(final.name + ".tmp")
+        described = {"progress": progress, "data": self._fingerprint(), "layout": str(self._context.layout)}
+        self._together(lambda: self._prepare(temporary, described), temporary)
+        return _Flight(progress["step"], temporary, final, started, self._plan(temporary))
+
+    def _plan(self, temporary: Path):
+        """Starts the writers. A failure here is one rank's alone, so it ends the run: the others wait for this one."""
+        from megatron.core import dist_checkpointing
+
+        state, metadata = checkpoints.sharded_state(self._chunks, self._optimizer, self._context, loading=False)
+        queue = compat.async_calls_queue()
+        try:
+            request = compat.call(
+                dist_checkpointing.save,
+                state,
+                str(temporary),
+                checkpoints.save_strategy(self._context),
+                async_sharded_save=True,
+                content_metadata=metadata,
+                async_strategy="mcore",
+            )
+        except OSError as error:
+            raise RunError(
+                f"{temporary}: can't be written: {error}\n  mend: free space or permissions there"
+            ) from error
+        queue.schedule_async_request(request)
+        return queue
+
+    def _prepare(self, temporary: Path, described: dict) -> None:
+        if temporary.exists():
+            shutil.rmtree(temporary)  # left by a save that did not end
+        temporary.mkdir(parents=True)
+        free, needed = shutil.disk_usage(temporary).free, self.bytes_needed
+        if free < needed:
+            temporary.rmdir()
+            raise CheckpointError(
+                f"{temporary}: {free:,} bytes are free, a checkpoint needs about {needed:,}\n  mend: free space, or "
+                "keep fewer checkpoints (checkpoint.keep_last)"
+            )
+        checkpoints.describe(temporary, self._config, described)
+
+    def _advance(self, wait: bool) -> list[Saved]:
+        flight = self._flight
+        assert flight is not None
+        try:
+            if flight.queue is not None:
+                self._advance_writing(flight, wait)
+            elif flight.hashing is None:
+                names = store.files_of(flight.temporary)[self._context.rank :: self._context.world_size]
+                flight.hashing = _Hashing(flight.temporary, names)
+                flight.hashing.start()
+            elif self._hashed(flight.hashing, wait):
+                return [self._end(flight)]
+        except CheckpointError as error:
+            self._flight = None
+            if self._context.rank == 0:  # what was written may be what filled the disk
+                shutil.rmtree(flight.temporary, ignore_errors=True)
+            return [Saved(flight.step, flight.final, time.perf_counter() - flight.started, str(error))]
+        return []
+
+    def _advance_writing(self, flight: _Flight, wait: bool) -> None:
+        """The writers' failures reach every rank, so this fails on all ranks or none."""
+        from megatron.core.dist_checkpointing.core import CheckpointingException
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            if flight.queue.maybe_finalize_async_calls(blocking=wait):
+                flight.queue = None
+        except (CheckpointException, CheckpointingException) as error:
+            raise CheckpointError(
+                f"{flight.temporary}: can't be written: {_reason(error)}\n  mend: free space or permissions there"
+            ) from error
+
+    def _hashed(self, hashing: _Hashing, wait: bool) -> bool:
+        if wait:
+            hashing.thread.join()
+        return self._context.agree([0 if hashing.done() else 1]) == [0]
+
+    def _end(self, flight: _Flight) -> Saved:
+        gathered = self._context.gather_objects((flight.hashing.records, flight.hashing.failure))
+        failures = [failure for _, failure in gathered if failure]
+        if failures:
+            raise CheckpointError(failures[0])
+        records = {name: record for part, _ in gathered for name, record in part.items()}
+        self._together(lambda: store.finish(flight.temporary, flight.final, flight.step, records), flight.final)
+        self._flight = None
+        self.last_step = flight.step
+        return Saved(flight.step, flight.final, time.perf_counter() - flight.started)
+
+    def _together(self, action: Callable[[], None], path: Path) -> None:
+        """Runs `action` on rank 0 while the others wait; its failure is every rank's."""
+        failure = None
+        if self._context.rank == 0:
+            try:
+                action()
+            except OSError as error:
+                failure = f"{path}: can't be written: {error}\n  mend: free space or permissions there"
+            except CheckpointError as error:
+                failure = str(error)
+        failures = [each for each in self._context.gather_objects(failure) if each]
+        if failures:
+            raise CheckpointError(failures[0])
+
+
+def _reason(error: Exception) -> str:
+    """The last line of megatron-core's nested report, which names the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,90 @@
+"""`megatron-sky checkpoint ...`: what a run folder holds, whether it is whole, and how two checkpoints differ."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, verify, prune and compare checkpoints.")
+
+RunDir = Annotated[Path, typer.Argument(help="Run folder.")]
+
+
+@app.command("list")
+def list_(run_dir: RunDir) -> None:
+    """Step, tokens, size and layout of every checkpoint, oldest first; sizes are checked, contents are not."""
+    from megatron_sky.checkpoint import store
+    from megatron_sky.checkpoint.state import read_saved
+    from megatron_sky.errors import CheckpointError
+
+    checkpoints = store.list_checkpoints(run_dir)
+    if not checkpoints:
+        raise CheckpointError(f"{run_dir}: holds no checkpoint\n  mend: give a run folder (train.run_dir)")
+    print(f"{'step':>10}{'tokens':>20}{'GiB':>10}  {'layout':<24}folder")
+    for step, folder in checkpoints:
+        try:
+            store.check_sizes(folder)
+            saved = read_saved(folder)
+        except CheckpointError as error:
+            print(f"{step:>10}  DAMAGED  {error}")
+            continue
+        size = sum(record.size for record in store.read_manifest(folder).values()) / (1 << 30)
+        print(f"{step:>10}{saved.progress['consumed_tokens']:>20,}{size:>10.2f}  {saved.layout:<24}{folder}")
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[Path], typer.Argument(help="Checkpoint folders, or run folders for all of theirs.")],
+) -> None:
+    """Check every file's size and hash against the manifest; exit code 4 where anything is damaged."""
+    from megatron_sky.checkpoint import store
+    from megatron_sky.errors import CheckpointError
+
+    folders = [each for path in paths for each in ([folder for _, folder in store.list_checkpoints(path)] or [path])]
+    damaged = []
+    for folder in folders:
+        try:
+            store.verify(folder)
+            print(f"whole    {folder}")
+        except CheckpointError as error:
+            damaged.append(str(error))
+            print(f"DAMAGED  {error}")
+    if damaged:
+        raise CheckpointError(f"{len(damaged)} of {len(folders)} checkpoints are damaged")
+
+
+@app.command()
+def prune(
+    run_dir: RunDir,
+    keep_last: Annotated[int, typer.Option(min=1, help="Keep this many newest ones.")],
+    keep_every_tokens: Annotated[str | None, typer.Option(help="Also keep one per so many tokens, as 100B.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+) -> None:
+    """Delete old checkpoints; the release marks of the run's recipe are kept."""
+    from megatron_sky.checkpoint import store
+    from megatron_sky.config import load_config
+    from megatron_sky.config.units import parse_count
+
+    recipe = run_dir / "config.yaml"
+    marks = load_config([recipe]).checkpoint.release_marks if recipe.is_file() else ()
+    every = None if keep_every_tokens is None else parse_count(keep_every_tokens)
+    for folder in store.to_prune(run_dir, keep_last=keep_last, keep_every_tokens=every, marks=marks):
+        if not dry_run:
+            store.remove(folder)
+        print(f"{'would delete' if dry_run else 'deleted'}  {folder}")
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    second: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+) -> None:
+    """Say how two checkpoints differ: recipe, progress, largest difference of each weight; exit code 1 if they do."""
+    from megatron_sky.convert.checkpoint_diff import differences
+
+    lines = differences(first, second)
+    for line in lines:
+        print(line)
+    if lines:
+        raise typer.Exit(1)
+    print("equal: recipe, progress and every weight")

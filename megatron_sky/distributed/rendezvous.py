@@ -1,0 +1,126 @@
+"""How the ranks of a job find each other, and prove that they are about to do the same thing.
+
+Every rank checks in at the job's store with what it runs (package versions, recipe, data). Rank 0 waits for all, names
+the ones that did not come, compares, and answers with a word to go on or the reason not to; only then are process
+groups made. The store stays open for the run: the watchdog posts there when nothing else moves.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from megatron_sky.distributed.launch import RankInfo
+from megatron_sky.errors import RunError
+
+CLOCK_SECONDS = 30.0
+ANSWER_SECONDS = 60.0
+READ_SECONDS = 5.0
+
+
+def meet(info: RankInfo, facts: dict, *, timeout_seconds: float, warn: Callable[[str], None]):
+    """The job's store, once all ranks have checked in with equal `facts` (plain JSON values).
+
+    Raises RunError on every rank: a rank did not come in time, or its facts are not rank 0's.
+    """
+    store = _open_store(info, timeout_seconds)
+    store.set(f"here/{info.rank}", json.dumps({"facts": facts, "clock": time.time()}))
+    if info.rank == 0:
+        answer, ranks = _wait_for_all(store, info.world_size, timeout_seconds)
+        answer = answer or disagreement([each["facts"] for each in ranks])
+        store.set("answer", answer)
+        if answer:
+            _wait_until_read(store, len(ranks) - 1)
+        else:
+            _compare_clocks([each["clock"] for each in ranks], warn)
+    else:
+        answer = _wait_for_answer(store, timeout_seconds + ANSWER_SECONDS)
+        store.add("read", 1)
+    if answer:
+        raise RunError(answer)
+    return store
+
+
+def disagreement(facts: list[dict]) -> str:
+    """In words, where a rank's facts are not rank 0's; empty where all agree."""
+    differing = [
+        f"  rank {rank}: {name} = {mine.get(name)!r}, rank 0 has {facts[0].get(name)!r}"
+        for rank, mine in enumerate(facts)
+        for name in sorted(mine.keys() | facts[0].keys())
+        if mine.get(name) != facts[0].get(name)
+    ]
+    if not differing:
+        return ""
+    more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
+    return (
+        "the ranks don't agree on what to run:\n" + "\n".join(differing[:8]) + more + "\n"
+        "  mend: give every node the same installation, recipe and data files"
+    )
+
+
+def _open_store(info: RankInfo, timeout_seconds: float):
+    import torch.distributed as dist
+
+    if info.master_addr is None:
+        return dist.HashStore()
+    agent = info.from_torchrun and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = dist.TCPStore(
+            info.master_addr,
+            info.master_port,
+            is_master=info.rank == 0 and not agent,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+    except (dist.DistError, TimeoutError, OSError) as error:
+        where = f"{info.master_addr}:{info.master_port}"
+        raise RunError(
+            f"rank {info.rank} can't reach the job's store at {where}: {error}\n"
+            f"  mend: set MASTER_ADDR and MASTER_PORT to an address of rank 0's node that the others reach"
+        ) from error
+    return dist.PrefixStore(f"megatron_sky/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _wait_for_all(store, world_size: int, timeout_seconds: float) -> tuple[str, list[dict]]:
+    """("", what every rank said), or (who is missing, what the others said)."""
+    missing = list(range(world_size))
+    end = time.monotonic() + timeout_seconds
+    while missing:
+        missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
+        if missing and time.monotonic() > end:
+            shown = ", ".join(map(str, missing[:16])) + (" ..." if len(missing) > 16 else "")
+            there = [{}] * (world_size - len(missing))
+            return (
+                f"{len(missing)} of {world_size} ranks did not arrive within {timeout_seconds:.0f} s "
+                f"(resilience.startup_timeout_seconds): {shown}\n"
+                f"  mend: look at those ranks' logs and nodes"
+            ), there
+        if missing:
+            time.sleep(0.05)
+    return "", [json.loads(store.get(f"here/{rank}")) for rank in range(world_size)]
+
+
+def _wait_for_answer(store, timeout_seconds: float) -> str:
+    import torch.distributed as dist
+
+    try:
+        store.wait(["answer"], timedelta(seconds=timeout_seconds))
+        return store.get("answer").decode()
+    except dist.DistError as error:
+        return f"rank 0 gave no answer within {timeout_seconds:.0f} s: {error}\n  mend: look at rank 0's log"
+
+
+def _wait_until_read(store, readers: int) -> None:
+    """The store ends with rank 0, so a bad answer is left there until the others have it (a few seconds at most)."""
+    end = time.monotonic() + READ_SECONDS
+    while store.add("read", 0) < readers and time.monotonic() < end:
+        time.sleep(0.05)
+
+
+def _compare_clocks(clocks: list[float], warn: Callable[[str], None]) -> None:
+    """A rank that came later has a later clock; only a rank whose clock is far from now is wrong."""
+    off = {rank: clock - time.time() for rank, clock in enumerate(clocks) if clock - time.time() > CLOCK_SECONDS}
+    if off:
+        rank, seconds = max(off.items(), key=lambda each: each[1])
+        warn(f"the clock of rank {rank}'s node is {seconds:.0f} s ahead of rank 0's; log lines will not be in order")

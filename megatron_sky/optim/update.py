@@ -1,0 +1,30 @@
+"""The optimizer's step in two halves, so that a bad step can be judged before it is applied.
+
+megatron-core's `optimizer.step()` does both at once: it makes the gradients ready, measures their norm, clips, and
+updates. Here `measure` is the first half and `apply` the second.
+"""
+
+
+def measure(optimizer) -> float | None:
+    """Makes the gradients ready and returns their global norm; None where they overflowed fp16's loss scale."""
+    if optimizer.prepare_grads():
+        return None
+    return float(optimizer.get_grad_norm())
+
+
+def apply(optimizer, grad_norm: float) -> bool:
+    """Clips by `grad_norm` and updates the weights; whether they were updated."""
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+    for each in getattr(optimizer, "chained_optimizers", [optimizer]):
+        parameters = [] if getattr(each, "is_stub_optimizer", False) else each.get_parameters()
+        if parameters and each.config.clip_grad > 0.0:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=each.config.clip_grad, total_norm=grad_norm)
+    return bool(optimizer.step_with_ready_grads())
+
+
+def set_lr(optimizer, lr: float, weight_decay: float) -> None:
+    """Sets the step's learning rate and decay; biases and norms carry a decay multiplier of 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_mult", 1.0)
+        group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)

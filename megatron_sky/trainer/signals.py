@@ -1,0 +1,55 @@
+"""Being asked to leave: by a signal, or by the clock before the job's end.
+
+SIGTERM, SIGUSR1, SIGUSR2 and SIGINT ask for an orderly end: finish the step or validation, save, exit with 75. A
+second signal hurries: of a validation only the set in hand is finished. A third ends the process at once. Any rank may
+be asked; the ranks agree once a step.
+"""
+
+import os
+import signal
+import time
+from types import FrameType
+
+from megatron_sky.config.schema import ResilienceConfig
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+STAY, LEAVE, HURRY = 0, 1, 2
+
+
+class LeaveRequests:
+    """This rank's own wish to leave: `level` is STAY, LEAVE or HURRY. A context manager that owns the handlers."""
+
+    def __init__(self, config: ResilienceConfig, start: float | None = None):
+        self.reason = ""
+        self._count = 0
+        self._deadline = _deadline(config, time.time() if start is None else start)
+        self._before: dict = {}
+
+    def __enter__(self) -> "LeaveRequests":
+        self._before = {number: signal.signal(number, self._asked) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count > HURRY:  # whoever asks a third time does not want to wait
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.reason = f"signal {signal.Signals(number).name}"
+
+    @property
+    def level(self) -> int:
+        if self._count == 0 and self._deadline is not None and time.time() >= self._deadline:
+            self._count, self.reason = 1, "the job's time is nearly over"
+        return min(self._count, HURRY)
+
+
+def _deadline(config: ResilienceConfig, start: float) -> float | None:
+    """When to leave, in seconds of the epoch; None where nobody told when the job ends."""
+    if config.time_limit_seconds is not None:
+        return start + config.time_limit_seconds - config.exit_before_seconds
+    slurm_end = os.environ.get("SLURM_JOB_END_TIME", "")
+    return float(slurm_end) - config.exit_before_seconds if slurm_end.isdigit() else None

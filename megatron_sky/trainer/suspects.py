@@ -1,0 +1,51 @@
+"""Which text made a step bad: samples of the plan, told by source and document."""
+
+import json
+from pathlib import Path
+
+from megatron_sky.data.loader import TrainData
+
+SHOWN = 4
+
+
+def name_samples(data: TrainData, numbers: list[int]) -> list[dict]:
+    """For each sample of the plan: source, file, epoch, sequence, and the first and last document it touches."""
+    if not hasattr(data.plan, "locate"):  # megatron-core's order: its index tells the source alone
+        return [{"sample": n, "source": data.plan.sources[data.plan.source_of(n)].name} for n in numbers]
+    found = []
+    for number in numbers:
+        location = data.plan.locate(number)
+        file = data.files[location.source]
+        offset = data.plan.token_offset(location)
+        found.append(
+            {
+                "sample": number,
+                "source": data.plan.sources[location.source].name,
+                "file": str(file.prefix),
+                "epoch": location.epoch,
+                "sequence": location.sequence,
+                "first_document": file.document_at(offset),
+                "last_document": file.document_at(offset + data.seq_length),
+            }
+        )
+    return found
+
+
+def in_words(suspects: list[dict]) -> str:
+    """A line that names the first few."""
+    shown = [
+        f"{each['source']} documents {each['first_document']}-{each['last_document']}"
+        if "first_document" in each
+        else f"{each['source']} sample {each['sample']}"
+        for each in suspects[:SHOWN]
+    ]
+    more = f" and {len(suspects) - SHOWN} more" if len(suspects) > SHOWN else ""
+    return ", ".join(shown) + more
+
+
+def write(run_dir: Path, step: int, suspects: list[dict]) -> Path:
+    """All of them, to `<run_dir>/bad_steps/step_0000123.json`."""
+    path = run_dir / "bad_steps" / f"step_{step:07d}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(suspects, ensure_ascii=False, indent=1), encoding="utf-8")
+    return path
