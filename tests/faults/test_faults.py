@@ -420,7 +420,7 @@ class After(importlib.abc.MetaPathFinder):
             from megatron_sky.trainer.loop import Trainer
             compute = Trainer.compute
             def patched(self, planned, batches):
-                if self.context.rank == 1 and self.state.step == 3:
+                if self.context.rank == 1 and self.state.step == 6:
                     {work}
                 return compute(self, planned, batches)
             Trainer.compute = patched
@@ -431,7 +431,7 @@ sys.meta_path.insert(0, After())
 
 @pytest.fixture
 def launched(recipe, tmp_path):
-    """`launched("python code for rank 1 in step 4", "key=value", ...)`: a Popen of the launcher over two ranks."""
+    """`launched("python code for rank 1 in step 7", "key=value", ...)`: a Popen of the launcher over two ranks."""
 
     def start(work: str, *overrides: str) -> subprocess.Popen:
         path = tmp_path / "launched.yaml"
