@@ -183,7 +183,7 @@ def test_two_processes_then_another_model_then_text(recipe_file, recipe):
     assert "Traceback" not in refused.stderr
 
     changed = command("train", recipe_file, "data.seed=99")
-    assert changed.returncode == 4 and "seed: 1234 in the checkpoint, 99 now" in changed.stderr
+    assert changed.returncode == 2 and "data.seed" in changed.stderr and "99" in changed.stderr
 
     heard = command("generate", run_dir, "The river", "--max-tokens", "3")
     assert heard.returncode == 0 and heard.stdout.startswith("The river"), heard.stderr
