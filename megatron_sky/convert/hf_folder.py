@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_sky.convert import families, hf_config, tokenizer_files, weights
-from megatron_sky.convert.lazy import LazyTensor, same_bits
+from megatron_sky.convert.lazy import read_ahead, same_bits
 from megatron_sky.convert.output import (
     DEFAULT_FILE_SIZE,
     Converted,
@@ -100,18 +100,18 @@ def _write_file(source: Source, path: Path, listed: list[str], architecture: str
     ]
     with WeightFile(path) as file:
         file.write(build_header(entries))
-        for weight, rule in zip(listed, rules, strict=True):
-            _write_weight(file, source.weights[weight], rule, prove_rule=not weight.startswith(_LATER_LAYERS))
+        loaded = read_ahead(source.weights[weight] for weight in listed)
+        for weight, rule, bits in zip(listed, rules, loaded, strict=True):
+            _write_weight(file, bits, rule, prove_rule=not weight.startswith(_LATER_LAYERS))
         _prove_header(path, entries)
         return file.finish()
 
 
-def _write_weight(file: WeightFile, tensor: LazyTensor, rule: families.Rule, *, prove_rule: bool) -> None:
+def _write_weight(file: WeightFile, bits: np.ndarray, rule: families.Rule, *, prove_rule: bool) -> None:
     """Writes one weight's parts and has them read back; `prove_rule`: proves first that they join to the weight."""
-    bits = tensor.load()
     parts = [np.ascontiguousarray(part) for part in rule.split(bits)]
     if prove_rule and not same_bits(rule.join(parts), bits):
-        raise CheckpointError(f"{tensor.place}: {', '.join(rule.names)} don't join to it again")
+        raise CheckpointError(f"{file.path}: {', '.join(rule.names)} don't join to the weight again")
     expected = []
     for name, part in zip(rule.names, parts, strict=True):
         expected.append(Expected(file.size, part, name))

@@ -5,7 +5,8 @@ what went in, and torch is not needed. Only `as_float32` reads the bits as numbe
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,19 @@ def as_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "BF16":
         return (bits.astype(np.uint32) << 16).view(np.float32)
     return bits.view({"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype]).astype(np.float32)
+
+
+def read_ahead(tensors: Iterable[LazyTensor]) -> Iterator[np.ndarray]:
+    """The bits of each tensor in turn; a thread reads the next one while the caller uses this one."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        pending = None
+        for tensor in tensors:
+            following = thread.submit(tensor.load)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:

@@ -19,7 +19,7 @@ from megatron_sky.checkpoint import state as native
 from megatron_sky.checkpoint import store
 from megatron_sky.config import Config, dump_config
 from megatron_sky.convert import weights
-from megatron_sky.convert.lazy import LazyTensor
+from megatron_sky.convert.lazy import LazyTensor, read_ahead
 from megatron_sky.convert.output import (
     DEFAULT_FILE_SIZE,
     RECORD,
@@ -130,17 +130,17 @@ def _write(source: Source, output: Output, config: Config, file_size: int) -> Co
 def _write_file(source: Source, path: Path, listed: list[str]) -> dict:
     chunks: list[_Chunk] = []
     with WeightFile(path) as file:
-        for weight in listed:
-            chunks += _write_weight(file, weight, source)
+        loaded = read_ahead(source.weights[weight] for weight in listed)
+        for weight, bits in zip(listed, loaded, strict=True):
+            chunks += _write_weight(file, weight, bits, source)
         record = file.finish()
     return record | {"chunks": [[c.key, c.offsets, c.sizes, c.begin, c.length] for c in chunks]}
 
 
-def _write_weight(file: WeightFile, weight: str, source: Source) -> list[_Chunk]:
+def _write_weight(file: WeightFile, weight: str, bits: np.ndarray, source: Source) -> list[_Chunk]:
     """Writes one weight in chunks of rows and proves each."""
     tensor = source.weights[weight]
     key, lead = _stored_key(weight)
-    bits = tensor.load()
     written = []
     for start, piece in _pieces(bits, weight, source):
         begin = file.size

@@ -57,10 +57,11 @@ class Expected:
 
 
 class WeightFile:
-    """A weight file being written, and read back meanwhile. Raises CheckpointError, also for a full disk.
+    """A weight file being written, and read back meanwhile. Raises CheckpointError, for a full disk too.
 
     `write` appends. `prove` hands what was appended since the last call to a thread that reads it back from the file,
-    hashes it and compares it, while the next tensor is read and written. One tensor at most waits for its proof.
+    hashes it and compares it, while the next tensor is read and written. One tensor at most waits for its proof. Another
+    thread has the disk write all the while, so that little is left to flush at the end.
     """
 
     def __init__(self, path: Path):
@@ -70,6 +71,8 @@ class WeightFile:
         self._digest = xxhash.xxh3_128()
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._proof: Future | None = None
+        self._flusher = ThreadPoolExecutor(max_workers=1)
+        self._flush: Future | None = None
         try:
             self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed by __exit__)
         except OSError as error:
@@ -80,6 +83,7 @@ class WeightFile:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(cancel_futures=True)
+        self._flusher.shutdown(cancel_futures=True)
         self._file.close()
 
     def prove(self, expected: list[Expected]) -> None:
@@ -87,11 +91,19 @@ class WeightFile:
         self._wait()
         begin, self._proven = self._proven, self.size
         self._proof = self._thread.submit(self._read_back, begin, self.size, expected)
+        if self._flush is None or self._flush.done():
+            self._flush = self._flusher.submit(self._to_disk)
 
     def _wait(self) -> None:
         if self._proof is not None:
             self._proof.result()
             self._proof = None
+
+    def _to_disk(self) -> None:
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _cant_write(self.path, error) from error
 
     def _read_back(self, begin: int, end: int, expected: list[Expected]) -> None:
         for each in expected:
@@ -129,10 +141,7 @@ class WeightFile:
         """Proves the rest and flushes to disk; the file's `size` and `xxh3`."""
         self.prove([])
         self._wait()
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _cant_write(self.path, error) from error
+        self._to_disk()
         return {"size": self.size, "xxh3": self._digest.hexdigest()}
 
 

@@ -51,7 +51,6 @@ def save_as_megatron(info, folder: str, settings: dict, model: dict, spelling: s
     import torch
 
     from megatron_sky.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, TrainConfig
-    from megatron_sky.distributed import compat
     from megatron_sky.distributed.context import open_context
     from megatron_sky.model.build import build_model
 
@@ -79,7 +78,6 @@ def save_as_megatron(info, folder: str, settings: dict, model: dict, spelling: s
             "optimizer": _optimizer(context),
         }
         Path(folder).mkdir(parents=True, exist_ok=True)
-        compat.save_in_this_process()
         dist_checkpointing.save(state, folder)
 
 
