@@ -59,8 +59,8 @@ class Expected:
 class WeightFile:
     """A weight file being written, and read back meanwhile. Raises CheckpointError, for a full disk too.
 
-    `write` appends. `prove` hands what was appended since the last call to a thread that reads it back from the file,
-    hashes it and compares it, while the next tensor is read and written. One tensor at most waits for its proof.
+    `write` appends. `prove` hands what was appended since the last call to a thread that reads it back from the
+    file, hashes it and compares it, while the next tensor is read and written. One tensor at most waits for its proof.
     Another thread has the disk write all the while, so that little is left to flush at the end.
     """
 
