@@ -43,11 +43,12 @@ class Setting:
 
     @property
     def steps(self) -> int:
-        return self.warmup_steps + self.rounds * self.steps_per_block
+        """More than will run: when the parent has its figures it ends both sides, before they save anything."""
+        return self.warmup_steps + self.rounds * self.steps_per_block + 10
 
 
 class Turns:
-    """A worker's end of the pipe: waits for "go", runs a block, answers with its CPU seconds and losses."""
+    """A worker's end of the pipe: waits for "go", lets a block of steps run, answers with CPU seconds and losses."""
 
     def __init__(self, pipe, setting: Setting):
         self._pipe = pipe
@@ -56,15 +57,16 @@ class Turns:
         self._losses: list[float] = []
 
     def before_step(self) -> None:
-        """Returns at once inside a block, and waits for the turn between blocks."""
+        """Returns at once inside a block; between blocks waits for the turn, after the last one for the end."""
         if self._left == 0:
             self._pipe.recv()
             self._left = self._blocks.pop(0)
             self._cpu_start = time.process_time()
 
-    def after_step(self, loss) -> None:
+    def after_step(self, loss=None) -> None:
         """Counts a step; at the block's end tells the parent."""
-        self._losses.append(loss)
+        if loss is not None:
+            self._losses.append(loss)
         self._left -= 1
         if self._left == 0:
             self._pipe.send((time.process_time() - self._cpu_start, [float(each) for each in self._losses]))
@@ -72,7 +74,7 @@ class Turns:
 
 
 def ours(pipe, setting: Setting, rank: int, port: int) -> None:
-    """One rank of megatron_sky's side: `trainer.run.train` with a loop that waits for its turns."""
+    """One rank of megatron_sky's side: `trainer.run.train`, waiting for its turns. Its losses are in metrics.jsonl."""
     join_job(setting, rank, port)
     from megatron_sky.distributed.launch import rank_info
     from megatron_sky.trainer import run
@@ -81,17 +83,14 @@ def ours(pipe, setting: Setting, rank: int, port: int) -> None:
     turns = Turns(pipe, setting)
 
     class InTurns(Trainer):
-        def fit(self) -> None:
-            while self.should_continue():
-                turns.before_step()
-                self.step()
-                self.maybe_validate()
-                self.maybe_save()
-                turns.after_step(self.last_loss)
+        stepping = False
 
-        def check_finite(self, result) -> None:
-            super().check_finite(result)
-            self.last_loss = result.lm_loss
+        def should_continue(self) -> bool:  # what `fit` asks before every step
+            if self.stepping:
+                turns.after_step()
+            self.stepping = True
+            turns.before_step()
+            return super().should_continue()
 
     run.Trainer = InTurns
     run.train(_recipe(setting), rank_info())
@@ -204,7 +203,9 @@ def join_job(setting: Setting, rank: int, port: int) -> None:
 
 
 def compare(setting: Setting) -> tuple[Side, Side, list[list[float]]]:
-    """Runs both sides in turns: their times, and each side's mean loss per block."""
+    """Runs both sides in turns: their times, and each side's loss at every step."""
+    from megatron_sky.monitor.metrics import read_metrics
+
     spawn = multiprocessing.get_context("spawn")
     tokens = setting.steps_per_block * setting.global_batch_size * SHAPE["seq_length"]
     sides = [Side("megatron_sky", tokens), Side("HF Trainer", tokens)]
@@ -228,7 +229,8 @@ def compare(setting: Setting) -> tuple[Side, Side, list[list[float]]]:
             if number:  # block 0 is the warm-up
                 sides[side].seconds.append(time.perf_counter() - start)
                 sides[side].cpu_seconds.append(sum(cpu for cpu, _ in answers))
-            losses[side].append(statistics.mean(loss for _, each in answers for loss in each))
+            losses[side] += [statistics.mean(step) for step in zip(*(each for _, each in answers), strict=True)]
+    losses[0] = [record.lm_loss for record in read_metrics(setting.folder / "run").train]
     return *sides, losses
 
 
@@ -280,7 +282,7 @@ def main() -> None:
     )
     print(told(our_side, their_side))
     for side, values in zip((our_side, their_side), losses, strict=True):
-        print(f"{side.name:18} loss of each block: {' '.join(f'{value:.3f}' for value in values)}")
+        print(f"{side.name:18} loss of each step: {' '.join(f'{value:.3f}' for value in values)}")
 
 
 if __name__ == "__main__":
