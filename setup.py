@@ -19,6 +19,7 @@ BASE = [
     "rich>=13.7",
     "sentencepiece>=0.2",
     "tensorboard>=2.16",
+    "protobuf>=4.25",
     "matplotlib>=3.8",
     "nltk>=3.9",
 ]

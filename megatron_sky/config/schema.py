@@ -298,7 +298,7 @@ class CheckpointConfig(Section):
         None, description="With keep_last: also keep, for ever, the first checkpoint after each multiple of this."
     )
     release_marks: tuple[TokenCount, ...] = Field(
-        (), description="With keep_last: also keep, for ever, the first checkpoint after each of these token counts."
+        (), description="Consumed tokens at which a checkpoint is saved and, whatever keep_last says, kept for ever."
     )
     save_optimizer: bool = Field(True, description="Save the optimizer state; without it a run can't be resumed.")
     init_from: str | None = Field(

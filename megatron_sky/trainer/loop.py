@@ -261,14 +261,19 @@ class Trainer:
 
     def maybe_save(self) -> None:
         """Starts a save when it is time; otherwise moves the one in flight on."""
-        interval = self.checkpoint.interval
-        if interval is not None and interval.due(self.state.step, self.tokens_before, self.state.consumed_tokens):
+        if self.is_time_to_save():
             self.beat("save")
             self.note_saves(self.saver.start(self.state.to_dict()))
             self.saved_step = self.state.step
             self.tell_usage()
         else:
             self.note_saves(self.saver.poll())
+
+    def is_time_to_save(self) -> bool:
+        """At the interval, and with the step that reaches a release mark."""
+        before, now, interval = self.tokens_before, self.state.consumed_tokens, self.checkpoint.interval
+        marked = any(before < mark <= now for mark in self.checkpoint.release_marks)
+        return marked or (interval is not None and interval.due(self.state.step, before, now))
 
     def note_saves(self, ended: list[Saved], may_fail: bool = True) -> None:
         for save in ended:

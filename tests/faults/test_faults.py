@@ -486,3 +486,9 @@ def test_a_signal_to_the_launcher_reaches_the_ranks(launched, run_dir):
         pytest.skip("the run was over before the signal came")
     assert job.returncode == 75, err
     assert "everything is saved" in err.strip().rpartition("megatron-sky: ")[2]
+
+
+def test_a_release_mark_is_saved_and_kept(hurt, run_dir):
+    marks = "checkpoint.release_marks=[700]"  # reached by the third step of 256 tokens
+    assert hurt("checkpoint.interval=4 steps", "checkpoint.keep_last=1", marks).code == 0
+    assert [step for step, _ in store.list_checkpoints(run_dir)] == [3, STEPS]
