@@ -210,26 +210,31 @@ def compare(setting: Setting) -> tuple[Side, Side, list[list[float]]]:
     tokens = setting.steps_per_block * setting.global_batch_size * SHAPE["seq_length"]
     sides = [Side("megatron_sky", tokens), Side("HF Trainer", tokens)]
     losses: list[list[float]] = [[], []]
-    teams = []
+    teams, processes = [], []
     for work in (ours, theirs):
         port, pipes = _free_port(), []
         for rank in range(setting.nproc):
             pipe, far_end = spawn.Pipe()
-            spawn.Process(target=work, args=(far_end, setting, rank, port), daemon=True).start()
+            processes.append(spawn.Process(target=work, args=(far_end, setting, rank, port)))
+            processes[-1].start()
             far_end.close()
             pipes.append(pipe)
         teams.append(pipes)
-    for number in range(setting.rounds + 1):
-        order = (0, 1) if number % 2 else (1, 0)  # neither side is always the first
-        for side in order:
-            start = time.perf_counter()
-            for pipe in teams[side]:
-                pipe.send("go")
-            answers = [pipe.recv() for pipe in teams[side]]
-            if number:  # block 0 is the warm-up
-                sides[side].seconds.append(time.perf_counter() - start)
-                sides[side].cpu_seconds.append(sum(cpu for cpu, _ in answers))
-            losses[side] += [statistics.mean(step) for step in zip(*(each for _, each in answers), strict=True)]
+    try:
+        for number in range(setting.rounds + 1):
+            order = (0, 1) if number % 2 else (1, 0)  # neither side is always the first
+            for side in order:
+                start = time.perf_counter()
+                for pipe in teams[side]:
+                    pipe.send("go")
+                answers = [pipe.recv() for pipe in teams[side]]
+                if number:  # block 0 is the warm-up
+                    sides[side].seconds.append(time.perf_counter() - start)
+                    sides[side].cpu_seconds.append(sum(cpu for cpu, _ in answers))
+                losses[side] += [statistics.mean(step) for step in zip(*(each for _, each in answers), strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
     losses[0] = [record.lm_loss for record in read_metrics(setting.folder / "run").train]
     return *sides, losses
 
