@@ -125,12 +125,12 @@ def finish(temporary: Path, final: Path, step: int, records: dict[str, FileRecor
         file.flush()
         os.fsync(file.fileno())
     for name in records:
-        _sync(temporary / name)
-    _sync(temporary)
+        sync(temporary / name)
+    sync(temporary)
     if final.exists():
         remove(final)  # only a damaged checkpoint of a step that was trained again
     temporary.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def check_sizes(folder: Path) -> dict[str, FileRecord]:
@@ -213,7 +213,8 @@ def remove(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flushes a file or a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

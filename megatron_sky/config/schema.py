@@ -380,10 +380,6 @@ class Config(Section):
     monitor: MonitorConfig = MonitorConfig()
     resilience: ResilienceConfig = ResilienceConfig()
 
-    @property
-    def tokens_per_sequence(self) -> int:
-        return self.model.seq_length
-
 
 def json_schema() -> dict:
     """The recipe's JSON schema, for editors that complete and check YAML."""

@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from megatron_sky import __version__
-from megatron_sky.checkpoint.store import hash_files
+from megatron_sky.checkpoint.store import hash_files, sync
 from megatron_sky.convert import weights
 from megatron_sky.convert.lazy import read_into, same_bytes
 from megatron_sky.convert.sources import Source
@@ -203,14 +203,14 @@ class Output:
         if self.out.exists():
             self.out.rmdir()  # `prepared` saw that it was empty; fails loudly if it no longer is
         self.folder.rename(self.out)
-        _sync(self.out.parent)
+        sync(self.out.parent)
         return Converted(self.out, num_tensors, num_bytes, self.finished)
 
     def _flush(self) -> None:
         for each in self.folder.iterdir():
             if each.is_file():
-                _sync(each)
-        _sync(self.folder)
+                sync(each)
+        sync(self.folder)
 
     def _write_record(self) -> None:
         path = self.folder / RECORD
@@ -283,11 +283,3 @@ def _is_whole(path: Path, record: dict) -> bool:
 
 def _cant_write(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"{path}: can't be written: {error.strerror}\n  mend: free space or permissions there")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
