@@ -137,12 +137,16 @@ class _Node:
 
     def _split_ramp(self, number: int, total: int) -> int:
         """round(T_left(T_node^-1(number))) for T(n) = (start * n + (end - start) * n^2 / (2 * total)) / SHARE_UNIT."""
-        slope, scale = self.end - self.start, 1 << _FRACTION_BITS
+        left, slope, scale = self.left, self.end - self.start, 1 << _FRACTION_BITS
         # slope * n^2 + 2 * total * start * n = 2 * total * SHARE_UNIT * number, in the form that keeps all digits
         area = 2 * total * SHARE_UNIT * number
-        root = math.isqrt(max(0, (total * self.start) ** 2 + slope * area) * scale**2)
-        time = min(total * scale, area * scale**2 // (root + total * self.start * scale)) if number else 0
-        left = self.left
+        past_end = area - total * total * (self.start + self.end)
+        if past_end > 0:  # rounding gave the node more than its share of the whole run: the ratio stays as at the end
+            part = total * total * (left.start + left.end) * self.end + left.end * past_end
+            whole = 2 * total * SHARE_UNIT * self.end  # not 0: a node that ends at 0 has a constant ratio
+            return (2 * part + whole) // (2 * whole)
+        root = math.isqrt(((total * self.start) ** 2 + slope * area) * scale**2)
+        time = area * scale**2 // (root + total * self.start * scale) if number else 0
         twice = 2 * total * left.start * time * scale + (left.end - left.start) * time * time
         return (twice + total * SHARE_UNIT * scale**2) // (2 * total * SHARE_UNIT * scale**2)
 
@@ -502,19 +506,20 @@ def _huffman(nodes: list[_Node]) -> _Node:
 
 
 def _error_bound(tree: _Node) -> float:
-    """Half a sample is lost at a leaf's own split, and of each ancestor's half its share of that ancestor."""
-    worst, pending = 0.0, [(tree, [])]
+    """Half a sample is lost at a node's own split, and of what its parent is off, its largest share of the parent.
+
+    The shares are taken where each is largest: on a ramp, an error of a parent moves its child to another moment.
+    """
+    worst, pending = 0.0, [(tree, 0.0)]
     while pending:
-        node, above = pending.pop()
+        node, off = pending.pop()
+        worst = max(worst, off)
         if node.leaf is None:
-            inner = [*above, node] if node is not tree else above
-            pending += [(node.left, inner), (node.right, inner)]
-        elif node is not tree:
-            worst = max(worst, 0.5 * (1 + sum(_largest_ratio(node, ancestor) for ancestor in above)))
+            pending += [(child, 0.5 + off * _largest_ratio(child, node)) for child in (node.left, node.right)]
     return worst
 
 
-def _largest_ratio(node: _Node, ancestor: _Node) -> float:
+def _largest_ratio(child: _Node, node: _Node) -> float:
     """Of two straight lines the ratio is largest at one of the ends."""
-    ends = [(node.start, ancestor.start), (node.end, ancestor.end)]
+    ends = [(child.start, node.start), (child.end, node.end)]
     return max((part / whole for part, whole in ends if whole), default=0.0)

@@ -15,12 +15,13 @@ def meet_together(facts: list[dict], world_size: int, timeout_seconds: float = 3
 
     def rank(number: int) -> None:
         info = RankInfo(number, world_size, number, world_size, "127.0.0.1", port)
+        store = None
         try:
-            store = meet(info, facts[number], timeout_seconds=timeout_seconds, warn=print)  # held to the end
+            store = meet(info, facts[number], timeout_seconds=timeout_seconds, warn=print)
         except RunError as error:
             told[number] = str(error)
         everyone.wait()
-        del store
+        del store  # held until all have read their answer
 
     threads = [threading.Thread(target=rank, args=(number,)) for number in range(len(facts))]
     for thread in threads:
