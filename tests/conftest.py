@@ -5,6 +5,7 @@ starting them (importing torch and megatron-core) costs more than most checks.
 """
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -31,6 +32,16 @@ def ranks() -> Iterator[Callable]:
     group = RankGroup()
     yield group.run
     group.close()
+
+
+@pytest.fixture(autouse=True)
+def megatron_core_comes_after_the_device() -> Iterator[None]:
+    """Names the test that imports megatron-core into this process before `device.setup`: later ones could not train."""
+    yield
+    if "megatron.core" in sys.modules:
+        from megatron_sky.distributed import device
+
+        assert device.is_ready(), "this test imported megatron.core before device.setup()"
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,11 @@ _FACTORIES = [
 _state = {"ready": False}
 
 
+def is_ready() -> bool:
+    """Whether `setup` was called in this process."""
+    return _state["ready"]
+
+
 def has_gpu() -> bool:
     """Whether torch sees a CUDA device."""
     import torch

@@ -9,19 +9,15 @@ from hypothesis import strategies as st
 from megatron_sky.data.indexed import IndexedTokens, IndexedWriter, bin_path, idx_path, token_dtype
 from megatron_sky.errors import DataError
 
-from .helpers import write_pair
+from .helpers import megatron_datasets, write_pair
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12], [1, 2]]
-
-
-def megatron():
-    return pytest.importorskip("megatron.core.datasets.indexed_dataset")
 
 
 def write_with_megatron(prefix, documents, dtype):
     import torch
 
-    indexed = megatron()
+    indexed = megatron_datasets("indexed_dataset")
     builder = indexed.IndexedDatasetBuilder(str(bin_path(prefix)), dtype=dtype)
     for document, lengths in documents:
         builder.add_document(torch.tensor(document, dtype=torch.int64), lengths)
@@ -41,7 +37,7 @@ def test_bytes_equal_megatrons(tmp_path, dtype):
 
 def test_megatron_reads_ours_and_we_read_theirs(tmp_path):
     write_pair(tmp_path / "ours", DOCUMENTS)
-    theirs = megatron().IndexedDataset(str(tmp_path / "ours"))
+    theirs = megatron_datasets("indexed_dataset").IndexedDataset(str(tmp_path / "ours"))
     assert [theirs[i].tolist() for i in range(len(theirs))] == DOCUMENTS
     write_with_megatron(tmp_path / "theirs", [(d, [len(d)]) for d in DOCUMENTS], np.int32)
     with IndexedTokens(tmp_path / "theirs") as tokens:
@@ -50,7 +46,7 @@ def test_megatron_reads_ours_and_we_read_theirs(tmp_path):
 
 
 def test_token_dtype_is_megatrons_choice():
-    choose = megatron().DType.optimal_dtype
+    choose = megatron_datasets("indexed_dataset").DType.optimal_dtype
     for vocab_size in (100, 65_499, 65_500, 65_536, 200_000):
         assert token_dtype(vocab_size) == np.dtype(choose(vocab_size))
 

@@ -4,12 +4,17 @@ import torch
 
 from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.megatron_order import MegatronTrainData
+from megatron_sky.distributed import device
 from megatron_sky.errors import ConfigError, DataError
 
 from .helpers import write_pair
 
-pytest.importorskip("megatron.core.datasets.gpt_dataset")
 SEQ = 8
+
+
+@pytest.fixture(autouse=True)
+def ready():
+    device.setup()
 
 
 def make(tmp_path, names, **more):

@@ -9,11 +9,11 @@ from megatron_sky.data.tokenizer import train_tokenizer
 from megatron_sky.data.verify import verify
 from megatron_sky.errors import DataError
 
-from .helpers import read_texts, write_pair
+from .helpers import megatron_datasets, read_texts, write_pair
 
 
 def test_bytes_are_megatrons(tmp_path):
-    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    indexed = megatron_datasets("indexed_dataset")
     first, second = write_pair(tmp_path / "a", [[1, 2], [3]]), write_pair(tmp_path / "b", [[4], [], [5, 6]])
     builder = indexed.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
     for prefix in (first, second):

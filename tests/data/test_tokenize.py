@@ -22,7 +22,7 @@ from megatron_sky.data.verify import verify
 from megatron_sky.errors import DataError
 
 from . import helpers
-from .helpers import read_texts
+from .helpers import megatron_datasets, read_texts
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -38,8 +38,9 @@ def read_pair(prefix):
 
 def megatrons_pair(prefix, texts, tokenizer, append_eod=True):
     """The pair as Megatron's builder writes it, fed document by document as its preprocessing does."""
-    torch = pytest.importorskip("torch")
-    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset")
+    import torch
+
+    indexed = megatron_datasets("indexed_dataset")
     builder = indexed.IndexedDatasetBuilder(
         str(bin_path(prefix)), dtype=indexed.DType.optimal_dtype(tokenizer.vocab_size)
     )
