@@ -186,14 +186,66 @@ class ParallelConfig(Section):
     grad_bucket_size: Positive | None = Field(
         None, description="Parameters per gradient bucket; null: megatron-core's choice."
     )
+    overlap_p2p: bool = Field(
+        True, description="Send between stages while computing (interleaved 1F1B only; false sends and waits)."
+    )
+    tp_comm_overlap: bool = Field(
+        False,
+        description="Move tensor-parallel parts while multiplying, through Transformer Engine's user buffers (te only; "
+        "needs sequence_parallel).",
+    )
+
+
+class Fp8Config(Section):
+    """8-bit products in the transformer layers' linears; embedding, attention core, norms and output layer keep dtype."""
+
+    recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = Field(
+        "delayed",
+        description="Where scales come from: the steps before (delayed), the tensor itself (tensorwise), its blocks of "
+        "128 (blockwise) or of 32 numbers (mxfp8); the last two need the te backend, mxfp8 a Blackwell GPU.",
+    )
+    format: Literal["hybrid", "e4m3"] = Field(
+        "hybrid", description="hybrid: E4M3 forward, E5M2 for gradients; e4m3: both E4M3."
+    )
+    amax_history_len: Positive = Field(
+        64, description="delayed only: how far scales look back, in steps (torch) or micro batches (te)."
+    )
+    amax_compute_algo: Literal["max", "most_recent"] = Field(
+        "max", description="delayed only: scale for the history's largest amax, or for the newest."
+    )
+    first_last_layers_bf16: bool = Field(False, description="Keep the first and the last layer in dtype.")
+    param_gather: bool = Field(
+        False, description="te only: keep weights in 8 bits and gather them so over the data-parallel ranks."
+    )
 
 
 class PrecisionConfig(Section):
     """Number formats."""
 
     dtype: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="Format of weights and activations.")
+    fp8: Fp8Config | None = Field(None, description="8-bit products; null: none.")
     initial_loss_scale: float = Field(2.0**16, gt=0, description="First loss scale of dynamic scaling (fp16 only).")
     grad_reduce_in_fp32: bool = Field(True, description="Accumulate and reduce gradients in fp32.")
+
+
+class KernelsConfig(Section):
+    """Which fused and captured kernels a GPU runs. The defaults need nothing but torch."""
+
+    gradient_accumulation_fusion: bool = Field(
+        False,
+        description="Add weight gradients to their buffer within the product; needs apex's extensions on a GPU, and is "
+        "always so on a CPU.",
+    )
+    cross_entropy: Literal["native", "te"] = Field(
+        "native", description="Vocabulary-parallel cross-entropy: compiled by torch, or Transformer Engine's kernel."
+    )
+    rope_fusion: bool = Field(False, description="Rotary positions in one kernel; needs Transformer Engine.")
+    cuda_graphs: bool = Field(
+        False, description="Capture each layer's forward and backward pass in a CUDA graph (te only)."
+    )
+    deterministic: bool = Field(
+        False, description="Only kernels and collectives whose result does not vary from run to run; slower."
+    )
 
 
 class OptimizerConfig(Section):
@@ -251,6 +303,11 @@ class TrainConfig(Section):
     recompute_num_layers: Positive = Field(1, description="Layers per recomputed block (full recomputation only).")
     num_threads: int = Field(
         0, ge=0, description="CPU threads of each process; 0: the machine's cores divided by the local processes."
+    )
+    gc_interval: Positive | None = Field(
+        None,
+        description="Collect Python's garbage every this many steps, on all ranks in the same step, and never between; "
+        "null: when Python likes, on each rank in another step, which the others wait for.",
     )
 
 
@@ -364,6 +421,17 @@ class MonitorConfig(Section):
     )
 
 
+class ProfileConfig(Section):
+    """A look at where a step's time and memory go."""
+
+    first_step: Positive | None = Field(None, description="First step that is traced; null: none.")
+    num_steps: Positive = Field(3, description="Steps that are traced, one after the other.")
+    ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), description="Ranks that write a trace.")
+    memory_snapshot: bool = Field(
+        False, description="Record allocations, and write them out when a GPU runs out of memory (a few % slower)."
+    )
+
+
 class Config(Section):
     """A whole recipe."""
 
@@ -372,12 +440,14 @@ class Config(Section):
     data: DataConfig = DataConfig()
     parallel: ParallelConfig = ParallelConfig()
     precision: PrecisionConfig = PrecisionConfig()
+    kernels: KernelsConfig = KernelsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig
     train: TrainConfig
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
+    profile: ProfileConfig = ProfileConfig()
     resilience: ResilienceConfig = ResilienceConfig()
 
 
