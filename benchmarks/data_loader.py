@@ -17,6 +17,7 @@ import numpy as np
 from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.indexed import IndexedWriter
 from megatron_sky.data.loader import TrainData
+from megatron_sky.data.mixture import SessionMixture
 
 
 def write_pairs(folder: Path, num_tokens: int, num_sources: int) -> list[str]:
@@ -69,7 +70,7 @@ def main() -> None:
         samples = args.tokens // args.seq_length // 2
         theirs = build_theirs(prefixes, args.seq_length, samples)
         config = DataConfig(train=tuple({"name": Path(p).name, "path": p} for p in prefixes))
-        ours = TrainData(config, seq_length=args.seq_length, vocab_size=65_000, total_samples=samples)
+        ours = TrainData(config, seq_length=args.seq_length, vocab_size=65_000, sessions=[SessionMixture(0, samples)])
         numbers = random.Random(0).choices(range(samples), k=3000)
         best = {"ours": 0.0, "theirs": 0.0}
         for _ in range(3):

@@ -72,6 +72,7 @@ def train(
         bool, typer.Option("--dry-run", help="Check everything and print the plan; start nothing.")
     ] = False,
     world_size: Annotated[int | None, typer.Option(min=1, help="With --dry-run: plan for this many ranks.")] = None,
+    session: Annotated[str | None, typer.Option(help="Train only this session of the recipe (train.session).")] = None,
 ) -> None:
     """Train, or continue, the run that the recipe describes.
 
@@ -81,6 +82,8 @@ def train(
     from megatron_sky.distributed.launch import guard, rank_info, run_local
     from megatron_sky.errors import ConfigError, Problem
 
+    if session is not None:
+        recipe = [*recipe, f"train.session={session}"]
     files, overrides = _split(recipe)
     info = rank_info()
     if world_size is not None and not dry_run:

@@ -132,19 +132,19 @@ def mix(
     """Show how many tokens and epochs each source of a recipe gives over its run, and what the plan can't keep."""
     from megatron_sky.config.load import load_config
     from megatron_sky.data.mixture import mixture_table, open_plan
-    from megatron_sky.optim.schedule import run_length
+    from megatron_sky.trainer.sessions import sessions_of
 
     files = [each for each in recipe if "=" not in each]
     config = load_config(files, [each for each in recipe if "=" in each])
-    _, total_samples = run_length(
-        config.train.tokens,
-        seq_length=config.model.seq_length,
-        full_size=config.train.global_batch_size,
-        rampup=config.train.batch_rampup,
+    sessions = sessions_of(config).every
+    plan = open_plan(
+        config.data, seq_length=config.model.seq_length, sessions=[session.mixture for session in sessions]
     )
-    table = mixture_table(open_plan(config.data, seq_length=config.model.seq_length, total_samples=total_samples))
-    typer.echo(table.text)
-    if table.problems:
+    for session, segment in zip(sessions, plan.segments, strict=True):
+        if session.name:
+            typer.echo(f"session {session.name}")
+        typer.echo(mixture_table(segment).text)
+    if plan.problems():
         raise typer.Exit(2)
 
 

@@ -124,7 +124,7 @@ def _merge(base: dict, over: dict) -> None:
 def _apply_override(tree: dict, text: str, places: dict[str, Place], problems: list[Problem]) -> None:
     key, equals, value_text = text.partition("=")
     key = key.strip()
-    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", key):
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[\w-]+)*", key):
         problems.append(
             Problem(text, "is neither a recipe file (.yaml) nor an override", "write overrides as section.key=value")
         )
@@ -146,10 +146,13 @@ def _apply_override(tree: dict, text: str, places: dict[str, Place], problems: l
             return
         here = child
     if isinstance(here, list):
-        if not leaf.isdigit() or int(leaf) >= len(here):
-            problems.append(Problem(key, f"needs an index below {len(here)}", f"use {'.'.join(parents)}.0 and so on"))
+        number = _index(here, leaf)
+        if number is None:
+            names = ", ".join(str(each["name"]) for each in here if isinstance(each, dict) and "name" in each)
+            mend = f"use one of {names}" if names else f"use {'.'.join(parents)}.0 and so on"
+            problems.append(Problem(key, f"needs a name in the list, or an index below {len(here)}", mend))
             return
-        here[int(leaf)] = value
+        here[number] = value
     else:
         here[leaf] = value
     for known in [known for known in places if known == key or known.startswith(key + ".")]:
@@ -159,8 +162,17 @@ def _apply_override(tree: dict, text: str, places: dict[str, Place], problems: l
 
 def _child(node: dict | list, name: str) -> object:
     if isinstance(node, list):
-        return node[int(name)] if name.isdigit() and int(name) < len(node) else None
+        number = _index(node, name)
+        return None if number is None else node[number]
     return node.get(name)
+
+
+def _index(items: list, name: str) -> int | None:
+    """The place of the item of this name, or of this number, in a list."""
+    for number, item in enumerate(items):
+        if isinstance(item, dict) and item.get("name") == name:
+            return number
+    return int(name) if name.isdigit() and int(name) < len(items) else None
 
 
 def _expand_variables(node: object, key: str, problems: list[Problem]) -> object:
@@ -238,7 +250,8 @@ def _known_keys() -> dict[str, object]:
     keys: dict[str, object] = {}
     for name, section in Config.model_fields.items():
         keys[name] = section
-        keys |= {f"{name}.{field}": info for field, info in section.annotation.model_fields.items()}
+        fields = getattr(section.annotation, "model_fields", {})
+        keys |= {f"{name}.{field}": info for field, info in fields.items()}
     return keys
 
 

@@ -7,7 +7,7 @@ imports torch, and nothing changes a config once it is built: progress lives in 
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from megatron_sky.config.presets import PRESETS
 from megatron_sky.config.units import IntervalField, TokenCount
@@ -277,6 +277,28 @@ class ScheduleConfig(Section):
     )
 
 
+class SessionConfig(Section):
+    """One stage of a run: its own budget, mixture and schedule. Sessions follow one another in one run folder."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$", description="Name in logs and reports, as stage-1a.")
+    tokens: TokenCount = Field(
+        gt=0, description="Token budget of the session; it ends with the first step that reaches it."
+    )
+    weights: dict[str, Annotated[float, Field(ge=0)] | Ramp] | None = Field(
+        None,
+        description="Mixture: a weight, or a ramp over the session, by the name of a source of data.train; "
+        "sources left out give nothing. null: the weights that stand at the sources.",
+    )
+    schedule: ScheduleConfig | None = Field(
+        None, description="Learning rate, its tokens counted from the session's start; null: the recipe's schedule."
+    )
+    start: Literal["everything", "weights"] = Field(
+        "everything",
+        description="What is taken over from the session before: everything, or the weights alone (the optimizer's "
+        "moments begin at zero).",
+    )
+
+
 class BatchRampup(Section):
     """The global batch grows in equal steps from start_size to train.global_batch_size."""
 
@@ -289,10 +311,16 @@ class TrainConfig(Section):
     """The run itself."""
 
     run_dir: str = Field(description="Folder of the run: config, metrics, logs, checkpoints, report.")
-    tokens: TokenCount = Field(description="Token budget; the run ends with the first step that reaches it.")
+    tokens: TokenCount = Field(
+        description="Token budget; the run ends with the first step that reaches it. With sessions it is their sum "
+        "and may be left out."
+    )
     global_batch_size: Positive = Field(description="Sequences per step, over all ranks.")
     micro_batch_size: Positive = Field(1, description="Sequences per forward pass of one rank.")
     batch_rampup: BatchRampup | None = Field(None, description="Growth of the global batch at the run's start.")
+    session: str | None = Field(
+        None, description="Train only this session of the recipe, and stop at its end; null: all that are left."
+    )
     max_steps: Positive | None = Field(
         None, description="Stop, with a checkpoint, after this step even if the budget is not met; null: no limit."
     )
@@ -449,6 +477,60 @@ class Config(Section):
     monitor: MonitorConfig = MonitorConfig()
     profile: ProfileConfig = ProfileConfig()
     resilience: ResilienceConfig = ResilienceConfig()
+    sessions: tuple[SessionConfig, ...] = Field(
+        (), description="Stages of the run, in order; none: one of train.tokens."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_sessions(cls, given: object) -> object:
+        """Budget and schedule of a run in sessions need not be said twice."""
+        sessions = given.get("sessions") if isinstance(given, dict) else None
+        if not isinstance(sessions, list | tuple) or not sessions:
+            return given
+        try:
+            parts = [SessionConfig.model_validate(each) for each in sessions]
+        except ValidationError:
+            return given  # told by the field's own validator
+        filled = dict(given)
+        if isinstance(given.get("train"), dict):
+            filled["train"] = {"tokens": sum(part.tokens for part in parts)} | given["train"]
+        if given.get("schedule") is None and parts[0].schedule is not None:
+            filled["schedule"] = parts[0].schedule
+        return filled
+
+    @model_validator(mode="after")
+    def _sessions_agree(self) -> "Config":
+        if not self.sessions:
+            if self.train.session is not None:
+                raise ValueError(f"train.session = {self.train.session!r}: the recipe has no sessions")
+            return self
+        names = [each.name for each in self.sessions]
+        wrong = [
+            f"sessions: the name {name!r} is given twice" for name in sorted({n for n in names if names.count(n) > 1})
+        ]
+        total = sum(each.tokens for each in self.sessions)
+        if self.train.tokens != total:
+            wrong.append(
+                f"train.tokens = {self.train.tokens:,}: must be the sum of the sessions, {total:,}; leave it out"
+            )
+        if self.train.session is not None and self.train.session not in names:
+            wrong.append(f"train.session = {self.train.session!r}: the sessions are {', '.join(names)}")
+        if all(each.schedule for each in self.sessions) and self.schedule != self.sessions[0].schedule:
+            wrong.append("schedule: has no effect, every session has its own; change sessions.NAME.schedule")
+        sources = [source.name for source in self.data.train]
+        for each in self.sessions:
+            unknown = sorted(set(each.weights or ()) - set(sources))
+            if unknown:
+                wrong.append(
+                    f"sessions.{each.name}.weights: {', '.join(unknown)} is no source of data.train "
+                    f"({', '.join(sources) or 'which is empty'})"
+                )
+        if self.data.sampling == "megatron" and len(self.sessions) > 1:
+            wrong.append("data.sampling: megatron has one blend for the whole run; use plan with sessions")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
 
 
 def json_schema() -> dict:

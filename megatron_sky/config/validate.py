@@ -4,7 +4,7 @@ Pure arithmetic: no torch. `problems` stop a run, `notes` are told and do not. A
 own stands at that field in `schema.py`.
 """
 
-from megatron_sky.config.schema import BatchRampup, Config
+from megatron_sky.config.schema import BatchRampup, Config, ScheduleConfig
 from megatron_sky.errors import ConfigError, Problem
 
 
@@ -35,7 +35,8 @@ def find_problems(config: Config, world_size: int) -> list[Problem]:
     problems += _layout(config, world_size)
     problems += _shape(config)
     problems += _batch(config, world_size)
-    problems += _schedule(config)
+    for prefix, schedule, tokens in _schedules(config):
+        problems += _schedule(prefix, schedule, tokens)
     return problems
 
 
@@ -51,14 +52,15 @@ def find_notes(config: Config, world_size: int) -> list[str]:
             f"a global batch of {p.pp_size * 4 * t.micro_batch_size * dp_size} sequences would not"
         )
     step_tokens = last * config.model.seq_length
-    if t.batch_rampup is None and t.tokens % step_tokens:
+    if t.batch_rampup is None and not config.sessions and t.tokens % step_tokens:
         whole = -(-t.tokens // step_tokens)
         notes.append(
             f"train.tokens = {t.tokens:,} is no multiple of a step's {step_tokens:,} tokens; the run ends at "
             f"{whole * step_tokens:,} (step {whole})"
         )
     if config.checkpoint.interval is None:
-        notes.append("checkpoint.interval is not set: the only checkpoint is the one at the run's end")
+        ends = "each session's end" if config.sessions else "the run's end"
+        notes.append(f"checkpoint.interval is not set: the only checkpoint is the one at {ends}")
     return notes
 
 
@@ -215,20 +217,33 @@ def _batch(config: Config, world_size: int) -> list[Problem]:
     return problems
 
 
-def _schedule(config: Config) -> list[Problem]:
-    s, t = config.schedule, config.train
+def _schedules(config: Config) -> list[tuple[str, ScheduleConfig, int]]:
+    """(dotted key, schedule, tokens it is for) of the run or of each of its sessions."""
+    if not config.sessions:
+        return [("schedule", config.schedule, config.train.tokens)]
+    return [
+        (
+            f"sessions.{each.name}.schedule" if each.schedule else "schedule",
+            each.schedule or config.schedule,
+            each.tokens,
+        )
+        for each in config.sessions
+    ]
+
+
+def _schedule(key: str, s: ScheduleConfig, tokens: int) -> list[Problem]:
     problems = []
-    end = s.decay_tokens if s.decay_tokens is not None else t.tokens
+    end = s.decay_tokens if s.decay_tokens is not None else tokens
     if s.min_lr > s.lr:
-        problems.append(Problem("schedule.min_lr", f"must be at most schedule.lr ({s.lr})", "lower it", s.min_lr))
+        problems.append(Problem(f"{key}.min_lr", f"must be at most {key}.lr ({s.lr})", "lower it", s.min_lr))
     if s.warmup_start_lr > s.lr:
         problems.append(
-            Problem("schedule.warmup_start_lr", f"must be at most schedule.lr ({s.lr})", "lower it", s.warmup_start_lr)
+            Problem(f"{key}.warmup_start_lr", f"must be at most {key}.lr ({s.lr})", "lower it", s.warmup_start_lr)
         )
     if s.warmup_tokens > end:
         problems.append(
             Problem(
-                "schedule.warmup_tokens",
+                f"{key}.warmup_tokens",
                 f"must be at most the decay's end, {end:,} tokens",
                 "lower it",
                 s.warmup_tokens,
@@ -237,7 +252,7 @@ def _schedule(config: Config) -> list[Problem]:
     if s.style == "wsd" and not 0 < s.wsd_decay_tokens <= max(end - s.warmup_tokens, 0):
         problems.append(
             Problem(
-                "schedule.wsd_decay_tokens",
+                f"{key}.wsd_decay_tokens",
                 f"must be above 0 and at most the {max(end - s.warmup_tokens, 0):,} tokens after the warm-up",
                 "a tenth of the budget is usual",
                 s.wsd_decay_tokens,
@@ -246,7 +261,7 @@ def _schedule(config: Config) -> list[Problem]:
     if s.style != "wsd" and s.wsd_decay_tokens:
         problems.append(
             Problem(
-                "schedule.wsd_decay_tokens",
+                f"{key}.wsd_decay_tokens",
                 f"has no effect with schedule.style={s.style}",
                 "remove it, or set schedule.style=wsd",
                 s.wsd_decay_tokens,
@@ -254,7 +269,7 @@ def _schedule(config: Config) -> list[Problem]:
         )
     if s.style == "wsd" and s.wsd_decay_style == "exponential" and s.min_lr == 0:
         problems.append(
-            Problem("schedule.min_lr", "must be above 0 for an exponential decay", "set it, as 1e-6", s.min_lr)
+            Problem(f"{key}.min_lr", "must be above 0 for an exponential decay", "set it, as 1e-6", s.min_lr)
         )
     return problems
 

@@ -17,7 +17,7 @@ from megatron_sky.convert.hf_folder import write_hf
 from megatron_sky.convert.model_card import Facts, build_card
 from megatron_sky.convert.output import DEFAULT_FILE_SIZE
 from megatron_sky.convert.sources import open_source
-from megatron_sky.data.plan import SamplingPlan, Source
+from megatron_sky.data.plan import RunPlan
 from megatron_sky.errors import CheckpointError, MissingDependency
 from megatron_sky.log import get_logger
 from megatron_sky.monitor.metrics import METRICS_FILE, read_metrics
@@ -140,20 +140,10 @@ def _facts(mark: Mark, run_dir: Path, name: str) -> Facts:
 
 def _tokens_per_source(saved: native.Saved) -> dict[str, int]:
     """Tokens each source had given at the checkpoint; empty for a run whose data order is not our plan's."""
-    if "sources" not in saved.data or "retired" not in saved.data:
+    if "segments" not in saved.data:
         return {}
-    plan = SamplingPlan(
-        sources=tuple(Source(**each) for each in saved.data["sources"]),
-        retired=tuple(Source(**each) for each in saved.data["retired"]),
-        seq_length=saved.data["seq_length"],
-        total_samples=saved.data["total_samples"],
-        first_sample=saved.data["first_sample"],
-        seed=saved.data["seed"],
-        max_epochs=saved.config.data.max_epochs,
-    )
-    given = zip(plan.sources, plan.consumed(saved.progress["consumed_samples"]), strict=True)
-    counts = {source.name: count for source, count in given} | {s.name: s.consumed for s in plan.retired}
-    return {name: count * plan.seq_length for name, count in counts.items()}
+    plan = RunPlan.from_fingerprint(saved.data, saved.config.data.max_epochs)
+    return plan.tokens_given(saved.progress["consumed_samples"])
 
 
 def _validation(run_dir: Path, step: int) -> dict[str, tuple[float, int]]:

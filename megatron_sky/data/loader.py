@@ -18,8 +18,8 @@ import torch
 from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.indexed import IndexedTokens, bin_path
 from megatron_sky.data.meta import Meta, check_source
-from megatron_sky.data.mixture import check_weights
-from megatron_sky.data.plan import SamplingPlan, build_plan, continue_plan
+from megatron_sky.data.mixture import SessionMixture, check_weights, plan_of
+from megatron_sky.data.plan import RunPlan, continue_plan
 from megatron_sky.errors import ConfigError, DataError
 
 
@@ -56,7 +56,7 @@ class TrainData:
         config: the recipe's data section.
         seq_length: tokens a sample feeds to the model.
         vocab_size: every token id must be below.
-        total_samples: samples of the whole run, at which ramps reach their end.
+        sessions: the run's samples and what they are drawn from.
         tokenizer_sha256: hash of the run's tokenizer; meta files must agree with it.
 
     Raises:
@@ -70,29 +70,22 @@ class TrainData:
         *,
         seq_length: int,
         vocab_size: int,
-        total_samples: int,
+        sessions: Sequence[SessionMixture],
         tokenizer_sha256: str | None = None,
     ):
         self.seq_length = seq_length
         self.vocab_size = vocab_size
         self.document_mask = config.document_mask
         self.mask_document_ends = config.mask_document_ends
-        check_weights(config)
+        check_weights(config, sessions)
         self.metas: list[Meta | None] = [
             check_source(source.path, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)
             for source in config.train
         ]
         self.files = [IndexedTokens(source.path) for source in config.train]
-        sources = [
-            (source.name, source.weight, file.num_tokens) for source, file in zip(config.train, self.files, strict=True)
-        ]
-        self.plan: SamplingPlan = build_plan(
-            sources,
-            seq_length=seq_length,
-            total_samples=total_samples,
-            seed=config.seed,
-            max_epochs=config.max_epochs,
-        )
+        sizes = [file.num_tokens for file in self.files]
+        self._planned = plan_of(config, sizes, seq_length=seq_length, sessions=sessions)
+        self.plan: RunPlan = self._planned
         self._check_plan()
 
     def continue_from(self, saved: Mapping, used_samples: int) -> bool:
@@ -109,7 +102,7 @@ class TrainData:
         Raises:
             ConfigError: the change would repeat or skip data, or a source would now be used too often.
         """
-        self.plan = continue_plan(saved, self.plan, used_samples)
+        self.plan = continue_plan(saved, self._planned, used_samples)
         self._check_plan()
         return self.plan.fingerprint() != dict(saved)
 

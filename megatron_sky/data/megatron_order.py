@@ -14,7 +14,7 @@ from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.indexed import IndexedTokens
 from megatron_sky.data.loader import Batch, check_ids, make_batch
 from megatron_sky.data.meta import Meta, check_source
-from megatron_sky.data.mixture import check_weights
+from megatron_sky.data.mixture import SessionMixture, check_weights
 from megatron_sky.errors import ConfigError, Problem
 
 
@@ -72,7 +72,7 @@ class MegatronTrainData:
         cache: str | Path,
         tokenizer_sha256: str | None = None,
     ):
-        check_weights(config)
+        check_weights(config, [SessionMixture(0, total_samples)])
         _check_known(config)
         self.seq_length, self.vocab_size = seq_length, vocab_size
         self.metas: list[Meta | None] = [

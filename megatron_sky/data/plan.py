@@ -14,14 +14,19 @@ whatever its batch or data-parallel size, goes on at exactly the next sample. Th
 3. Sequences. A source's c-th sample is sequence `permutation(c mod q)` of epoch `c // q`, where q is its number of
    whole sequences. The permutations are Feistel networks with cycle walking: no memory, any size.
 
+A run in sessions, or one whose mixture was changed in mid-run, is a chain of such plans (`RunPlan`): each begins where
+the one before it ends, and every source goes on after what it has given.
+
 Traded: the order differs from megatron-core's `GPTDataset`, and a sample costs some microseconds of arithmetic.
 """
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -153,11 +158,12 @@ class _Node:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """The order of a run's samples; build it with `build_plan`.
+    """The order of the samples `first_sample` to `total_samples` of a run; build it with `build_plan`.
 
-    Sample numbers run from `first_sample` to `total_samples`; a plan that begins in mid-run (a changed blend) takes
-    over the run's numbering, and each source goes on after its `consumed` sequences. `retired` are sources of earlier
-    plans that are not in this one; should one come back, it goes on too.
+    A plan that begins in mid-run (the next session, a changed blend) takes over the run's numbering, and each source
+    goes on after its `consumed` sequences. `retired` are sources of earlier plans that are not in this one; should one
+    come back, it goes on too. Ramps go from `ramp_from` (the session's first sample) to `total_samples`. Samples beyond
+    the end, which a run needs that has stepped over some, are drawn at the shares of the end.
     """
 
     sources: tuple[Source, ...]
@@ -167,6 +173,7 @@ class SamplingPlan:
     max_epochs: float
     first_sample: int = 0
     retired: tuple[Source, ...] = ()
+    ramp_from: int = 0
     _blocks: dict = field(default_factory=dict, repr=False, compare=False)
     _epochs: dict = field(default_factory=dict, repr=False, compare=False)
 
@@ -209,9 +216,9 @@ class SamplingPlan:
 
     def consumed(self, sample_count: int) -> list[int]:
         """Sequences each source has given once the run has used `sample_count` samples, earlier plans included."""
-        assert self.first_sample <= sample_count <= self.total_samples, (sample_count, self.total_samples)
+        assert self.first_sample <= sample_count, (sample_count, self.first_sample)
         done = sample_count - self.first_sample
-        if done % BLOCK == 0 or done == self.length:
+        if done == self.length or (done % BLOCK == 0 and done < self.length):
             return self._counts(done)
         block, at = self._block_of(sample_count)
         here = np.bincount(block.sources[:at], minlength=len(self.sources))
@@ -261,13 +268,13 @@ class SamplingPlan:
     def fingerprint(self) -> dict:
         """All that decides the order, as plain values; two plans with equal fingerprints give equal samples."""
         return {
-            "version": 1,
             "seed": self.seed,
             "seq_length": self.seq_length,
             "total_samples": self.total_samples,
             "first_sample": self.first_sample,
             "sources": [asdict(source) for source in self.sources],
             "retired": [asdict(source) for source in self.retired],
+            "ramp_from": self.ramp_from,
         }
 
     @cached_property
@@ -275,7 +282,7 @@ class SamplingPlan:
         """Each source's share at the plan's two ends, in SHARE_UNITs."""
         starts = _normalised([source.start for source in self.sources])
         ends = _normalised([source.end for source in self.sources])
-        done = self.first_sample / self.total_samples
+        done = (self.first_sample - self.ramp_from) / (self.total_samples - self.ramp_from)
         here = [start + (end - start) * done for start, end in zip(starts, ends, strict=True)]
         return list(zip(_apportion(here), _apportion(ends), strict=True))
 
@@ -303,18 +310,18 @@ class SamplingPlan:
         return counts
 
     def _block_of(self, number: int) -> tuple["_Block", int]:
-        """The block that holds sample `number`, and the place in it."""
-        assert self.first_sample <= number < self.total_samples, (number, self.first_sample, self.total_samples)
-        number, at = divmod(number - self.first_sample, BLOCK)
-        found = self._blocks.get(number)
+        """The block that holds sample `number`, and the place in it. A block ends where the plan does."""
+        assert self.first_sample <= number, (number, self.first_sample)
+        number -= self.first_sample
+        start = 0 if number < self.length else self.length
+        first = start + (number - start) // BLOCK * BLOCK
+        found = self._blocks.get(first)
         if found is None:
-            found = self._make_block(number)
-            _keep(self._blocks, number, found, 64)
-        return found, at
+            found = self._make_block(first, min(BLOCK, self.length - first) if first < self.length else BLOCK)
+            _keep(self._blocks, first, found, 64)
+        return found, number - first
 
-    def _make_block(self, block: int) -> "_Block":
-        first = block * BLOCK
-        size = min(BLOCK, self.length - first)
+    def _make_block(self, first: int, size: int) -> "_Block":
         sources = np.empty(size, dtype=np.int64)
         counts = [source.consumed for source in self.sources]
         pending = [(self._tree, first, np.arange(size))]
@@ -330,7 +337,7 @@ class SamplingPlan:
                 (node.left, int(left[0]), slots[goes_left]),
                 (node.right, number - int(left[0]), slots[~goes_left]),
             ]
-        key = hashlib.sha256(f"{self.seed}/block/{self.first_sample}/{block}".encode()).digest()
+        key = hashlib.sha256(f"{self.seed}/block/{self.first_sample}/{first}".encode()).digest()
         order = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little"))).random(size).argsort()
         sources = sources[order]
         ranks = np.empty(size, dtype=np.int64)
@@ -372,30 +379,115 @@ def build_plan(
     total_samples: int,
     seed: int,
     max_epochs: float,
+    first_sample: int = 0,
 ) -> SamplingPlan:
-    """The plan for a mixture, from the run's first sample on.
+    """The plan for a mixture, of a whole run or of one session.
 
     Args:
         sources: (name, weight or ramp, tokens in the source) each. Weights are normalised to sum to 1 at the start and
             at the end; in between every share moves in a straight line.
         seq_length: tokens a sample feeds to the model.
-        total_samples: the whole run's samples, at which ramps reach their end.
+        total_samples: samples of the run up to its end, or the session's, at which ramps reach their end.
+        first_sample: at which they begin; a session's first.
         seed: of the order.
         max_epochs: how often a source may be gone through; see `SamplingPlan.problems`.
     """
-    assert sources and total_samples >= 1 and seq_length >= 1
+    assert sources and total_samples > first_sample and seq_length >= 1
     built = []
     for name, weight, num_tokens in sources:
         start, end = (weight.start, weight.end) if hasattr(weight, "start") else (weight, weight)
         built.append(Source(name, float(start), float(end), num_tokens))
-    return SamplingPlan(tuple(built), seq_length, total_samples, seed, max_epochs)
+    return SamplingPlan(
+        tuple(built), seq_length, total_samples, seed, max_epochs, first_sample=first_sample, ramp_from=first_sample
+    )
 
 
-def continue_plan(saved: Mapping, plan: SamplingPlan, used_samples: int) -> SamplingPlan:
-    """The plan of a run that is resumed: the saved one, or a new segment where the recipe's mixture was changed.
+@dataclass(frozen=True)
+class RunPlan:
+    """The order of a whole run's samples: plans that follow one another, each from its `first_sample` on."""
+
+    segments: tuple[SamplingPlan, ...]
+
+    @classmethod
+    def of_sessions(cls, sessions: Sequence[SamplingPlan]) -> "RunPlan":
+        """The chain of the sessions' plans, each built as if it stood alone."""
+        chain = list(sessions[:1])
+        for begins, plan in pairwise(sessions):
+            chain.append(_follow(chain[-1], plan, begins.total_samples))
+        return cls(tuple(chain))
+
+    @classmethod
+    def from_fingerprint(cls, saved: Mapping, max_epochs: float) -> "RunPlan":
+        """The plan that `fingerprint` described."""
+        return cls(tuple(_segment(each, max_epochs) for each in saved["segments"]))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return self.segments[-1].sources
+
+    @property
+    def seq_length(self) -> int:
+        return self.segments[0].seq_length
+
+    @property
+    def total_samples(self) -> int:
+        return self.segments[-1].total_samples
+
+    def segment(self, number: int) -> SamplingPlan:
+        """The plan that gives sample `number`."""
+        return self.segments[self._index(number)]
+
+    def _index(self, number: int) -> int:
+        assert number >= self.segments[0].first_sample, (number, self.segments[0].first_sample)
+        return bisect_right(self.segments, number, key=lambda segment: segment.first_sample) - 1
+
+    def locate(self, number: int) -> Location:
+        """The place of sample `number`."""
+        return self.segment(number).locate(number)
+
+    def token_offset(self, location: Location) -> int:
+        """First token, in the source's flat stream, of the sequence at `location`."""
+        return self.segments[-1].token_offset(location)
+
+    def consumed(self, sample_count: int) -> list[int]:
+        """Sequences each of `sources` has given once the run has used `sample_count` samples."""
+        given = self._given(sample_count)
+        return [given.get(source.name, 0) for source in self.sources]
+
+    def tokens_given(self, sample_count: int) -> dict[str, int]:
+        """Tokens of every source, those that left the mixture included, in the first `sample_count` samples."""
+        return {name: count * self.seq_length for name, count in self._given(sample_count).items()}
+
+    def _given(self, sample_count: int) -> dict[str, int]:
+        segment = self.segment(max(sample_count - 1, self.segments[0].first_sample))
+        given = {source.name: source.consumed for source in segment.retired}
+        return given | dict(
+            zip((source.name for source in segment.sources), segment.consumed(sample_count), strict=True)
+        )
+
+    def epochs(self, sample_count: int) -> list[float]:
+        """How often each of `sources` has been gone through after `sample_count` samples."""
+        last = self.segments[-1]
+        return [count / max(1, last.sequences_per_epoch(i)) for i, count in enumerate(self.consumed(sample_count))]
+
+    def problems(self) -> list[Problem]:
+        """What the plan can't keep; a source is told with the first session that asks too much of it."""
+        found: dict[str, Problem] = {}
+        for segment in self.segments:
+            for problem in segment.problems():
+                found.setdefault(problem.where, problem)
+        return list(found.values())
+
+    def fingerprint(self) -> dict:
+        """All that decides the order, as plain values; two plans with equal fingerprints give equal samples."""
+        return {"version": 2, "segments": [segment.fingerprint() for segment in self.segments]}
+
+
+def continue_plan(saved: Mapping, plan: RunPlan, used_samples: int) -> RunPlan:
+    """The plan of a run that is resumed: the saved one, or from here on another where the recipe's mixture was changed.
 
     In a new segment each source goes on after the sequences it has given, whatever its weight now; new sources begin,
-    and those that left are remembered.
+    and those that left are remembered. Sessions still to come follow as the recipe has them.
 
     Args:
         saved: the `fingerprint` of the plan the run had.
@@ -405,14 +497,25 @@ def continue_plan(saved: Mapping, plan: SamplingPlan, used_samples: int) -> Samp
     Raises:
         ConfigError: what may not change did: the seed, the sequence length, or the tokens of a source.
     """
-    before = _from_fingerprint(saved, plan.max_epochs)
-    if problems := _breaks(before, plan):
+    before = RunPlan.from_fingerprint(saved, plan.segments[0].max_epochs)
+    last = before._index(max(used_samples - 1, before.segments[0].first_sample))
+    current = before.segments[last]
+    if problems := _breaks(current, plan.segments[-1]):
         raise ConfigError(problems)
-    if _recipe(before) == _recipe(plan):
-        return before
     if used_samples >= plan.total_samples:
-        return replace(before, total_samples=max(before.total_samples, used_samples), _blocks={}, _epochs={})
-    given = dict(zip((source.name for source in before.sources), before.consumed(used_samples), strict=True))
+        return RunPlan(before.segments[: last + 1])
+    now = plan._index(max(used_samples, plan.segments[0].first_sample))
+    chain = list(before.segments[: last + 1])
+    if _recipe(current) != _recipe(plan.segments[now]):
+        chain.append(_follow(current, plan.segments[now], used_samples))
+    for ends, segment in pairwise(plan.segments[now:]):
+        chain.append(_follow(chain[-1], segment, ends.total_samples))
+    return RunPlan(tuple(chain))
+
+
+def _follow(before: SamplingPlan, plan: SamplingPlan, first_sample: int) -> SamplingPlan:
+    """`plan` from `first_sample` on, every source going on after what it has given in `before`."""
+    given = dict(zip((source.name for source in before.sources), before.consumed(first_sample), strict=True))
     known = {source.name: source for source in before.retired}
     known |= {source.name: replace(source, consumed=given[source.name]) for source in before.sources}
     sources = tuple(
@@ -420,10 +523,10 @@ def continue_plan(saved: Mapping, plan: SamplingPlan, used_samples: int) -> Samp
     )
     present = {source.name for source in sources}
     retired = tuple(source for name, source in known.items() if name not in present)
-    return replace(plan, sources=sources, first_sample=used_samples, retired=retired, _blocks={}, _epochs={})
+    return replace(plan, sources=sources, first_sample=first_sample, retired=retired, _blocks={}, _epochs={})
 
 
-def _from_fingerprint(saved: Mapping, max_epochs: float) -> SamplingPlan:
+def _segment(saved: Mapping, max_epochs: float) -> SamplingPlan:
     return SamplingPlan(
         sources=tuple(Source(**each) for each in saved["sources"]),
         seq_length=saved["seq_length"],
@@ -432,12 +535,13 @@ def _from_fingerprint(saved: Mapping, max_epochs: float) -> SamplingPlan:
         max_epochs=max_epochs,
         first_sample=saved["first_sample"],
         retired=tuple(Source(**each) for each in saved["retired"]),
+        ramp_from=saved["ramp_from"],
     )
 
 
 def _recipe(plan: SamplingPlan) -> tuple:
     """What a recipe decides of a plan."""
-    return plan.total_samples, tuple(replace(source, consumed=0) for source in plan.sources)
+    return plan.ramp_from, plan.total_samples, tuple(replace(source, consumed=0) for source in plan.sources)
 
 
 def _breaks(before: SamplingPlan, plan: SamplingPlan) -> list[Problem]:

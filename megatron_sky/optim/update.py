@@ -28,3 +28,18 @@ def set_lr(optimizer, lr: float, weight_decay: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_mult", 1.0)
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+
+
+def forget_moments(optimizer) -> None:
+    """Back to a new optimizer's state: moments of zero, bias correction from the first step. Weights stay."""
+    for each in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = getattr(each, "optimizer", None)
+        if inner is None:  # a rank without parameters of this kind
+            continue
+        for state in inner.state.values():
+            for name in ("exp_avg", "exp_avg_sq", "step"):
+                if hasattr(state.get(name), "zero_"):
+                    state[name].zero_()
+        for group in inner.param_groups:
+            if "step" in group:
+                group["step"] = group["step"] * 0

@@ -10,13 +10,16 @@ from megatron_sky.config import Config
 from megatron_sky.config.units import format_count
 from megatron_sky.config.validate import check
 from megatron_sky.data.loader import TrainData
+from megatron_sky.data.mixture import mixture_table
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import open_fake_context
 from megatron_sky.distributed.topology import Coordinates, Layout
 from megatron_sky.model.build import build_model
 from megatron_sky.model.flops import flops_per_token, num_parameters
-from megatron_sky.optim.schedule import global_batch_size_at, lr_at
-from megatron_sky.trainer.run import length_of, open_data
+from megatron_sky.optim.schedule import global_batch_size_at
+from megatron_sky.trainer.run import open_data
+from megatron_sky.trainer.sessions import Sessions, sessions_of
+from megatron_sky.trainer.sessions import find_notes as find_session_notes
 
 GIB = 1 << 30
 
@@ -27,11 +30,12 @@ def print_plan(config: Config, world_size: int) -> None:
     layout = Layout.of(config.parallel, world_size)
     print(f"layout      {layout} on {world_size} rank(s)")
     _print_model(config, layout)
-    _print_run(config, layout)
-    for note in notes:
-        print(f"note        {note}")
+    sessions = sessions_of(config)
+    _print_run(config, layout, sessions)
     data = open_data(config)
-    _print_data(config, data)
+    _print_sessions(config, sessions, data)
+    for note in (*notes, *find_session_notes(sessions, config)):
+        print(f"note        {note}")
     print("every check passed")
 
 
@@ -77,32 +81,59 @@ def _print_model(config: Config, layout: Layout) -> None:
         )
 
 
-def _print_run(config: Config, layout: Layout) -> None:
-    t, s = config.train, config.schedule
-    steps, samples = length_of(config)
-    tokens = samples * config.model.seq_length
+def _print_run(config: Config, layout: Layout, sessions: Sessions) -> None:
+    t = config.train
+    last = sessions.every[-1]
     first = global_batch_size_at(t.global_batch_size, t.batch_rampup, 0)
     size = f"{first} -> {t.global_batch_size}" if first != t.global_batch_size else f"{t.global_batch_size}"
-    step_tokens = t.global_batch_size * config.model.seq_length
-    print(f"run         {steps:,} steps to {format_count(tokens)} tokens, in {t.run_dir}")
+    step_tokens = _step_tokens(config)
+    print(f"run         {last.end_step:,} steps to {format_count(last.end_token)} tokens, in {t.run_dir}")
     print(
         f"batch       {size} sequences of {config.model.seq_length:,} = {format_count(step_tokens)} tokens a step, "
         f"{t.global_batch_size // (t.micro_batch_size * layout.dp_size)} micro batches a rank"
     )
-    marks = ", ".join(
-        f"{lr_at(s, round(tokens * part), t.tokens):.3g} at {format_count(round(tokens * part))}"
-        for part in (0.0, 0.01, 0.25, 0.5, 0.75, 1.0)
-    )
-    print(f"lr          {s.style}, warm-up {format_count(s.warmup_tokens)} tokens: {marks}")
+    if sessions.only is not None:
+        print(f"session     {sessions.only.name} alone (train.session)")
 
 
-def _print_data(config: Config, data: TrainData) -> None:
-    _, samples = length_of(config)
-    counts, epochs = data.plan.consumed(samples), data.plan.epochs(samples)
-    print(f"data        {'source':<24}{'tokens':>12}{'used':>12}{'share':>9}{'epochs':>9}")
-    for source, file, count, epoch in zip(config.data.train, data.files, counts, epochs, strict=True):
-        used = count * config.model.seq_length
-        print(
-            f"            {source.name:<24}{format_count(file.num_tokens):>12}{format_count(used):>12}"
-            f"{count / samples:>9.2%}{epoch:>9.2f}"
+def _print_sessions(config: Config, sessions: Sessions, data: TrainData) -> None:
+    """Each session: its stretch, its learning rate, what its sources give, and the checkpoints that are kept."""
+    saved = _saved_tokens(config, sessions)
+    for session, segment in zip(sessions.every, data.plan.segments, strict=True):
+        if session.name:
+            start = ", the optimizer anew" if session.fresh_optimizer else ""
+            print(
+                f"session     {session.name}: tokens {format_count(session.first_token)} to "
+                f"{format_count(session.end_token)}, steps {session.first_step + 1:,} to {session.end_step:,}{start}"
+            )
+        s, length = session.schedule, session.end_token - session.first_token
+        marks = ", ".join(
+            f"{session.lr_at(session.first_token + round(length * part)):.3g} at "
+            f"{format_count(session.first_token + round(length * part))}"
+            for part in (0.0, 0.01, 0.25, 0.5, 0.75, 1.0)
         )
+        print(f"lr          {s.style}, warm-up {format_count(s.warmup_tokens)} tokens: {marks}")
+        table = mixture_table(segment).text.splitlines()
+        for number, line in enumerate(table):
+            print(f"{'data' if number == 0 else '':<12}{line}")
+        kept = [mark for mark in saved if session.first_token < mark <= session.end_token]
+        releases = [m for m in config.checkpoint.release_marks if session.first_token < m <= session.end_token]
+        print(
+            f"saved       {len(kept):,} checkpoints"
+            + (f", releases at {', '.join(map(format_count, releases))}" if releases else "")
+        )
+
+
+def _saved_tokens(config: Config, sessions: Sessions) -> list[int]:
+    """Consumed tokens at which a checkpoint is due: the interval's, the release marks, and every session's end."""
+    end = sessions.every[-1].end_token
+    due = {each.end_token for each in sessions.every} | {m for m in config.checkpoint.release_marks if m <= end}
+    interval = config.checkpoint.interval
+    if interval is not None:
+        step = interval.every if interval.unit == "tokens" else interval.every * _step_tokens(config)
+        due |= set(range(step, end + 1, step))
+    return sorted(due)
+
+
+def _step_tokens(config: Config) -> int:
+    return config.train.global_batch_size * config.model.seq_length

@@ -11,16 +11,17 @@ from megatron_sky.config.schema import (
     CheckpointConfig,
     OptimizerConfig,
     ResilienceConfig,
-    ScheduleConfig,
     TrainConfig,
 )
 from megatron_sky.data.loader import Batch
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError, LeftEarly, RunError
 from megatron_sky.log import get_logger
-from megatron_sky.optim.schedule import global_batch_size_at, lr_at
+from megatron_sky.optim.schedule import global_batch_size_at
+from megatron_sky.optim.update import forget_moments
 from megatron_sky.trainer.anomaly import FINE, NONFINITE, AnomalyDetector
 from megatron_sky.trainer.observer import Observer
+from megatron_sky.trainer.sessions import Sessions
 from megatron_sky.trainer.signals import HURRY, STAY, LeaveRequests
 from megatron_sky.trainer.state import TrainState
 from megatron_sky.trainer.step import StepResult, StepRunner
@@ -65,7 +66,7 @@ class Trainer:
         self,
         *,
         train: TrainConfig,
-        schedule: ScheduleConfig,
+        sessions: Sessions,
         optimizer_config: OptimizerConfig,
         checkpoint: CheckpointConfig,
         resilience: ResilienceConfig,
@@ -83,7 +84,7 @@ class Trainer:
         has_dropout: bool,
     ):
         self.train = train
-        self.schedule = schedule
+        self.sessions = sessions
         self.weight_decay = optimizer_config.weight_decay
         self.checkpoint = checkpoint
         self.resilience = resilience
@@ -110,6 +111,7 @@ class Trainer:
         """Trains from `state` to the token budget (or train.max_steps) and leaves a checkpoint there."""
         self.maybe_validate_at_start()
         while self.should_continue():
+            self.maybe_enter_session()
             self.step()
             self.maybe_validate()
             self.maybe_save()
@@ -118,8 +120,26 @@ class Trainer:
 
     def should_continue(self) -> bool:
         limit = self.train.max_steps
-        unfinished = self.state.consumed_tokens < self.train.tokens and (limit is None or self.state.step < limit)
-        return unfinished and self.leaving == STAY
+        unfinished = self.state.consumed_samples < self.sessions.last.end_sample
+        return unfinished and (limit is None or self.state.step < limit) and self.leaving == STAY
+
+    def maybe_enter_session(self) -> None:
+        """At a session's first step: takes over what the session wants of the one before, and says so."""
+        session = self.sessions.at(self.state.consumed_samples)
+        if session.name == self.state.session:
+            return
+        if session.fresh_optimizer and self.state.session is not None:
+            forget_moments(self.optimizer)
+        self.state.session = session.name
+        self.detector = AnomalyDetector(self.resilience)  # another mixture has another level of loss
+        if session.name:
+            self.observer.event(
+                "session",
+                step=self.state.step,
+                session=session.name,
+                first_token=session.first_token,
+                end_token=session.end_token,
+            )
 
     def step(self) -> None:
         """One optimizer update: computed, judged, applied, counted and told."""
@@ -145,7 +165,7 @@ class Trainer:
         return PlannedStep(
             batch_size=size,
             num_microbatches=size // (self.train.micro_batch_size * self.context.layout.dp_size),
-            lr=lr_at(self.schedule, self.tokens_before, self.train.tokens),
+            lr=self.sessions.at(self.state.consumed_samples).lr_at(self.tokens_before),
         )
 
     def compute(self, planned: PlannedStep, batches: list[Batch]) -> StepResult:
@@ -242,12 +262,18 @@ class Trainer:
         )
 
     def maybe_validate_at_start(self) -> None:
-        if self.state.step == 0 and self.validator.config.at_start:
+        if self.state.session is None and self.validator.config.at_start:
             self.run_validation()
 
     def maybe_validate(self) -> None:
-        if self.leaving == STAY and self.validator.due(self.state.step, self.tokens_before, self.state.consumed_tokens):
+        """At the interval, and with a session's last step."""
+        due = self.validator.due(self.state.step, self.tokens_before, self.state.consumed_tokens)
+        if self.leaving == STAY and (due or self.session_ended()):
             self.run_validation()
+
+    def session_ended(self) -> bool:
+        before = self.tokens_before // self.runner.seq_length
+        return self.sessions.ended(before, self.state.consumed_samples)
 
     def tell_usage(self) -> None:
         self.observer.event("sources", step=self.state.step, sources=self.files.usage(self.state))
@@ -270,10 +296,11 @@ class Trainer:
             self.note_saves(self.saver.poll())
 
     def is_time_to_save(self) -> bool:
-        """At the interval, and with the step that reaches a release mark."""
+        """At the interval, with a session's last step, and with the step that reaches a release mark."""
         before, now, interval = self.tokens_before, self.state.consumed_tokens, self.checkpoint.interval
         marked = any(before < mark <= now for mark in self.checkpoint.release_marks)
-        return marked or (interval is not None and interval.due(self.state.step, before, now))
+        due = interval is not None and interval.due(self.state.step, before, now)
+        return marked or due or self.session_ended()
 
     def note_saves(self, ended: list[Saved], may_fail: bool = True) -> None:
         for save in ended:

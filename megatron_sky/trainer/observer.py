@@ -24,13 +24,22 @@ log = get_logger(__name__)
 class Observer:
     """Told of everything that happens; on ranks other than 0 every call returns at once."""
 
-    def __init__(self, config: Config, *, context: ParallelContext, total_steps: int, state: TrainState, run_dir: Path):
+    def __init__(
+        self,
+        config: Config,
+        *,
+        context: ParallelContext,
+        total_steps: int,
+        total_tokens: int,
+        state: TrainState,
+        run_dir: Path,
+    ):
         self._active = context.rank == 0
         self._open = contextlib.ExitStack()
         if not self._active:
             return
         self._log_interval = config.monitor.log_interval
-        self._total_steps, self._total_tokens = total_steps, config.train.tokens
+        self._total_steps, self._total_tokens = total_steps, total_tokens
         peak = config.monitor.peak_tflops or peak_tflops(device.name(), config.precision.dtype)
         self._throughput = Throughput(
             flops_per_token=flops_per_token(config.model), world_size=context.world_size, peak_tflops=peak
@@ -44,9 +53,7 @@ class Observer:
             )
         )
         self._bar = self._open.enter_context(
-            ProgressDisplay(
-                total_tokens=config.train.tokens, total_steps=total_steps, consumed_tokens=state.consumed_tokens
-            )
+            ProgressDisplay(total_tokens=total_tokens, total_steps=total_steps, consumed_tokens=state.consumed_tokens)
         )
 
     def __enter__(self) -> "Observer":

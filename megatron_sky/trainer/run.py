@@ -26,6 +26,8 @@ from megatron_sky.trainer import run_folder
 from megatron_sky.trainer.batches import training_requests
 from megatron_sky.trainer.loop import Trainer
 from megatron_sky.trainer.observer import Observer
+from megatron_sky.trainer.sessions import Sessions, sessions_of
+from megatron_sky.trainer.sessions import find_notes as find_session_notes
 from megatron_sky.trainer.signals import LeaveRequests
 from megatron_sky.trainer.startup import check_disk, rank_facts
 from megatron_sky.trainer.state import TrainState, plan_number
@@ -64,14 +66,14 @@ def open_data(config: Config) -> TrainData:
     settings = config.data
     if settings.sampling == "megatron":  # whose order repeats sources without a limit
         settings = settings.model_copy(update={"max_epochs": math.inf})
-    return TrainData(settings, **_data_arguments(config, tokenizer_hash))
+    mixtures = [session.mixture for session in sessions_of(config).every]
+    return TrainData(settings, sessions=mixtures, **_data_arguments(config, tokenizer_hash))
 
 
 def _data_arguments(config: Config, tokenizer_hash: str | None) -> dict:
     return {
         "seq_length": config.model.seq_length,
         "vocab_size": config.model.vocab_size,
-        "total_samples": length_of(config)[1],
         "tokenizer_sha256": tokenizer_hash,
     }
 
@@ -83,18 +85,24 @@ def _in_megatron_order(config: Config, data: TrainData, run_dir: Path) -> TrainD
     from megatron_sky.data.megatron_order import MegatronTrainData
 
     tokenizer_hash = data.metas[0].tokenizer.sha256 if data.metas[0] and config.tokenizer.path else None
-    return MegatronTrainData(config.data, cache=run_dir / "index_cache", **_data_arguments(config, tokenizer_hash))
+    return MegatronTrainData(
+        config.data,
+        cache=run_dir / "index_cache",
+        total_samples=sessions_of(config).last.end_sample,
+        **_data_arguments(config, tokenizer_hash),
+    )
 
 
-def length_of(config: Config, consumed_samples: int = 0) -> tuple[int, int]:
-    """(steps from `consumed_samples` to the end, samples at the end) of the recipe's run."""
-    return run_length(
-        config.train.tokens,
+def steps_left(config: Config, sessions: Sessions, consumed_samples: int) -> int:
+    """Steps from `consumed_samples` to the end of what this job trains."""
+    steps, _ = run_length(
+        sessions.last.end_token,
         seq_length=config.model.seq_length,
         full_size=config.train.global_batch_size,
         rampup=config.train.batch_rampup,
         consumed_samples=consumed_samples,
     )
+    return steps
 
 
 def train(config: Config, info: RankInfo) -> None:
@@ -140,7 +148,9 @@ def _train(
     watchdog: Watchdog,
 ) -> None:
     data = _in_megatron_order(config, data, run_dir)
+    sessions = sessions_of(config)
     folder, state = _starting_point(config, context, data, run_dir)
+    sessions.check_begin(state.consumed_samples)
     if context.rank == 0:
         check_disk(config, run_dir, log.warning)
     model = _build(config, context, fill=folder is None and config.checkpoint.init_from is None)
@@ -175,13 +185,21 @@ def _train(
         chunks=model.chunks,
         optimizer=optimizer,
         fingerprint=data.plan.fingerprint,
+        fp8=model.fp8,
     )
     saver.last_step = state.step if folder is not None else None
-    steps_left, _ = length_of(config, state.consumed_samples)
-    _tell(config, context, model, state, steps_left, run_dir)
-    total_steps = state.step + steps_left
+    left = steps_left(config, sessions, state.consumed_samples)
+    _tell(config, context, model, state, sessions, left, run_dir)
+    total_steps = state.step + left
     with (
-        Observer(config, context=context, total_steps=total_steps, state=state, run_dir=run_dir) as observer,
+        Observer(
+            config,
+            context=context,
+            total_steps=total_steps,
+            total_tokens=sessions.last.end_token,
+            state=state,
+            run_dir=run_dir,
+        ) as observer,
         _Files(config, context, data, run_dir, model, optimizer) as files,
     ):
         observer.event(
@@ -193,7 +211,7 @@ def _train(
         observer.event("data", **_data_facts(config, data, validator))
         Trainer(
             train=config.train,
-            schedule=config.schedule,
+            sessions=sessions,
             optimizer_config=config.optimizer,
             checkpoint=config.checkpoint,
             resilience=config.resilience,
@@ -265,7 +283,7 @@ class _Files:
             self._run_dir,
             keep_last=keep.keep_last,
             keep_every_tokens=keep.keep_every_tokens,
-            marks=keep.release_marks,
+            marks=sorted([*keep.release_marks, *(each.end_token for each in sessions_of(self._config).every)]),
         ):
             store.remove(old)
             log.info("checkpoint %s deleted (checkpoint.keep_last = %d)", old.name, keep.keep_last)
@@ -286,7 +304,7 @@ def _starting_point(
         raise CheckpointError(found["failure"])
     folder = found["folder"]
     if folder is None:
-        return None, TrainState()
+        return None, _first_state(config)
     saved = checkpoints.read_saved(folder)
     checkpoints.check_same_model(saved.config.model, config.model, folder)
     state = TrainState.from_dict(saved.progress)
@@ -296,6 +314,14 @@ def _starting_point(
     if context.rank == 0 and config.checkpoint.init_from:
         log.info("checkpoint.init_from is not used: the run continues from its own %s", folder.name)
     return folder, state
+
+
+def _first_state(config: Config) -> TrainState:
+    """Where a new run begins: at token 0, or, with weights to start from, at the session that was asked for."""
+    first = sessions_of(config).first
+    if config.checkpoint.init_from is None:
+        return TrainState()
+    return TrainState(step=first.first_step, consumed_samples=first.first_sample, consumed_tokens=first.first_token)
 
 
 def _build(config: Config, context: ParallelContext, fill: bool) -> BuiltModel:
@@ -317,7 +343,7 @@ def _build(config: Config, context: ParallelContext, fill: bool) -> BuiltModel:
 def _fill(config: Config, context: ParallelContext, model: BuiltModel, optimizer, folder: Path | None) -> None:
     """Weights (and optimizer) from the run's own checkpoint, or weights alone from init_from."""
     if folder is not None:
-        checkpoints.load(folder, context=context, chunks=model.chunks, optimizer=optimizer)
+        checkpoints.load(folder, context=context, chunks=model.chunks, optimizer=optimizer, fp8=model.fp8)
     elif config.checkpoint.init_from is not None:
         source = store.resolve(Path(config.checkpoint.init_from), log.warning)
         checkpoints.check_same_model(checkpoints.read_saved(source).config.model, config.model, source)
@@ -327,7 +353,13 @@ def _fill(config: Config, context: ParallelContext, model: BuiltModel, optimizer
 
 
 def _tell(
-    config: Config, context: ParallelContext, model: BuiltModel, state: TrainState, steps_left: int, run_dir: Path
+    config: Config,
+    context: ParallelContext,
+    model: BuiltModel,
+    state: TrainState,
+    sessions: Sessions,
+    left: int,
+    run_dir: Path,
 ) -> None:
     """Says what will run, and writes it into the run folder."""
     hosts = sorted(set(context.gather_objects(socket.gethostname())))
@@ -344,8 +376,10 @@ def _tell(
         model.backend,
         model.backend_reason,
     )
-    log.info("training %s: %d steps to %s tokens, in %s", where, steps_left, f"{config.train.tokens:,}", run_dir)
-    for note in find_notes(config, context.world_size):
+    last = sessions.last
+    end = f"{last.end_token:,} tokens" + (f", the end of {last.name}" if last.name else "")
+    log.info("training %s: %d steps to %s, in %s", where, left, end, run_dir)
+    for note in (*find_notes(config, context.world_size), *find_session_notes(sessions, config)):
         log.warning("%s", note)
     run_folder.describe(
         run_dir,

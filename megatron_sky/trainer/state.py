@@ -11,7 +11,8 @@ class TrainState:
     """Counted since the run's first step. Tokens, not steps, are the run's clock: batch sizes may change.
 
     `consumed_samples` numbers the samples that were trained on; `skipped` are ranges of the plan's samples that were
-    stepped over, so that the n-th trained sample is the plan's number `plan_number(n)`.
+    stepped over, so that the n-th trained sample is the plan's number `plan_number(n)`. `session` is the one that was
+    trained last, None before the first step.
     """
 
     step: int = 0
@@ -19,6 +20,7 @@ class TrainState:
     consumed_tokens: int = 0
     bad_steps: int = 0
     skipped: list[SampleRange] = field(default_factory=list)
+    session: str | None = None
 
     @classmethod
     def from_dict(cls, saved: dict) -> "TrainState":
@@ -32,6 +34,7 @@ class TrainState:
             "consumed_tokens": self.consumed_tokens,
             "bad_steps": self.bad_steps,
             "skipped": [list(each) for each in self.skipped],
+            "session": self.session,
         }
 
     def advance(self, samples: int, seq_length: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.indexed import IndexedTokens, bin_path
 from megatron_sky.data.loader import TrainData, ValidationData, prefetch
+from megatron_sky.data.mixture import SessionMixture
 from megatron_sky.errors import ConfigError, DataError
 
 from .helpers import write_pair
@@ -30,7 +31,8 @@ def sources(tmp_path):
 
 
 def build(config, **more):
-    return TrainData(config, **({"seq_length": SEQ, "vocab_size": 6000, "total_samples": 200} | more))
+    sessions = [SessionMixture(0, more.pop("total_samples", 200))]
+    return TrainData(config, **({"seq_length": SEQ, "vocab_size": 6000, "sessions": sessions} | more))
 
 
 def test_batches_hold_consecutive_tokens_and_their_successors(sources):
@@ -140,7 +142,7 @@ def test_a_resumed_run_continues_its_plan(sources):
     assert again.continue_from(saved, 100) is False
     changed = build(sources.model_copy(update={"train": sources.train[:1]}), total_samples=220)
     assert changed.continue_from(saved, 100) is True
-    assert changed.plan.first_sample == 100 and changed.plan.consumed(100) == first.plan.consumed(100)[:1]
+    assert changed.plan.segments[-1].first_sample == 100 and changed.plan.consumed(100) == first.plan.consumed(100)[:1]
     other = build(sources.model_copy(update={"seed": 5}))
     with pytest.raises(ConfigError, match=r"data\.seed"):
         other.continue_from(saved, 100)

@@ -1,7 +1,7 @@
 import pytest
 
 from megatron_sky.config.schema import DataConfig
-from megatron_sky.data.mixture import mixture_table, open_plan
+from megatron_sky.data.mixture import SessionMixture, mixture_table, open_plan
 from megatron_sky.errors import ConfigError
 
 from .helpers import write_pair
@@ -17,7 +17,7 @@ def test_the_table_tells_tokens_shares_and_epochs(tmp_path):
         ),
         max_epochs=7,
     )
-    table = mixture_table(open_plan(config, seq_length=16, total_samples=1000))
+    table = mixture_table(open_plan(config, seq_length=16, sessions=[SessionMixture(0, 1000)]).segments[0])
     a, b = table.rows
     assert (a.given_tokens, b.given_tokens) == (12_000, 4_000) and (a.epochs, b.epochs) == (7.5, 2.5)
     assert (a.share_start, a.share_end, b.share) == (pytest.approx(0.9), pytest.approx(0.6), 0.25)
@@ -26,4 +26,4 @@ def test_the_table_tells_tokens_shares_and_epochs(tmp_path):
 
 def test_no_source_is_told():
     with pytest.raises(ConfigError, match="names no source"):
-        open_plan(DataConfig(), seq_length=16, total_samples=1)
+        open_plan(DataConfig(), seq_length=16, sessions=[SessionMixture(0, 1)])

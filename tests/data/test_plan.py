@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_sky.data.plan import BLOCK, SHARE_UNIT, Permutation, build_plan, continue_plan
+from megatron_sky.data.plan import BLOCK, SHARE_UNIT, Permutation, RunPlan, build_plan, continue_plan
 from megatron_sky.errors import ConfigError
 
 
@@ -184,7 +184,7 @@ TOKENS = {"a": 16 * 5000 + 1, "b": 16 * 900 + 9, "c": 16 * 77 + 5, "d": 16 * 400
 def blend(mixture, *, total=4000, tokens=TOKENS, **more):
     given_ = {"seq_length": 16, "seed": 3, "max_epochs": 100.0} | more
     sources = [(name, weight, tokens[name]) for name, weight in mixture.items()]
-    return build_plan(sources, total_samples=total, **given_)
+    return RunPlan((build_plan(sources, total_samples=total, **given_),))
 
 
 @settings(max_examples=12, deadline=None)
@@ -195,7 +195,7 @@ def test_a_blend_that_changes_repeats_and_skips_nothing(run):
         end = run[number + 1][0] if number + 1 < len(run) else 4000
         if number:
             plan = continue_plan(json.loads(json.dumps(plan.fingerprint())), blend(mixture), begin)
-            assert plan.first_sample == begin or mixture == run[number - 1][1]
+            assert plan.segments[-1].first_sample == begin or mixture == run[number - 1][1]
         for sample in range(begin, end):
             place = plan.locate(sample)
             given_[plan.sources[place.source].name].append((place.epoch, place.sequence))
@@ -212,14 +212,14 @@ def test_an_unchanged_blend_is_no_new_segment():
     assert again.fingerprint() == plan.fingerprint()
     changed = continue_plan(plan.fingerprint(), blend({"a": 1.0}), 700)
     assert continue_plan(changed.fingerprint(), blend({"a": 1.0}), 900).fingerprint() == changed.fingerprint()
-    assert [source.name for source in changed.retired] == ["b"]
+    assert [source.name for source in changed.segments[-1].retired] == ["b"]
 
 
 def test_a_ramp_goes_on_where_it_was_in_a_new_segment():
     plan = continue_plan(
         blend({"a": 9.0, "b": 1.0}).fingerprint(), blend({"a": Ramp(0.9, 0.6), "b": Ramp(0.1, 0.4)}), 2000
     )
-    assert [start / SHARE_UNIT for start, _ in plan.shares] == [pytest.approx(0.75), pytest.approx(0.25)]
+    assert [start / SHARE_UNIT for start, _ in plan.segments[-1].shares] == [pytest.approx(0.75), pytest.approx(0.25)]
 
 
 def test_a_longer_run_keeps_what_was_given():
@@ -239,6 +239,76 @@ def test_a_longer_run_keeps_what_was_given():
 def test_changes_that_would_repeat_data_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         continue_plan(blend({"a": 1.0}).fingerprint(), blend({"a": 1.0}, **change), 100)
+
+
+def in_sessions(*sessions):
+    """(mixture, its end) each; a mixture names every source."""
+    starts = [0, *(end for _, end in sessions)]
+    return RunPlan.of_sessions(
+        [
+            build_plan(
+                [(name, mixture.get(name, 0.0), TOKENS[name]) for name in TOKENS],
+                seq_length=16,
+                seed=3,
+                max_epochs=100.0,
+                first_sample=start,
+                total_samples=end,
+            )
+            for (mixture, end), start in zip(sessions, starts, strict=False)
+        ]
+    )
+
+
+@st.composite
+def staged(draw):
+    ends = sorted(draw(st.sets(st.integers(1, 3000), min_size=1, max_size=4)))
+    mixtures = st.dictionaries(st.sampled_from(list(TOKENS)), st.one_of(positive, st.builds(Ramp, positive, positive)))
+    return [(draw(mixtures) | {"a": 1.0}, end) for end in ends]
+
+
+@settings(max_examples=12, deadline=None)
+@given(staged(), st.integers(0, 2999))
+def test_sessions_repeat_and_skip_nothing_and_resume_in_each(sessions, stop):
+    plan, given_ = in_sessions(*sessions), {name: [] for name in TOKENS}
+    end = sessions[-1][1]
+    stop = min(stop, end)
+    resumed = continue_plan(json.loads(json.dumps(plan.fingerprint())), in_sessions(*sessions), stop)
+    assert resumed.fingerprint() == plan.fingerprint()
+    for sample in range(end):
+        place = plan.locate(sample)
+        assert sample < stop or resumed.locate(sample) == place
+        given_[plan.sources[place.source].name].append((place.epoch, place.sequence))
+    assert plan.consumed(end) == [len(given_[name]) for name in TOKENS]
+    for name, seen in given_.items():
+        alone = blend({name: 1.0})
+        assert seen == [(place.epoch, place.sequence) for place in map(alone.locate, range(len(seen)))]
+
+
+def test_a_session_that_changes_is_taken_up_and_those_to_come_follow():
+    old = in_sessions(({"a": 1.0}, 1000), ({"b": 1.0}, 1800), ({"c": 1.0}, 1850))
+    new = in_sessions(({"a": 1.0}, 1000), ({"b": 1.0, "d": 1.0}, 1800), ({"e": 1.0}, 2000))
+    plan = continue_plan(old.fingerprint(), new, 1400)
+    assert [segment.first_sample for segment in plan.segments] == [0, 1000, 1400, 1800]
+    assert dict(zip(TOKENS, plan.consumed(2000), strict=True)) == {"a": 1000, "b": 600, "c": 0, "d": 200, "e": 200}
+    assert continue_plan(plan.fingerprint(), new, 1400).fingerprint() == plan.fingerprint()
+    assert continue_plan(plan.fingerprint(), new, 1900).fingerprint() == plan.fingerprint()
+
+
+def test_a_ramp_goes_over_its_session():
+    plan = in_sessions(({"a": 1.0}, 1000), ({"a": Ramp(0.9, 0.6), "b": Ramp(0.1, 0.4)}, 3000))
+    shares = [[round(end / SHARE_UNIT, 6) for end in share] for share in plan.segments[1].shares]
+    assert shares[:2] == [[0.9, 0.6], [0.1, 0.4]]
+    assert plan.consumed(3000)[1] == pytest.approx(500, abs=1)
+
+
+def test_a_run_that_stepped_over_samples_can_go_beyond_the_end():
+    plan = make([1.0, Ramp(0.1, 0.3)], total=BLOCK + 100)
+    seen = [plan.locate(number) for number in range(3 * BLOCK)]
+    assert len(set(seen)) == len(seen)
+    counts = Counter(place.source for place in seen)
+    assert plan.consumed(3 * BLOCK) == [counts[0], counts[1]]
+    beyond = Counter(place.source for place in seen[BLOCK + 100 :])
+    assert beyond[1] / (2 * BLOCK - 100) == pytest.approx(0.3 / 1.3, abs=0.005)
 
 
 def test_a_run_of_trillions_is_located_at_once():
