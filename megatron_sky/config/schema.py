@@ -197,7 +197,7 @@ class ParallelConfig(Section):
 
 
 class Fp8Config(Section):
-    """8-bit products in the transformer layers' linears; embedding, attention core, norms and output layer keep dtype."""
+    """8-bit products in the layers' linears; embedding, attention core, norms and output layer keep dtype."""
 
     recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = Field(
         "delayed",
