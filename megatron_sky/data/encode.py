@@ -3,12 +3,12 @@
 The result is bytes and small arrays, so that handing it to the writing process costs a copy and no more.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import xxhash
 
 from megatron_sky.data.documents import Reject, parse_block
 from megatron_sky.data.encoder import BatchEncoder
@@ -60,7 +60,7 @@ class EncodedBlock:
     empty: tuple[int, ...]
     rejects: list[Reject]
     notes: Counter = field(default_factory=Counter)
-    source_sha256: str | None = None
+    source_xxh3: str | None = None
 
 
 class BlockEncoder:
@@ -87,7 +87,7 @@ class BlockEncoder:
             empty=tuple(int((each.sequences == 0).sum()) for each in texts),
             rejects=parsed.rejects,
             notes=parsed.notes,
-            source_sha256=_hash_range(block) if block.end else None,
+            source_xxh3=_hash_range(block) if block.end else None,
         )
 
     def _column(self, column: Sequence[str | list[str]]) -> EncodedTexts:
@@ -115,7 +115,7 @@ class BlockEncoder:
 def _hash_range(block: Block) -> str:
     with open(block.path, "rb") as file:
         file.seek(block.start)
-        return hashlib.sha256(file.read(block.end - block.start)).hexdigest()
+        return xxhash.xxh3_128_hexdigest(file.read(block.end - block.start))
 
 
 _of_this_process: list[BlockEncoder] = []

@@ -6,7 +6,6 @@ The hash of the tokens is kept per block of `HASH_BLOCK` bytes, so that files ar
 place is found without a second copy.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -14,17 +13,18 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from megatron_sky.data.indexed import IndexedTokens, bin_path, idx_path
 from megatron_sky.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HASH_BLOCK = 32 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file that was read: path as given, size in bytes, SHA-256 of each 16 MiB (a shard has those that it read)."""
+    """A file that was read: path as given, size in bytes, XXH3 of each 16 MiB (a shard has those that it read)."""
 
     path: str
     size: int
@@ -58,7 +58,7 @@ class Meta:
     Attributes:
         unigram_entropy: entropy of the token frequencies in nats per token: the loss of a model that knows nothing
             but how frequent each token is.
-        bin_blocks: SHA-256 of each `HASH_BLOCK` bytes of the `.bin` file.
+        bin_blocks: XXH3 (128 bits) of each `HASH_BLOCK` bytes of the `.bin` file; `idx_xxh3`: of the `.idx` file.
         sources: the files the texts came from.
         rejected: documents left out, by reason.
         notes: lines that were taken though unusual (blank ones, CR LF, byte order marks).
@@ -77,7 +77,7 @@ class Meta:
     bin_size: int
     idx_size: int
     bin_blocks: tuple[str, ...] = ()
-    idx_sha256: str | None = None
+    idx_xxh3: str | None = None
     sources: tuple[FileRecord, ...] = ()
     rejected: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
@@ -197,7 +197,7 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def hash_blocks(path: Path, block: int = HASH_BLOCK) -> tuple[str, ...]:
-    """SHA-256 of each `block` bytes of a file, on all cores."""
+    """XXH3 (128 bits) of each `block` bytes of a file, on all cores."""
     from concurrent.futures import ThreadPoolExecutor
 
     starts = range(0, path.stat().st_size, block)
@@ -206,12 +206,12 @@ def hash_blocks(path: Path, block: int = HASH_BLOCK) -> tuple[str, ...]:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a whole file."""
+    """XXH3 (128 bits) of a whole file."""
     return _hash_range(path, 0, math.inf)
 
 
 def _hash_range(path: Path, start: int, size: float) -> str:
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
         file.seek(start)
         while size > 0 and (piece := file.read(int(min(size, 4 << 20)))):

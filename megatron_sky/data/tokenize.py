@@ -302,8 +302,8 @@ class _Job:
         progress.empty = [before + now for before, now in zip(progress.empty, encoded.empty, strict=True)]
         progress.blank += encoded.blank
         progress.notes = dict(Counter(progress.notes) + encoded.notes)
-        if encoded.source_sha256:
-            progress.hashes.setdefault(block.path, []).append(encoded.source_sha256)
+        if encoded.source_xxh3:
+            progress.hashes.setdefault(block.path, []).append(encoded.source_xxh3)
 
     def _take_rejects(self, progress: Progress, rejects, block: Block, encoded: EncodedBlock) -> None:
         kept = sum(progress.rejected.values())

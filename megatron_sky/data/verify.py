@@ -148,7 +148,7 @@ class _TokenChecker:
 
     def _check_ids(self, block: ScannedBlock, width: int) -> None:
         limit = self._limit
-        if block.min_id >= 0 and (limit is None or block.max_id < limit):
+        if not block.has_negative and (limit is None or block.max_id < limit):
             return
         at = int(np.argmax((block.tokens < 0) | (block.tokens.astype(np.int64) >= (limit or 1 << 62))))
         raise DataError(
@@ -158,10 +158,10 @@ class _TokenChecker:
 
     def _check_hash(self, block: ScannedBlock, at: int) -> None:
         told = self._meta.bin_blocks if self._meta else ()
-        if told and (self._number >= len(told) or told[self._number] != block.sha256):
+        if told and (self._number >= len(told) or told[self._number] != block.xxh3):
             raise DataError(
                 f"{bin_path(self._pair.prefix)}, bytes {at:,} to {at + HASH_BLOCK:,}: the content differs from the one "
-                f"that was written (SHA-256 in {meta_path(self._pair.prefix)})"
+                f"that was written (XXH3 in {meta_path(self._pair.prefix)})"
             )
 
     def _check_ends(self, block: ScannedBlock, width: int) -> None:
@@ -203,7 +203,7 @@ def _check_totals(prefix: str | Path, meta: Meta | None, scan: TokenScan, checke
         return
     if len(meta.bin_blocks) != len(scan.blocks):
         raise DataError(f"{meta_path(prefix)}: has {len(meta.bin_blocks)} hashes for {len(scan.blocks)} blocks")
-    if meta.idx_sha256 is not None and meta.idx_sha256 != hash_file(idx_path(prefix)):
+    if meta.idx_xxh3 is not None and meta.idx_xxh3 != hash_file(idx_path(prefix)):
         raise DataError(f"{idx_path(prefix)}: the content differs from the one that was written ({meta_path(prefix)})")
     if meta.max_token_id != scan.max_id:
         raise DataError(f"{meta_path(prefix)}: max_token_id is {meta.max_token_id}, the tokens have {scan.max_id}")

@@ -93,7 +93,7 @@ def test_contradictions_with_the_meta_file_are_named(pair, corpus):
     wrong = {
         "max_token_id": 3,
         "num_tokens": meta.num_tokens + 1,
-        "idx_sha256": "0" * 64,
+        "idx_xxh3": "0" * 32,
         "bin_blocks": (*meta.bin_blocks[:-1], "0" * 64),
         "documents": dataclasses.replace(meta.documents, read=1),
         "dtype": "int32",
