@@ -363,6 +363,16 @@ class ValidationConfig(Section):
     max_sequences: Positive | None = Field(
         None, description="Use this many sequences from the start of each set; null: all of them."
     )
+    reference_tokenizer: str | None = Field(
+        None,
+        description="Tokenizer file of the model to compare with: each loss is also given per token of this tokenizer "
+        "(normalised loss); null: not given.",
+    )
+    references: str | None = Field(
+        None,
+        description="CSV file of other models' losses on the sets, drawn as lines into the same pictures; its columns: "
+        "model, set, lm_loss (nats per token); null: none.",
+    )
 
     @model_validator(mode="after")
     def _unique_names(self) -> "ValidationConfig":

@@ -135,6 +135,14 @@ def _parse(path: Path, given: object) -> Meta:
         raise DataError(f"{path}: not a complete meta file ({error})\n  mend: {mend}") from error
 
 
+def shared_source(one: Meta | None, other: Meta | None) -> str | None:
+    """A text file that two pairs were both made from, by the hashes of its content; None where none is known."""
+    if one is None or other is None:
+        return None
+    known = {record.blocks for record in other.sources if record.blocks}
+    return next((record.path for record in one.sources if record.blocks in known), None)
+
+
 def check_source(prefix: str | Path, *, vocab_size: int, tokenizer_sha256: str | None = None) -> Meta | None:
     """Compare a pair with its meta file and with the model that is to read it, in constant time.
 

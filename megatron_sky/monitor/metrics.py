@@ -61,6 +61,8 @@ class ValidationRecord:
     tokens: int
     """Tokens the loss was taken over."""
     seconds: float
+    normalised_loss: float | None = None
+    """The same sum of losses per token of the reference tokenizer, where the recipe names one."""
     time: float = field(default_factory=time.time)
 
 
@@ -119,6 +121,8 @@ class MetricsWriter:
         """Write one set's loss."""
         self._append({"kind": "validation"} | asdict(record))
         scalars = {f"validation/{record.set}/lm_loss": record.lm_loss}
+        if record.normalised_loss is not None:
+            scalars[f"validation/{record.set}/normalised_loss"] = record.normalised_loss
         self._send(record.step, record.consumed_tokens, record.time, scalars)
 
     def event(self, event: str, **values: Any) -> None:

@@ -1,6 +1,7 @@
 """What rank 0 tells of the run: log lines, progress bar, metrics.jsonl, TensorBoard, W&B. Others tell nothing."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,11 +34,15 @@ class Observer:
         total_tokens: int,
         state: TrainState,
         run_dir: Path,
+        token_ratios: Mapping[str, float],
     ):
+        """`token_ratios`: by validation set, own tokens / tokens of the reference tokenizer."""
         self._active = context.rank == 0
         self._open = contextlib.ExitStack()
         if not self._active:
             return
+        self._token_ratios = token_ratios
+        self._seconds = {"train": 0.0, "validation": 0.0}
         self._log_interval = config.monitor.log_interval
         self._total_steps, self._total_tokens = total_steps, total_tokens
         peak = config.monitor.peak_tflops or peak_tflops(device.name(), config.precision.dtype)
@@ -81,6 +86,7 @@ class Observer:
         """A step was done: `state` already counts it."""
         if not self._active:
             return
+        self._seconds["train"] += seconds
         speed = self._throughput.step(tokens=tokens, seconds=seconds)
         left = self._throughput.seconds_left(max(0, self._total_tokens - state.consumed_tokens))
         record = TrainRecord(
@@ -129,6 +135,8 @@ class Observer:
         if not self._active:
             return
         for name, found in losses.items():
+            self._seconds["validation"] += found.seconds
+            ratio = self._token_ratios.get(name)
             self._writer.validation(
                 ValidationRecord(
                     step=state.step,
@@ -137,6 +145,9 @@ class Observer:
                     lm_loss=found.lm_loss,
                     tokens=found.tokens,
                     seconds=found.seconds,
+                    normalised_loss=None if ratio is None else found.lm_loss * ratio,
                 )
             )
-        log.info(validation_line({name: found.lm_loss for name, found in losses.items()}, step=state.step))
+        line = validation_line({name: found.lm_loss for name, found in losses.items()}, step=state.step)
+        share = self._seconds["validation"] / sum(self._seconds.values())
+        log.info("%s%s", line, f" | {share:.1%} of the time so far" if self._seconds["train"] else "")

@@ -11,7 +11,8 @@ from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config import Config
 from megatron_sky.config.validate import check, find_notes
 from megatron_sky.data.loader import TrainData, prefetch
-from megatron_sky.data.meta import Meta, check_source
+from megatron_sky.data.meta import Meta, check_source, shared_source
+from megatron_sky.data.plan import SHARE_UNIT
 from megatron_sky.data.tokenizer import load_tokenizer
 from megatron_sky.distributed import compat, device
 from megatron_sky.distributed.context import ParallelContext, open_context
@@ -35,7 +36,7 @@ from megatron_sky.trainer.step import StepRunner
 from megatron_sky.trainer.stragglers import Stragglers
 from megatron_sky.trainer.suspects import in_words, name_samples
 from megatron_sky.trainer.suspects import write as write_suspects
-from megatron_sky.trainer.validation import Validator
+from megatron_sky.trainer.validation import Validator, read_references
 from megatron_sky.trainer.watchdog import Watchdog
 
 log = get_logger(__name__)
@@ -47,9 +48,23 @@ def check_before(config: Config, world_size: int) -> TrainData:
     Raises the SkyError of what is wrong. Needs no process group and no model.
     """
     check(config, world_size)
+    read_references(config.validation)
+    _check_reference_tokenizer(config)
     data = open_data(config)
     run_folder.prepare(Path(config.train.run_dir))
     return data
+
+
+def _check_reference_tokenizer(config: Config) -> None:
+    """Raises the SkyError of what would keep `_token_ratios` from its work."""
+    path = config.validation.reference_tokenizer
+    if path is None:
+        return
+    load_tokenizer(path)
+    if config.tokenizer.path is None:
+        mend = "set tokenizer.path, or leave validation.reference_tokenizer out"
+        rule = "needs the run's own tokenizer to read its sets"
+        raise ConfigError(Problem("validation.reference_tokenizer", rule, mend, path))
 
 
 def open_data(config: Config) -> TrainData:
@@ -199,6 +214,7 @@ def _train(
             total_tokens=sessions.last.end_token,
             state=state,
             run_dir=run_dir,
+            token_ratios=_token_ratios(config, validator) if context.rank == 0 else {},
         ) as observer,
         _Files(config, context, data, run_dir, model, optimizer) as files,
     ):
@@ -208,7 +224,9 @@ def _train(
             layout=str(context.layout),
             world_size=context.world_size,
         )
-        observer.event("data", **_data_facts(config, data, validator))
+        observer.event("data", **_data_facts(config, data, validator, sessions))
+        for note in _held_out_twice(config, data, validator):
+            observer.warn(note)
         Trainer(
             train=config.train,
             sessions=sessions,
@@ -257,7 +275,13 @@ class _Files:
         folder, state = _starting_point(self._config, self._context, self._data, self._run_dir)
         if folder is None:
             return None
-        checkpoints.load(folder, context=self._context, chunks=self._model.chunks, optimizer=self._optimizer)
+        checkpoints.load(
+            folder,
+            context=self._context,
+            chunks=self._model.chunks,
+            optimizer=self._optimizer,
+            fp8=self._model.fp8,
+        )
         return state
 
     def name_suspects(self, step: int, numbers: list[int]) -> str:
@@ -391,8 +415,48 @@ def _tell(
     )
 
 
-def _data_facts(config: Config, data: TrainData, validator: Validator) -> dict:
-    """Tokens and unigram entropy of every source and set, for the report; None where a file has no description."""
+def _token_ratios(config: Config, validator: Validator) -> dict[str, float]:
+    """See `Validator.token_ratios`."""
+    if config.validation.reference_tokenizer is None:
+        return {}
+    return validator.token_ratios(load_tokenizer(config.tokenizer.path))
+
+
+def _held_out_twice(config: Config, data: TrainData, validator: Validator) -> list[str]:
+    """Validation sets that were made from a text file that the run also trains on."""
+    pairs = [
+        (name, source.name, shared_source(meta, train_meta))
+        for name, meta in validator.metas.items()
+        for source, train_meta in zip(config.data.train, data.metas, strict=True)
+    ]
+    return [
+        f"validation.sets[{name}]: {path} is also in the training source {source}: its loss is no test"
+        for name, source, path in pairs
+        if path is not None
+    ]
+
+
+def _planned_shares(data: TrainData, sessions: Sessions) -> list[dict]:
+    """Each stretch of the plan: its tokens, and every source's share at its two ends; none in megatron-core's order."""
+    length, segments = data.seq_length, getattr(data.plan, "segments", ())
+    ends = [*(segment.first_sample for segment in segments[1:]), *(each.total_samples for each in segments[-1:])]
+    return [
+        {
+            "session": sessions.at(segment.first_sample).name,
+            "first_token": segment.first_sample * length,
+            "end_token": end * length,
+            "shares": {
+                source.name: [start / SHARE_UNIT, end / SHARE_UNIT]
+                for source, (start, end) in zip(segment.sources, segment.shares, strict=True)
+            },
+        }
+        for segment, end in zip(segments, ends, strict=True)
+    ]
+
+
+def _data_facts(config: Config, data: TrainData, validator: Validator, sessions: Sessions) -> dict:
+    """What the report tells of the data: tokens and unigram entropy of every source and set (None where a file has no
+    description), the planned shares, and other models' losses on the sets."""
     sources = [
         _facts(each.name, meta) | {"weight": _mean_weight(each.weight)}
         for each, meta in zip(config.data.train, data.metas, strict=True)
@@ -402,6 +466,8 @@ def _data_facts(config: Config, data: TrainData, validator: Validator) -> dict:
     return {
         "sources": sources,
         "validation": [_facts(name, meta) for name, meta in validator.metas.items()],
+        "references": read_references(config.validation),
+        "mixture": _planned_shares(data, sessions),
         "unigram_entropy": sum(e["weight"] * e["unigram_entropy"] for e in known) / total if total else None,
     }
 

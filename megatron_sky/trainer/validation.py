@@ -1,12 +1,16 @@
 """The loss on every named validation set, each by its own, equal in every layout."""
 
+import csv
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from megatron_sky.config.schema import ValidationConfig
 from megatron_sky.data.loader import ValidationData
+from megatron_sky.data.reference import token_ratio
+from megatron_sky.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sky.distributed.context import ParallelContext
+from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.trainer.batches import validation_requests
 from megatron_sky.trainer.step import StepRunner
 
@@ -18,6 +22,47 @@ class SetLoss:
     lm_loss: float
     tokens: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Another model's loss on a set, in nats per token."""
+
+    model: str
+    set: str
+    lm_loss: float
+
+
+def read_references(config: ValidationConfig) -> list[dict]:
+    """The other models' losses that `validation.references` names, as plain values.
+
+    Raises ConfigError where the file is missing, a column or number is, or none of its sets is the recipe's.
+    """
+    if config.references is None:
+        return []
+    mend = "give a CSV file with the columns model, set and lm_loss"
+    try:
+        with open(config.references, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+        found = [Reference(row["model"], row["set"], float(row["lm_loss"])) for row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        problem = Problem("validation.references", f"can't be read: {error}", mend, config.references)
+        raise ConfigError(problem) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            Problem("validation.references", f"lacks a column or a number: {error}", mend, config.references)
+        ) from error
+    names = [each.name for each in config.sets]
+    if not any(each.set in names for each in found):
+        raise ConfigError(
+            Problem(
+                "validation.references",
+                f"names none of the validation sets ({', '.join(names) or 'there are none'})",
+                "use the names of validation.sets in its column `set`",
+                config.references,
+            )
+        )
+    return [asdict(each) for each in found if each.set in names]
 
 
 class Validator:
@@ -42,6 +87,16 @@ class Validator:
                 each.path, seq_length=seq_length, vocab_size=vocab_size, max_sequences=config.max_sequences
             )
             for each in config.sets
+        }
+
+    def token_ratios(self, own: Tokenizer) -> dict[str, float]:
+        """Each set's own tokens / tokens of the reference tokenizer; empty where the recipe names none."""
+        if self.config.reference_tokenizer is None:
+            return {}
+        reference = load_tokenizer(self.config.reference_tokenizer)
+        return {
+            name: token_ratio(data.file, own, reference, num_tokens=data.num_sequences * data.seq_length)
+            for name, data in self._sets.items()
         }
 
     @property
