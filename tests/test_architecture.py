@@ -27,12 +27,14 @@ LEVELS = {
     "trainer": 7,
     "report": 7,
     "quickstart": 8,
-    "cli": 9,
+    "slurm": 8,
+    "cli_slurm": 9,
+    "cli": 10,
     "cli_data": 8,
     "cli_tokenizer": 8,
     "cli_convert": 8,
     "cli_checkpoint": 8,
-    "__main__": 10,
+    "__main__": 11,
 }
 NO_TORCH = [
     "config",

@@ -62,6 +62,12 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> C
     return config
 
 
+def load_recipe(arguments: Sequence[str]) -> Config:
+    """`load_config` of a command line: recipe files end in .yaml or .yml, all else is taken for an override."""
+    files = [each for each in arguments if each.endswith((".yaml", ".yml")) and "=" not in each]
+    return load_config(files, [each for each in arguments if each not in files])
+
+
 def dump_config(config: Config) -> str:
     """The resolved recipe as YAML; `load_config` of it gives an equal Config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from megatron_sky.errors import RankFailed, SkyError
 
-_ERROR_DIR = "MEGATRON_SKY_ERROR_DIR"
+ERROR_DIR = "MEGATRON_SKY_ERROR_DIR"  # a folder: ranks that fail leave their causes there
 HANG_EXIT_CODE = 86  # a rank hung and the watchdog ended the job; starting it again may help
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 # What a rank sees when another one has gone: never the first cause while there is any other.
@@ -101,7 +101,7 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
 
     _quiet_elastic()
     with tempfile.TemporaryDirectory(prefix="megatron_sky_") as folder:
-        os.environ[_ERROR_DIR] = folder
+        os.environ[ERROR_DIR] = folder
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # each rank sets its threads itself, from train.num_threads
         config = LaunchConfig(
             min_nodes=1,
@@ -121,13 +121,13 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
         try:
             elastic_launch(config, entrypoint=sys.executable)("-m", "megatron_sky", *arguments)
         except ChildFailedError as error:
-            raise _first_cause(Path(folder), error) from None
+            raise _failure(Path(folder), error) from None
         except SignalException as error:
             raise RankFailed(f"stopped by {signal.Signals(error.sigval).name}", 128 + error.sigval) from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            del os.environ[_ERROR_DIR]
+            del os.environ[ERROR_DIR]
 
 
 def _forward(number: int, frame) -> None:
@@ -157,7 +157,7 @@ def guard(work: Callable[[], None], rank: int, log: Callable[[str], None]) -> No
 
 def leave_with(rank: int, message: str, exit_code: int) -> None:
     """Ends this process at once, its cause written down for the parent, or on the screen where there is none."""
-    folder = os.environ.get(_ERROR_DIR)
+    folder = os.environ.get(ERROR_DIR)
     if folder and Path(folder).is_dir():
         record = {"rank": rank, "message": message, "exit_code": exit_code, "time": time.time()}
         target = Path(folder) / f"error_{rank:05d}.json"
@@ -170,13 +170,11 @@ def leave_with(rank: int, message: str, exit_code: int) -> None:
     os._exit(exit_code)  # torch's exit handlers may wait for ranks that are gone
 
 
-def _first_cause(folder: Path, error) -> RankFailed:
+def _failure(folder: Path, error) -> RankFailed:
     """The failure that began it: a rank's own error before what followed from it, a killed rank before lost peers."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("error_*.json")]
-    records.sort(key=lambda record: record["time"])
-    own = [r for r in records if not (r["exit_code"] == 1 and _AFTERMATH.search(r["message"]))]
-    if own:
-        return RankFailed(_told(own[0]), own[0]["exit_code"])
+    cause = first_cause(folder)
+    if cause is not None and not cause.is_aftermath:
+        return RankFailed(cause.message, cause.exit_code)
     # The launcher ends the other ranks with SIGTERM, so any other signal came before it.
     killed = [(f.exitcode == -signal.SIGTERM, rank, f) for rank, f in error.failures.items() if f.exitcode < 0]
     if killed:
@@ -184,14 +182,33 @@ def _first_cause(folder: Path, error) -> RankFailed:
         name = signal.Signals(-failure.exitcode).name
         hint = " (out of memory? look at the kernel's log)" if name == "SIGKILL" else ""
         return RankFailed(f"rank {rank}: killed by {name}{hint}", 1)
-    if records:
-        return RankFailed(_told(records[0]), records[0]["exit_code"])
+    if cause is not None:
+        return RankFailed(cause.message, cause.exit_code)
     rank, failure = error.get_first_failure()
     return RankFailed(f"rank {rank}: ended with exit code {failure.exitcode}", failure.exitcode)
 
 
-def _told(record: dict) -> str:
-    return f"rank {record['rank']}: {record['message']}"
+@dataclass(frozen=True)
+class Cause:
+    """What a rank said when it ended. An aftermath is what it sees when another one has gone."""
+
+    message: str
+    exit_code: int
+    is_aftermath: bool
+
+
+def first_cause(folder: Path) -> Cause | None:
+    """What ended a job, by the files that its ranks left in `folder`: the first own cause, else the first aftermath."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("error_*.json")]
+    causes = [
+        Cause(
+            message=f"rank {record['rank']}: {record['message']}",
+            exit_code=record["exit_code"],
+            is_aftermath=record["exit_code"] == 1 and bool(_AFTERMATH.search(record["message"])),
+        )
+        for record in sorted(records, key=lambda record: record["time"])
+    ]
+    return min(causes, key=lambda cause: cause.is_aftermath, default=None)
 
 
 def _quiet_elastic() -> None:

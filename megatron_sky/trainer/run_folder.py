@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -80,27 +80,56 @@ def _take(handle: int, path: Path, warn: Callable[[str], None]) -> None:
 def describe(
     run_dir: Path, config: Config, *, layout: str, hosts: list[str], device: str, resumed_from: int | None
 ) -> None:
-    """Writes config.yaml and adds this attempt to run.json."""
+    """Writes config.yaml and adds this attempt to run.json, or what is known now to the one that Slurm's job began."""
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    facts = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "resumed_from_step": resumed_from,
+        "layout": layout,
+        "hosts": hosts,
+        "device": device,
+        "versions": versions(),
+        "git_commit": _git_commit(),
+    }
+    attempts = read_attempts(run_dir)
+    if attempts and is_begun(attempts[-1], slurm_attempt(os.environ)):
+        attempts[-1] = facts | attempts[-1]
+    else:
+        attempts.append(facts)
+    write_attempts(run_dir, attempts)
+
+
+def slurm_attempt(environ: Mapping[str, str]) -> dict:
+    """Which start of which Slurm job this process belongs to: job_id and attempt (from 0); empty outside of Slurm."""
+    if "SLURM_JOB_ID" not in environ:
+        return {}
+    return {"job_id": environ["SLURM_JOB_ID"], "attempt": int(environ.get("SLURM_RESTART_COUNT", "0"))}
+
+
+def is_begun(told: dict, here: dict) -> bool:
+    """Whether `told`, of run.json, is what Slurm's job entered for the attempt `here` before the ranks started."""
+    return bool(here) and "layout" not in told and told.get("slurm", {}).items() >= here.items()
+
+
+def read_attempts(run_dir: Path) -> list[dict]:
+    """The attempts that run.json tells, oldest first."""
     path = run_dir / "run.json"
-    told = {"attempts": []}
     if path.is_file():
         with contextlib.suppress(ValueError):  # a torn file from a full disk only loses the history of attempts
-            told = json.loads(path.read_text(encoding="utf-8"))
-    told["attempts"].append(
-        {
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": sys.argv,
-            "resumed_from_step": resumed_from,
-            "layout": layout,
-            "hosts": hosts,
-            "device": device,
-            "versions": versions(),
-            "git_commit": _git_commit(),
-        }
-    )
+            return json.loads(path.read_text(encoding="utf-8"))["attempts"]
+    return []
+
+
+def write_attempts(run_dir: Path, attempts: list[dict]) -> None:
+    """Replaces run.json in one move."""
+    write_json(run_dir / "run.json", {"attempts": attempts})
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes `value` so that a reader sees the old file or the new one, never a part."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
     temporary.rename(path)
 
 

@@ -1,0 +1,152 @@
+"""What a job does before and after each of its attempts: it enters them in the run folder, and decides by them.
+
+<run_dir>/run.json                        every attempt: job, log, steps, exit code, cause, decision
+          slurm/jobs.json                 the jobs that were queued for this run
+          slurm/cancelled.json            jobs that must not be requeued
+          slurm/job_12_attempt_0/log.txt  all ranks' output of one attempt, each line under its rank's number
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_sky.checkpoint.store import list_checkpoints
+from megatron_sky.config import Config
+from megatron_sky.distributed.launch import first_cause
+from megatron_sky.errors import RunError
+from megatron_sky.slurm.policy import Decision, decide
+from megatron_sky.trainer import run_folder
+
+CAUSES = "causes"
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """One job of a run: `kind` is train, evaluate or release."""
+
+    job_id: str
+    kind: str
+    name: str
+    script: str
+
+
+def begin(config: Config, *, max_requeues: int, environ: Mapping[str, str] = os.environ) -> Path:
+    """Enters an attempt of the job that this process belongs to; the attempt's folder.
+
+    Raises RunError where the job should not go on: Slurm starts a job again after a node failure without asking.
+    """
+    run_dir = Path(config.train.run_dir)
+    run_folder.prepare(run_dir)
+    here = run_folder.slurm_attempt(environ)
+    if not here:
+        raise RunError("SLURM_JOB_ID is not set: this is a step of slurm/train.sbatch\n  mend: use megatron-sky train")
+    job_id, number = here["job_id"], here["attempt"]
+    attempts, step = run_folder.read_attempts(run_dir), newest_step(run_dir)
+    before = attempts_of(job_id, attempts)
+    decision = None
+    if before and "ended" not in before[-1]:
+        decision = _close(before, step, None, max_requeues, cancelled=job_id in read_cancelled(run_dir))
+    folder = run_dir / "slurm" / f"job_{job_id}_attempt_{number}"
+    if decision is None or decision.action != "stop":
+        (folder / CAUSES).mkdir(parents=True, exist_ok=True)
+        log = (folder / LOG).relative_to(run_dir)
+        attempts.append({"slurm": here | {"log": str(log), "began": _now()}, "step_before": step})
+    run_folder.write_attempts(run_dir, attempts)
+    if decision is not None and decision.action == "stop":
+        raise RunError(decision.reason)
+    if job_id not in [job.job_id for job in read_jobs(run_dir)]:
+        name = environ.get("SLURM_JOB_NAME", "train")
+        add_jobs(run_dir, [QueuedJob(job_id, "train", name, "slurm/train.sbatch")])
+    return folder
+
+
+def end(folder: Path, exit_code: int, *, max_requeues: int) -> tuple[Decision, str]:
+    """Enters how the attempt of `folder` ended; what becomes of the job, and the first cause in words (or "").
+
+    A step's exit code is the highest of its ranks', so what the rank that failed first left in the folder counts more.
+    """
+    run_dir = folder.parents[1]
+    attempts = run_folder.read_attempts(run_dir)
+    log = str((folder / LOG).relative_to(run_dir))
+    job_id = next(each["slurm"]["job_id"] for each in attempts if each.get("slurm", {}).get("log") == log)
+    cause = first_cause(folder / CAUSES) if exit_code else None
+    shutil.rmtree(folder / CAUSES, ignore_errors=True)
+    decision = _close(
+        attempts_of(job_id, attempts),
+        newest_step(run_dir),
+        cause.exit_code if cause else exit_code,
+        max_requeues,
+        cancelled=job_id in read_cancelled(run_dir),
+        cause=cause.message if cause else "",
+    )
+    run_folder.write_attempts(run_dir, attempts)
+    return decision, cause.message if cause else ""
+
+
+def _close(
+    attempts: list[dict], step: int, exit_code: int | None, max_requeues: int, *, cancelled: bool, cause: str = ""
+) -> Decision:
+    """Enters the end of the last of a job's `attempts`, with the decision that follows."""
+    codes = [each["ended"]["exit_code"] for each in attempts[:-1]]
+    steps = [each["step_before"] for each in attempts]
+    decision = decide([*codes, exit_code], [*steps, step], max_requeues=max_requeues, cancelled=cancelled)
+    attempts[-1]["ended"] = {
+        "time": _now(),
+        "exit_code": exit_code,
+        "step": step,
+        "cause": cause,
+        "action": decision.action,
+        "reason": decision.reason,
+    }
+    return decision
+
+
+def attempts_of(job_id: str, attempts: list[dict]) -> list[dict]:
+    """Those of run.json's attempts that belong to a job, oldest first."""
+    return [each for each in attempts if each.get("slurm", {}).get("job_id") == job_id]
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    return max((step for step, _ in list_checkpoints(run_dir)), default=0)
+
+
+def read_jobs(run_dir: Path) -> list[QueuedJob]:
+    """The jobs queued for a run, in the order of their submission."""
+    return [QueuedJob(**each) for each in _read_list(run_dir / "slurm/jobs.json")]
+
+
+def add_jobs(run_dir: Path, jobs: list[QueuedJob]) -> None:
+    """Enters jobs in the run folder."""
+    (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
+    known = [*read_jobs(run_dir), *jobs]
+    run_folder.write_json(run_dir / "slurm/jobs.json", [vars(job) for job in known])
+
+
+def read_cancelled(run_dir: Path) -> list[str]:
+    """Jobs that the user has cancelled."""
+    return _read_list(run_dir / "slurm/cancelled.json")
+
+
+def mark_cancelled(run_dir: Path, job_ids: list[str]) -> None:
+    """From now on these jobs are not requeued."""
+    run_folder.write_json(run_dir / "slurm/cancelled.json", [*read_cancelled(run_dir), *job_ids])
+
+
+def _read_list(path: Path) -> list:
+    if not path.is_file():
+        return []
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        mend = "delete it; jobs that are queued already are then not known"
+        raise RunError(f"{path}: is not JSON: {error}\n  mend: {mend}") from None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
