@@ -90,9 +90,10 @@ class Saver:
         chunks: list,
         optimizer,
         fingerprint: Callable[[], dict],
+        fp8=None,
     ):
         self._run_dir, self._config, self._context = run_dir, config, context
-        self._chunks = chunks
+        self._chunks, self._fp8 = chunks, fp8
         self._optimizer = optimizer if config.checkpoint.save_optimizer else None
         self._fingerprint = fingerprint
         self._flight: _Flight | None = None
@@ -132,7 +133,9 @@ class Saver:
         """Starts the writers. A failure here is one rank's alone, so it ends the run: the others wait for this one."""
         from megatron.core import dist_checkpointing
 
-        state, metadata = checkpoints.sharded_state(self._chunks, self._optimizer, self._context, loading=False)
+        state, metadata = checkpoints.sharded_state(
+            self._chunks, self._optimizer, self._context, loading=False, fp8=self._fp8
+        )
         queue = compat.async_calls_queue()
         try:
             request = compat.call(

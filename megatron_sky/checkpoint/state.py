@@ -19,6 +19,7 @@ from megatron_sky.errors import CheckpointError
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
+_EXTRA = "_extra_state"
 
 # The fields of a model that its weights are bound to; dropout, backend and the like may change on resume.
 _SHAPE = [
@@ -78,10 +79,11 @@ def check_same_model(saved: ModelConfig, wanted: ModelConfig, folder: Path) -> N
         )
 
 
-def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None) -> None:
+def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None, fp8=None) -> None:
     """Fills `chunks`, and `optimizer` where one is given, from the checkpoint in `folder`, whatever its layout was.
 
-    Without an optimizer only weights are read. Collective.
+    Without an optimizer only weights are read. `fp8`: the model's Fp8Scaling; its history is taken over where the
+    checkpoint has one that looks back as far, and begins anew otherwise. Collective.
     """
     import torch
     from megatron.core import dist_checkpointing
@@ -93,16 +95,36 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
             f"  mend: start a new run with checkpoint.init_from={folder}"
         )
     _check_pickle(folder / ".metadata")
-    state, _ = sharded_state(chunks, optimizer, context, loading=True)
+    has_history = fp8 is not None and fp8.kind is not None and saved.get("fp8") == fp8.kind
+    state, _ = sharded_state(chunks, optimizer, context, loading=True, fp8=fp8 if has_history else None)
+    _ask_only_for_what_is_there(state, folder)
     with torch.no_grad():
         loaded = dist_checkpointing.load(state, str(folder), _load_strategy(context, folder))
         for name, chunk in _named(chunks):
-            _bare(chunk).load_state_dict(loaded[name], strict=True)
+            _fill(_bare(chunk), loaded[name])
         if optimizer is not None:
             optimizer.load_state_dict(loaded["optimizer"])
+        if fp8 is not None:
+            fp8.restore(loaded["fp8"] if has_history else None)
 
 
-def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bool) -> tuple[dict, dict]:
+def _ask_only_for_what_is_there(state: dict, folder: Path) -> None:
+    """Drops the `_extra_state` entries that the other backend's checkpoint lacks."""
+    from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
+
+    there = {entry.key for entry in load_sharded_metadata(str(folder)).values()}
+    for part in state.values():
+        for name in [name for name in part if name.endswith(_EXTRA) and part[name].key not in there]:
+            del part[name]
+
+
+def _fill(chunk, state: dict) -> None:
+    """Strictly, but for the `_extra_state` entries that were dropped, which a module takes empty."""
+    missing = [name for name in chunk.state_dict() if name.endswith(_EXTRA) and name not in state]
+    chunk.load_state_dict(state | dict.fromkeys(missing), strict=True)
+
+
+def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bool, fp8=None) -> tuple[dict, dict]:
     """(what to save or to fill, the plain description of how it is laid out)."""
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
@@ -110,13 +132,29 @@ def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bo
         "chained_optim_avoid_prefix": True,
         "singleton_local_shards": False,
         "holds_optimizer": optimizer is not None,
+        "fp8": None if fp8 is None else fp8.kind,
     }
     with_group = metadata | {"dp_cp_group": context.dp_cp_group}
     state = {name: _bare(chunk).sharded_state_dict(metadata=with_group) for name, chunk in _named(chunks)}
     if optimizer is not None:
         weights = state if len(chunks) > 1 else state["model"]
         state["optimizer"] = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=with_group)
+    if metadata["fp8"] is not None:
+        state["fp8"] = _sharded_history(fp8, context)
     return state, metadata
+
+
+def _sharded_history(fp8, context: ParallelContext) -> dict:
+    """The amax history as one tensor `[layer, linear, operand, step]`, of which a rank holds its stage's layers."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    copies = (0, context.place.tp_rank, context.dp_cp_group.rank())
+    return {
+        str(number): ShardedTensor.from_rank_offsets(
+            "fp8.amax_history", history, (0, number, fp8.num_layers), replica_id=copies, prepend_axis_num=1
+        )
+        for number, history in fp8.history_by_layer().items()
+    }
 
 
 def _named(chunks: list) -> list[tuple[str, object]]:

@@ -22,6 +22,12 @@ def batch_on_this_cp_rank(batch: dict) -> dict:
     return call(get_batch_on_this_cp_rank, batch, is_hybrid_cp=False)
 
 
+def mlp_submodules(layer_spec):
+    """The linears' places within a layer spec's feed-forward part, a ModuleSpec in 0.16 and a partial in 0.19."""
+    mlp = layer_spec.submodules.mlp
+    return mlp.submodules if hasattr(mlp, "submodules") else mlp.keywords["submodules"]
+
+
 def start_result_collector() -> None:
     """Starts the small process through which a checkpoint's writers hand over their results.
 

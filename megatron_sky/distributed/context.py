@@ -60,6 +60,13 @@ class ParallelContext:
 
         return parallel_state.get_pipeline_model_parallel_group()
 
+    @property
+    def stage_group(self):
+        """All ranks that hold parts of this pipeline stage's layers, or copies of them: TP x CP x DP."""
+        from megatron.core import parallel_state
+
+        return parallel_state.get_amax_reduction_group(with_context_parallel=True)
+
     def total_from_last_stage(self, values):
         """`values` (a tensor, valid on the last pipeline stage only) summed over data and context ranks, everywhere.
 

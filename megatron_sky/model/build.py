@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from megatron_sky.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, TrainConfig
+from megatron_sky.config.schema import Fp8Config, ModelConfig, ParallelConfig, PrecisionConfig, TrainConfig
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.model import mcore_config
-from megatron_sky.model.backends import build_layer_spec, choose_backend
+from megatron_sky.model.backends import build_layer_specs, choose_backend
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class BuiltModel:
     config: object  # megatron-core's TransformerConfig, shared by the chunks
     backend: str
     backend_reason: str
+    fp8: object = None  # the torch backend's Fp8Scaling, where the recipe asks for 8 bits
 
     def num_parameters(self) -> int:
         """Parameters held by this rank."""
@@ -39,7 +40,9 @@ def build_model(
     on_gpu = context.device.type != "cpu"
     backend, reason = choose_backend(model, on_gpu)
     config = mcore_config.transformer_config(model, parallel=parallel, precision=precision, train=train, on_gpu=on_gpu)
-    chunks = [_build_chunk(model, config, backend, context, chunk) for chunk in range(parallel.vpp_size)]
+    fp8 = precision.fp8
+    chunks = [_build_chunk(model, fp8, config, backend, context, chunk) for chunk in range(parallel.vpp_size)]
+    scaling = _fp8_scaling(chunks, fp8, backend, context)
     if init:
         from megatron_sky.model.init import init_weights
 
@@ -50,17 +53,28 @@ def build_model(
         chunks = [Float16Module(config, chunk) for chunk in chunks]
     if ddp:
         chunks = _wrap(chunks, config, parallel, precision)
-    return BuiltModel(chunks=chunks, config=config, backend=backend, backend_reason=reason)
+    return BuiltModel(chunks=chunks, config=config, backend=backend, backend_reason=reason, fp8=scaling)
 
 
-def _build_chunk(model: ModelConfig, config, backend: str, context: ParallelContext, chunk: int):
+def _fp8_scaling(chunks: list, fp8: Fp8Config | None, backend: str, context: ParallelContext):
+    """The torch backend's scales; Transformer Engine keeps its own."""
+    if fp8 is None or backend == "te":
+        return None
+    from megatron_sky.model.backends.fp8_linear import Fp8Scaling
+
+    return Fp8Scaling(chunks, fp8, context.device)
+
+
+def _build_chunk(model: ModelConfig, fp8: Fp8Config | None, config, backend: str, context: ParallelContext, chunk: int):
     from megatron.core.models.gpt import GPTModel
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+    from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
     vp_stage = chunk if context.layout.vpp_size > 1 else None
-    layer, final_norm = build_layer_spec(model, backend)
-    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    block = TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=final_norm)
+    first = get_transformer_layer_offset(config, vp_stage=vp_stage)
+    numbers = range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage))
+    layers, final_norm = build_layer_specs(model, fp8, backend, numbers)
+    block = TransformerBlockSubmodules(layer_specs=layers, layer_norm=final_norm)
     built = GPTModel(
         config,
         block,

@@ -71,7 +71,10 @@ class StepRunner:
     def apply(self, optimizer, result: StepResult, *, lr: float, weight_decay: float) -> bool:
         """Lets the computed gradients into the weights; whether they were. An overflow only lowers the loss scale."""
         update.set_lr(optimizer, lr, weight_decay)
-        return result.grad_norm is not None and update.apply(optimizer, result.grad_norm)
+        updated = result.grad_norm is not None and update.apply(optimizer, result.grad_norm)
+        if updated and self.model.fp8 is not None:
+            self.model.fp8.end_step(self.context.stage_group)
+        return updated
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], *, num_microbatches: int, micro_batch_size: int) -> tuple[float, int]:
@@ -92,6 +95,8 @@ class StepRunner:
     def _schedule(self, batches: Iterable[Batch], num_microbatches: int, micro_batch_size: int, scale_loss):
         """Runs the pipeline schedule; `[loss sum, tokens]` of this rank's batches (zeros before the last stage)."""
         chunks = self.model.chunks
+        if self.model.fp8 is not None:
+            self.model.fp8.begin_pass()
         stream = iter(batches) if self.needs_data else itertools.repeat(None, num_microbatches)
         streams = list(itertools.tee(stream, len(chunks)))  # each chunk meets each micro batch
         self.model.config.grad_scale_func = scale_loss

@@ -1,6 +1,6 @@
 """Compute backends: each gives megatron-core the modules of a transformer layer, under the same checkpoint names."""
 
-from megatron_sky.config.schema import ModelConfig
+from megatron_sky.config.schema import Fp8Config, ModelConfig
 from megatron_sky.errors import ConfigError, Problem
 
 
@@ -17,15 +17,21 @@ def choose_backend(model: ModelConfig, on_gpu: bool) -> tuple[str, str]:
     return "te", "the recipe asks for it" if model.backend == "te" else "CUDA and Transformer Engine are present"
 
 
-def build_layer_spec(model: ModelConfig, backend: str):
-    """(layer spec, final norm) for megatron-core's transformer block."""
+def build_layer_specs(model: ModelConfig, fp8: Fp8Config | None, backend: str, numbers: range) -> tuple[list, type]:
+    """(specs of the layers `numbers`, counted from 0; final norm) for megatron-core's transformer block."""
     if backend == "te":
         from megatron_sky.model.backends import te
 
-        return te.layer_spec()
+        return [te.layer_spec()] * len(numbers), te.final_norm()
     from megatron_sky.model.backends import torch_backend
 
-    return torch_backend.layer_spec(model.normalization)
+    narrow = [fp8 is not None and not _stays_wide(fp8, number, model.num_layers) for number in numbers]
+    specs = [torch_backend.layer_spec(model.normalization, fp8=each) for each in narrow]
+    return specs, torch_backend.final_norm(model.normalization)
+
+
+def _stays_wide(fp8: Fp8Config, number: int, num_layers: int) -> bool:
+    return fp8.first_last_layers_bf16 and number in (0, num_layers - 1)
 
 
 def _why_no_te(on_gpu: bool) -> str:

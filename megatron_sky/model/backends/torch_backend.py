@@ -13,17 +13,26 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.module import MegatronModule
 
-from megatron_sky.distributed import device
+from megatron_sky.distributed import compat, device
+from megatron_sky.model.backends.fp8_linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear
 
 
-def layer_spec(normalization: str):
-    """(layer spec, final norm class)."""
-    norm = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[normalization]
+def layer_spec(normalization: str, fp8: bool = False):
+    """The spec of one layer; `fp8`: its linears multiply in 8 bits."""
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     parts = spec.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = norm
-    parts.self_attention.submodules.core_attention = Attention
-    return spec, norm
+    parts.input_layernorm = parts.pre_mlp_layernorm = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[normalization]
+    attention, mlp = parts.self_attention.submodules, compat.mlp_submodules(spec)
+    attention.core_attention = Attention
+    if fp8:
+        attention.linear_qkv = mlp.linear_fc1 = Fp8ColumnParallelLinear
+        attention.linear_proj = mlp.linear_fc2 = Fp8RowParallelLinear
+    return spec
+
+
+def final_norm(normalization: str):
+    """The class of the norm behind the last layer."""
+    return {"rmsnorm": FinalRMSNorm, "layernorm": FinalLayerNorm}[normalization]
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -70,6 +79,24 @@ class LayerNorm(torch.nn.LayerNorm):
         super().__init__(hidden_size, eps=eps)
         self.weight.sequence_parallel = config.sequence_parallel
         self.bias.sequence_parallel = config.sequence_parallel
+
+
+class _NamedAsTe:
+    """A checkpoint of Transformer Engine's final norm has an entry `_extra_state`; with an empty one it loads this."""
+
+    def get_extra_state(self) -> None:
+        return None
+
+    def set_extra_state(self, state) -> None:
+        """There is nothing to take over."""
+
+
+class FinalRMSNorm(_NamedAsTe, RMSNorm):
+    """RMSNorm behind the last layer."""
+
+
+class FinalLayerNorm(_NamedAsTe, LayerNorm):
+    """LayerNorm behind the last layer."""
 
 
 class Attention(MegatronModule):
