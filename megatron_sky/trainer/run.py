@@ -201,7 +201,6 @@ def _train(
         optimizer=optimizer,
         fingerprint=data.plan.fingerprint,
         fp8=model.fp8,
-        fp8=model.fp8,
     )
     saver.last_step = state.step if folder is not None else None
     left = steps_left(config, sessions, state.consumed_samples)
