@@ -61,6 +61,12 @@ class ParallelContext:
         return parallel_state.get_pipeline_model_parallel_group()
 
     @property
+    def tp_group(self):
+        from megatron.core import parallel_state
+
+        return parallel_state.get_tensor_model_parallel_group()
+
+    @property
     def stage_group(self):
         """All ranks that hold parts of this pipeline stage's layers, or copies of them: TP x CP x DP."""
         from megatron.core import parallel_state

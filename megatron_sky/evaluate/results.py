@@ -1,0 +1,196 @@
+"""What an evaluation found, and its files: docs/formats.md describes them. No torch.
+
+<out>/loss.json          everything; `read_loss` reads it back
+      loss.csv           one line per model and domain
+      loss.md, loss.png  for people
+      leakage.json, .csv, .md, .png
+      documents/<model>.jsonl            one line per document (of `eval leakage`: leakage_<model>.jsonl)
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
+
+from megatron_sky.errors import DataError, RunError
+from megatron_sky.evaluate.leakage import Comparison, Verdict
+from megatron_sky.evaluate.metrics import DocumentLoss, LossFigures
+
+FORMAT_VERSION = 1
+LOSS, LEAKAGE = "loss", "leakage"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """Which model it was, and how texts became its tokens. Published losses have a name alone."""
+
+    name: str
+    path: str | None = None
+    kind: str = "published"
+    step: int | None = None
+    consumed_tokens: int | None = None
+    context: int | None = None
+    tokenizer: str | None = None
+    tokenizer_sha256: str | None = None
+    begin_id: int | None = None
+    seconds: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DomainRecord:
+    """Which texts: `empty` documents were left out, `cut` ones were longer than the characters that count."""
+
+    name: str
+    files: tuple[str, ...]
+    documents: int
+    empty: int
+    cut: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the texts were scored, the same for all models. `max_characters` None: whole documents."""
+
+    context: int
+    max_characters: int | None
+    stride: int | None
+    max_documents: int | None
+    begin: str
+    reference_tokenizer: str | None = None
+    reference_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelLosses:
+    """One model's figures: of each domain, and `average` over all documents of all domains."""
+
+    model: ModelRecord
+    domains: dict[str, LossFigures]
+    average: LossFigures
+
+
+@dataclass(frozen=True)
+class LossResults:
+    """loss.json."""
+
+    setting: Setting
+    domains: tuple[DomainRecord, ...]
+    models: tuple[ModelLosses, ...]
+    kind: str = LOSS
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class ModelLeakage:
+    """One model's comparisons (plain or published first), and what they say of the test and of the train split."""
+
+    model: ModelRecord
+    comparisons: tuple[Comparison, ...]
+    test_verdict: Verdict
+    train_verdict: Verdict
+
+
+@dataclass(frozen=True)
+class LeakageResults:
+    """leakage.json. `sets` are the domains train, test and reference; empty where all losses are published ones."""
+
+    margin: float
+    confidence: float
+    setting: Setting | None
+    sets: tuple[DomainRecord, ...]
+    models: tuple[ModelLeakage, ...]
+    kind: str = LEAKAGE
+    format_version: int = FORMAT_VERSION
+
+
+def read_loss(path: Path) -> LossResults:
+    """loss.json (or the folder that holds it). Raises DataError."""
+    return _read(path, LossResults, LOSS)
+
+
+def read_leakage(path: Path) -> LeakageResults:
+    """leakage.json (or the folder that holds it). Raises DataError."""
+    return _read(path, LeakageResults, LEAKAGE)
+
+
+def write_json(results: LossResults | LeakageResults, folder: Path) -> Path:
+    """Writes `<folder>/<kind>.json`."""
+    text = json.dumps(_plain(asdict(results)), ensure_ascii=False, indent=1, allow_nan=False)
+    return write_text(folder / f"{results.kind}.json", text + "\n")
+
+
+def write_documents(folder: Path, model: str, documents: Iterable[DocumentLoss], prefix: str = "") -> Path:
+    """Writes `<folder>/documents/<prefix><model>.jsonl`, one object a document."""
+    lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in documents]
+    return write_text(folder / "documents" / f"{prefix}{_file_name(model)}.jsonl", "".join(lines))
+
+
+def read_documents(path: Path) -> list[DocumentLoss]:
+    """The lines of a documents file. Raises DataError."""
+    try:
+        with open(path, encoding="utf-8") as lines:
+            return [DocumentLoss(**json.loads(line)) for line in lines]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: is no file of document losses: {error}") from error
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file and the folders above it. Raises RunError."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise RunError(f"{path}: can't be written: {error.strerror}\n  mend: give another --out folder") from error
+    return path
+
+
+def _file_name(model: str) -> str:
+    return re.sub(r"[^\w.\-]+", "_", model)
+
+
+def _read(path: Path, kind: type, name: str):
+    path = path / f"{name}.json" if path.is_dir() else path
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read: {error}") from error
+    if not isinstance(given, dict) or (given.get("kind"), given.get("format_version")) != (name, FORMAT_VERSION):
+        raise DataError(f"{path}: is no {name} file of format_version {FORMAT_VERSION}\n  mend: evaluate again")
+    try:
+        return _build(kind, given)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: is no whole {name} file: {error}\n  mend: evaluate again") from error
+
+
+def _plain(value: object) -> object:
+    """A number that is not finite as JSON may hold it: the string `inf`, `-inf` or `nan`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _build(kind: object, given: object) -> object:
+    """`given`, from JSON, as the type `kind`: a dataclass, a container of such, or a plain value."""
+    if get_origin(kind) is UnionType:
+        return None if given is None else _build(next(each for each in get_args(kind) if each is not type(None)), given)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(
+            **{each.name: _build(hints[each.name], given[each.name]) for each in fields(kind) if each.name in given}
+        )
+    if get_origin(kind) is tuple:
+        return tuple(_build(get_args(kind)[0], each) for each in given)
+    if get_origin(kind) is dict:
+        return {name: _build(get_args(kind)[1], each) for name, each in given.items()}
+    return kind(given)

@@ -1,0 +1,422 @@
+"""`eval loss` and `eval leakage`: all is read and checked first, then each model is loaded and scored in turn."""
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_sky.checkpoint import state
+from megatron_sky.config.schema import ParallelConfig
+from megatron_sky.config.validate import find_problems
+from megatron_sky.distributed.context import ParallelContext, open_context
+from megatron_sky.distributed.launch import RankInfo
+from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
+from megatron_sky.evaluate import leakage, overlap, results
+from megatron_sky.evaluate.checkpoints import NATIVE, Checkpoint, TextCoder, file_coder, open_checkpoints
+from megatron_sky.evaluate.documents import Document, Domain, parse_data, read_domain
+from megatron_sky.evaluate.metrics import DocumentLoss, figures_of
+from megatron_sky.evaluate.reference import GENERATORS, generate_documents
+from megatron_sky.evaluate.windows import Span, cut_spans, num_predictions
+from megatron_sky.log import get_logger
+
+log = get_logger(__name__)
+
+_CHARACTERS_PER_TOKEN = 3  # the report cuts a text at context / 3 characters
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to score.
+
+    Attributes:
+        keys: names of the texts in a line of the data.
+        context: tokens; None: the smallest of the models' contexts.
+        max_characters: length at which texts are cut; None: the verb's own default; 0: whole documents.
+        stride: tokens that the windows over a longer document advance; None: such a document is an error.
+        begin: what goes before a document, see `TextCoder.begin_id`.
+        batch_tokens: tokens of a batch, padding included.
+        tp_size, pp_size: how a native model is split over ranks; what remains is data-parallel.
+    """
+
+    keys: tuple[str, ...] = ("text",)
+    context: int | None = None
+    max_characters: int | None = None
+    max_documents: int | None = None
+    stride: int | None = None
+    begin: str = "auto"
+    batch_tokens: int = 8192
+    tp_size: int = 1
+    pp_size: int = 1
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A document as one model's tokens, and as spans. Documents without a prediction have no span."""
+
+    document: Document
+    ids: np.ndarray
+    spans: list[Span]
+
+
+def evaluate_loss(
+    given: Sequence[str],
+    data: Sequence[str],
+    options: Options,
+    *,
+    reference_tokenizer: Path | None = None,
+    out: Path | None = None,
+    info: RankInfo | None = None,
+) -> results.LossResults:
+    """Losses of the checkpoints `given` on the domains of `data` (NAME=FILE); with `out` also one file a model with
+    each document's. Collective where `info` is of several ranks. Raises SkyError for everything wrong with the input.
+    """
+    info = info or RankInfo()
+    checkpoints = open_checkpoints(given)
+    reference = file_coder(reference_tokenizer) if reference_tokenizer is not None else checkpoints[0].coder
+    context = _context(checkpoints, options)
+    characters = _characters(options, context // _CHARACTERS_PER_TOKEN)
+    domains = [_domain(name, files, characters, options) for name, files in parse_data(data).items()]
+    if reference_tokenizer is None and len({each.coder.sha256 for each in checkpoints}) > 1:
+        log.warning(
+            "the models have different tokenizers and --reference-tokenizer is not given: tokens are counted by "
+            "%s's; the order of the models stays the same under any other",
+            checkpoints[0].name,
+        )
+    prepared = [_prepare(each, domains, context, options) for each in checkpoints]
+    counts = _reference_tokens(reference, domains, options.begin != "none")
+    models = []
+    with _open(checkpoints, options, info) as parallel:
+        for checkpoint, encoded in zip(checkpoints, prepared, strict=True):
+            scored, record = _score(checkpoint, domains, encoded, context, options, parallel)
+            losses = _document_losses(checkpoint, domains, encoded, scored, counts)
+            by_domain = {name: figures_of(some) for name, some in losses.items()}
+            everything = list(itertools.chain.from_iterable(losses.values()))
+            models.append(results.ModelLosses(record, by_domain, figures_of(everything)))
+            if out is not None and info.rank == 0:
+                results.write_documents(out, checkpoint.name, everything)
+    setting = _setting(context, characters, options, reference)
+    return results.LossResults(setting, _domain_records(domains), tuple(models))
+
+
+def evaluate_leakage(
+    given: Sequence[str],
+    files: dict[str, Sequence[str]],
+    options: Options,
+    *,
+    generate: str | None = None,
+    published: Path | None = None,
+    seed: int = 0,
+    margin: float = leakage.MARGIN,
+    out: Path | None = None,
+    info: RankInfo | None = None,
+) -> results.LeakageResults:
+    """Signs of leakage in the checkpoints `given`; `files` has the sets train, test and reference.
+
+    Without reference files, `generate` names the generator (see `reference`), and as many documents are made as the
+    test split has. `published` is a CSV file of other models' losses, listed first. Collective where `info` is of
+    several ranks. Raises SkyError for everything wrong with the input.
+    """
+    info = info or RankInfo()
+    listed = published_leakage(published, margin) if published is not None else ()
+    if not given and listed:
+        return results.LeakageResults(margin, leakage.CONFIDENCE, None, (), listed)
+    _check_sets(given, files, generate)
+    checkpoints = open_checkpoints(given)
+    context = _context(checkpoints, options)
+    characters = _characters(options, None)
+    domains = [_domain(name, files[name], characters, options) for name in leakage.SETS if files[name]]
+    if generate is not None:
+        domains.append(_generated(generate, len(domains[1].documents), seed, characters))
+    prepared = [_prepare(each, domains, context, options) for each in checkpoints]
+    models = []
+    with _open(checkpoints, options, info) as parallel:
+        for checkpoint, encoded in zip(checkpoints, prepared, strict=True):
+            scored, record = _score(checkpoint, domains, encoded, context, options, parallel)
+            losses = _document_losses(checkpoint, domains, encoded, scored, None)
+            models.append(_model_leakage(record, encoded, scored, seed, margin))
+            if out is not None and info.rank == 0:
+                everything = itertools.chain.from_iterable(losses.values())
+                results.write_documents(out, checkpoint.name, everything, prefix="leakage_")
+    setting = _setting(context, characters, options, None)
+    return results.LeakageResults(margin, leakage.CONFIDENCE, setting, _domain_records(domains), (*listed, *models))
+
+
+def _check_sets(given: Sequence[str], files: dict[str, Sequence[str]], generate: str | None) -> None:
+    problems = []
+    if not given:
+        problems.append(Problem("CHECKPOINT", "none is given", "give checkpoints, or --published FILE"))
+    problems += [
+        Problem(f"--{name}", "is needed", f"give the benchmark's {name} split as JSONL")
+        for name in (leakage.TRAIN, leakage.TEST)
+        if not files[name]
+    ]
+    if bool(files[leakage.REFERENCE]) == (generate is not None):
+        rule = "exactly one of it and --generate-reference is needed"
+        problems.append(Problem("--reference", rule, f"as --generate-reference {GENERATORS[0]}"))
+    if generate is not None and generate not in GENERATORS:
+        problems.append(Problem("--generate-reference", f"must be one of {', '.join(GENERATORS)}", value=generate))
+    if problems:
+        raise ConfigError(problems)
+
+
+def published_leakage(path: Path, margin: float = leakage.MARGIN) -> tuple[results.ModelLeakage, ...]:
+    """Models of which a CSV file (columns model, L_test, L_train, L_ref) gives the losses. Raises DataError."""
+    import csv
+
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        losses = [(row["model"], *(float(row[name]) for name in ("L_test", "L_train", "L_ref"))) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: can't be read as published losses: {error}\n"
+            "  mend: give a CSV file with the columns model, L_test, L_train, L_ref"
+        ) from error
+    return tuple(_judged(results.ModelRecord(name), [leakage.published(*values)], margin) for name, *values in losses)
+
+
+def _context(checkpoints: Sequence[Checkpoint], options: Options) -> int:
+    smallest = min(checkpoints, key=lambda each: each.context)
+    if options.context is not None and options.context > smallest.context:
+        raise ConfigError(
+            Problem(
+                "--context",
+                f"is more than the {smallest.context:,} tokens that {smallest.name} was made for",
+                f"give at most {smallest.context:,}",
+                options.context,
+            )
+        )
+    context = options.context or smallest.context
+    if options.stride is not None and options.stride > context:
+        raise ConfigError(Problem("--stride", f"must be at most the context, {context:,}", value=options.stride))
+    return context
+
+
+def _characters(options: Options, default: int | None) -> int | None:
+    """Where texts are cut; None: nowhere."""
+    return default if options.max_characters is None else options.max_characters or None
+
+
+def _domain(name: str, files: Sequence[str], characters: int | None, options: Options) -> Domain:
+    return read_domain(name, files, keys=options.keys, max_characters=characters, max_documents=options.max_documents)
+
+
+def _generated(kind: str, count: int, seed: int, characters: int | None) -> Domain:
+    texts = generate_documents(kind, count, seed)
+    documents = tuple(Document(number, text, text[:characters]) for number, text in enumerate(texts))
+    return Domain(leakage.REFERENCE, (f"generated: {kind}, seed {seed}",), documents, 0)
+
+
+def _prepare(checkpoint: Checkpoint, domains: Sequence[Domain], context: int, options: Options) -> list[list[Encoded]]:
+    """Every domain's documents as the model's spans. Raises DataError for documents longer than the context."""
+    begin = checkpoint.coder.begin_id(options.begin)
+    prepared = []
+    for domain in domains:
+        coded = [np.array(checkpoint.coder.encode(each.text), np.int64) for each in domain.documents]
+        begins = begin is not None
+        longer = [n for n, ids in enumerate(coded) if num_predictions(len(ids), begins) > context]
+        if longer and options.stride is None:
+            raise DataError(_told_long(checkpoint, domain, coded, longer, context))
+        prepared.append(
+            [
+                Encoded(document, ids, cut_spans(ids, begin=begin, context=context, stride=options.stride))
+                for document, ids in zip(domain.documents, coded, strict=True)
+            ]
+        )
+        if not any(each.spans for each in prepared[-1]):
+            raise DataError(f"domain {domain.name}: no document gives {checkpoint.name} a token to predict")
+    return prepared
+
+
+def _told_long(checkpoint: Checkpoint, domain: Domain, coded: list, longer: list[int], context: int) -> str:
+    first = longer[0]
+    return (
+        f"domain {domain.name}: {len(longer)} of {len(coded)} documents are longer than the context of {context:,} "
+        f"tokens; document {first} (counted from 0) has {len(coded[first]):,} as {checkpoint.name}'s tokens\n"
+        f"  mend: cut them shorter with --max-chars, or score them by sliding windows with --stride {context // 2}"
+    )
+
+
+def _reference_tokens(reference: TextCoder, domains: Sequence[Domain], begins: bool) -> dict[str, list[int]]:
+    """Tokens of each document by the reference tokenizer, counted as a model's own are; at least 1."""
+    return {
+        domain.name: [max(1, num_predictions(len(reference.encode(each.text)), begins)) for each in domain.documents]
+        for domain in domains
+    }
+
+
+def _open(checkpoints: Sequence[Checkpoint], options: Options, info: RankInfo):
+    """The context that all models run in; the split is checked against each native model first."""
+    parallel = ParallelConfig(tp_size=options.tp_size, pp_size=options.pp_size, distributed_optimizer=False)
+    for each in checkpoints:
+        if each.kind == NATIVE:
+            config = state.read_saved(each.path).config.model_copy(update={"parallel": parallel})
+            found = find_problems(config, info.world_size)
+            wrong = [problem for problem in found if problem.where.startswith(("parallel.", "model."))]
+            if wrong:
+                raise ConfigError(wrong)
+    return open_context(parallel, info, warn=log.warning)
+
+
+def _score(
+    checkpoint: Checkpoint,
+    domains: Sequence[Domain],
+    encoded: list[list[Encoded]],
+    context: int,
+    options: Options,
+    parallel: ParallelContext,
+) -> tuple[list[list[np.ndarray]], results.ModelRecord]:
+    """Each document's token losses, by domain, and the model's record."""
+    from megatron_sky.evaluate.scoring import score_spans
+
+    warnings = _overlaps(checkpoint, domains, options)
+    for warning in warnings:
+        log.warning("%s: %s", checkpoint.name, warning)
+    model = checkpoint.load(parallel)
+    spans = [span for documents in encoded for each in documents for span in each.spans]
+    start = time.monotonic()
+    found = score_spans(
+        model, spans, batch_tokens=options.batch_tokens, gather=parallel.gather_objects, what=checkpoint.name
+    )
+    seconds = time.monotonic() - start
+    tokens = sum(span.scored for span in spans)
+    log.info(
+        "%s: %s tokens in %.1f s, %s tokens/s", checkpoint.name, f"{tokens:,}", seconds, f"{tokens / seconds:,.0f}"
+    )
+    scores = iter(found)
+    losses = [
+        [
+            np.concatenate([next(scores).losses for _ in each.spans]) if each.spans else np.empty(0, np.float32)
+            for each in documents
+        ]
+        for documents in encoded
+    ]
+    return losses, _record(checkpoint, context, options, seconds, warnings)
+
+
+def _record(checkpoint: Checkpoint, context: int, options: Options, seconds: float, warnings: Sequence[str]):
+    return results.ModelRecord(
+        name=checkpoint.name,
+        path=str(checkpoint.path),
+        kind=checkpoint.kind,
+        step=checkpoint.step,
+        consumed_tokens=checkpoint.consumed_tokens,
+        context=context,
+        tokenizer=checkpoint.coder.name,
+        tokenizer_sha256=checkpoint.coder.sha256,
+        begin_id=checkpoint.coder.begin_id(options.begin),
+        seconds=round(seconds, 3),
+        warnings=tuple(warnings),
+    )
+
+
+def _overlaps(checkpoint: Checkpoint, domains: Sequence[Domain], options: Options) -> list[str]:
+    """Warnings for domains that stand in the mixture the model was trained on. The train split may, and is left out."""
+    if checkpoint.kind != NATIVE:
+        return []
+    sources = [(each.name, each.path) for each in state.read_saved(checkpoint.path).config.data.train]
+    asked = [
+        (
+            domain.name,
+            [path for path in domain.files if Path(path).is_file()],
+            [checkpoint.coder.encode(each.whole) for each in domain.documents],
+        )
+        for domain in domains
+        if domain.name != leakage.TRAIN
+    ]
+    found, unknown = overlap.find_overlaps(asked, sources, tokenizer_sha256=checkpoint.coder.sha256)
+    for each in unknown:
+        log.info("%s: %s", checkpoint.name, each)
+    return [str(each) for each in found]
+
+
+def _document_losses(
+    checkpoint: Checkpoint,
+    domains: Sequence[Domain],
+    encoded: list[list[Encoded]],
+    scored: list[list[np.ndarray]],
+    counts: dict[str, list[int]] | None,
+) -> dict[str, list[DocumentLoss]]:
+    """Domain -> its documents' losses; those without a prediction are left out. Raises CheckpointError for NaN."""
+    found: dict[str, list[DocumentLoss]] = {}
+    for domain, documents, losses in zip(domains, encoded, scored, strict=True):
+        found[domain.name] = [
+            DocumentLoss(
+                domain=domain.name,
+                document=each.document.number,
+                sha256=each.document.sha256,
+                characters=len(each.document.text),
+                bytes=each.document.num_bytes,
+                tokens=len(own),
+                reference_tokens=len(own) if counts is None else counts[domain.name][each.document.number],
+                loss_sum=float(own.sum(dtype=np.float64)),
+            )
+            for each, own in zip(documents, losses, strict=True)
+            if len(own)
+        ]
+    _check_finite(checkpoint, found)
+    return found
+
+
+def _check_finite(checkpoint: Checkpoint, losses: dict[str, list[DocumentLoss]]) -> None:
+    bad = [each for some in losses.values() for each in some if not math.isfinite(each.loss_sum)]
+    if bad:
+        total = sum(map(len, losses.values()))
+        raise CheckpointError(
+            f"{checkpoint.name} ({checkpoint.path}): the loss of {len(bad)} of {total} documents is {bad[0].loss_sum}; "
+            f"the first is document {bad[0].document} (counted from 0) of domain {bad[0].domain}\n"
+            "  mend: its weights or activations are not finite; look at an earlier checkpoint, "
+            "or compare with `megatron-sky convert check`"
+        )
+
+
+def _model_leakage(
+    record: results.ModelRecord, encoded: list[list[Encoded]], scored: list[list[np.ndarray]], seed: int, margin: float
+) -> results.ModelLeakage:
+    sets = {}
+    for name, documents, losses in zip(leakage.SETS, encoded, scored, strict=True):
+        kept = [
+            (each.ids[len(each.ids) - len(own) :], own) for each, own in zip(documents, losses, strict=True) if len(own)
+        ]
+        sets[name] = leakage.SetLosses.of([ids for ids, _ in kept], [own for _, own in kept])
+    return _judged(record, leakage.compare(sets, seed=seed), margin)
+
+
+def _judged(
+    record: results.ModelRecord, comparisons: Sequence[leakage.Comparison], margin: float
+) -> results.ModelLeakage:
+    return results.ModelLeakage(
+        record,
+        tuple(comparisons),
+        leakage.judge(comparisons, leakage.verdict_test, margin),
+        leakage.judge(comparisons, leakage.verdict_train, margin),
+    )
+
+
+def _setting(context: int, characters: int | None, options: Options, reference: TextCoder | None) -> results.Setting:
+    return results.Setting(
+        context=context,
+        max_characters=characters,
+        stride=options.stride,
+        max_documents=options.max_documents,
+        begin=options.begin,
+        reference_tokenizer=reference.name if reference is not None else None,
+        reference_sha256=reference.sha256 if reference is not None else None,
+    )
+
+
+def _domain_records(domains: Sequence[Domain]) -> tuple[results.DomainRecord, ...]:
+    return tuple(
+        results.DomainRecord(
+            name=each.name,
+            files=each.files,
+            documents=len(each.documents),
+            empty=each.empty,
+            cut=sum(len(one.whole) > len(one.text) for one in each.documents),
+        )
+        for each in domains
+    )

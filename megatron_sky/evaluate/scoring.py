@@ -1,0 +1,111 @@
+"""Spans of tokens through a model, in batches of like length: one loss a token.
+
+A batch is padded on the right, which a causal model never sees, and the output layer runs only where a prediction
+counts. Batches are made of the whole list and dealt to the data-parallel ranks, so a batch is the same whatever their
+number.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from megatron_sky.evaluate.windows import Span, plan_batches
+from megatron_sky.log import get_logger
+
+log = get_logger(__name__)
+
+_LOGITS_AT_ONCE = 1 << 22  # elements; few enough to stay in a processor's cache
+_SECONDS_BETWEEN_NEWS = 30
+
+
+class Model(Protocol):
+    """A model with its weights. `share`, `shares`: which part of the batches this rank computes, of how many."""
+
+    device: object
+    share: int
+    shares: int
+    answers: bool
+    """Whether this rank is the one of its model that holds the answers."""
+
+    def losses(self, tokens, places, targets):
+        """For `tokens` `[b, s]` and n flat positions `places`: (losses `[n]` in nats, whether likeliest `[n]`).
+
+        None on a rank that holds only an earlier pipeline stage.
+        """
+        ...
+
+    def next_logits(self, tokens, places):
+        """`[n, V]` float32 logits at the flat positions `places` of `tokens` `[b, s]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class SpanScore:
+    """Loss of each scored token in nats, float32, in order; and whether each was the likeliest token there."""
+
+    losses: np.ndarray
+    likeliest: np.ndarray
+
+
+def score_spans(model: Model, spans: Sequence[Span], *, batch_tokens: int, gather, what: str = "") -> list[SpanScore]:
+    """Every span's score, in order, on every rank.
+
+    Args:
+        batch_tokens: tokens of a batch, padding included, at most (a longer span is a batch of its own).
+        gather: ParallelContext.gather_objects.
+        what: name for the lines that tell how far it is.
+    """
+    batches = plan_batches([span.num_inputs for span in spans], batch_tokens)
+    mine: dict[int, SpanScore] = {}
+    told = time.monotonic()
+    with torch.inference_mode():
+        for number, batch in enumerate(batches[model.share :: model.shares]):
+            scores = _score_batch(model, [spans[each] for each in batch])
+            if scores is not None:
+                mine.update(zip(batch, scores, strict=True))
+            if time.monotonic() - told > _SECONDS_BETWEEN_NEWS:
+                told = time.monotonic()
+                log.info("%s: batch %d of %d", what, (number + 1) * model.shares, len(batches))
+    everyone: dict[int, SpanScore] = {}
+    for part in gather(mine if model.answers else {}):
+        everyone.update(part)
+    return [everyone[number] for number in range(len(spans))]
+
+
+def _score_batch(model: Model, spans: list[Span]) -> list[SpanScore] | None:
+    longest = max(span.num_inputs for span in spans)
+    tokens = np.zeros((len(spans), longest), np.int64)
+    places, targets = [], []
+    for row, span in enumerate(spans):
+        tokens[row, : span.num_inputs] = span.tokens[:-1]
+        end = row * longest + span.num_inputs
+        places.append(np.arange(end - span.scored, end))
+        targets.append(span.tokens[-span.scored :])
+    device = model.device
+    on_device = [
+        torch.from_numpy(each).to(device) for each in (tokens, np.concatenate(places), np.concatenate(targets))
+    ]
+    found = model.losses(*on_device)
+    if found is None:
+        return None
+    cuts = np.cumsum([span.scored for span in spans])[:-1]
+    losses, likeliest = (np.split(each.cpu().numpy(), cuts) for each in found)
+    return [SpanScore(*each) for each in zip(losses, likeliest, strict=True)]
+
+
+def row_chunks(num_rows: int, width: int):
+    """Slices of rows, each of at most about `_LOGITS_AT_ONCE` elements of `width` columns."""
+    step = max(16, _LOGITS_AT_ONCE // width)
+    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+
+
+def losses_of_logits(logits, targets):
+    """(losses `[n]`, likeliest `[n]`) of logits `[n, V]`, in float32."""
+    log_probabilities = F.log_softmax(logits.float(), -1)
+    own = log_probabilities.gather(1, targets[:, None])[:, 0]
+    return -own, own >= log_probabilities.amax(-1)

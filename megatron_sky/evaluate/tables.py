@@ -1,0 +1,172 @@
+"""Results as Markdown for people and CSV for programs. No torch."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from megatron_sky.evaluate.bootstrap import Interval
+from megatron_sky.evaluate.results import LeakageResults, LossResults, Setting
+
+
+def loss_markdown(results: LossResults) -> str:
+    """Perplexities of all models over all domains, then normalised losses and bits per byte."""
+    names = [each.name for each in results.domains]
+    parts = [
+        "## Perplexity",
+        _loss_table(results, names, "perplexity", 2),
+        "## Normalised loss, nats per reference token",
+        _loss_table(results, names, "normalised_loss", 4),
+        "## Bits per byte",
+        _loss_table(results, names, "bits_per_byte", 4),
+        _setting_words(results.setting),
+        _sizes(results),
+        *_warnings(results.models),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def loss_csv(results: LossResults) -> str:
+    """One line per model and domain, and one of domain `average`; the columns are LossFigures' fields."""
+    rows = []
+    for each in results.models:
+        for domain, figures in [*each.domains.items(), ("average", each.average)]:
+            place = {"model": each.model.name, "step": each.model.step, "consumed_tokens": each.model.consumed_tokens}
+            rows.append(place | {"domain": domain} | asdict(figures))
+    return _csv(rows)
+
+
+def leakage_markdown(results: LeakageResults) -> str:
+    """The table of the report's section 5.2, the verdicts with their reasons, and the matched comparisons."""
+    head = ["model", "L_test", "L_train", "L_ref", "delta1", "delta2", "test split", "train split"]
+    rows = []
+    for each in results.models:
+        c = each.comparisons[0]
+        figures = [_number(x.value, 2) for x in (c.test, c.train, c.reference)]
+        deltas = [_with_interval(c.delta1), _with_interval(c.delta2)]
+        rows.append([each.model.name, *figures, *deltas, each.test_verdict.finding, each.train_verdict.finding])
+    reasons = [
+        f"- **{each.model.name}**, test split: {each.test_verdict.finding}. {each.test_verdict.reason}.\n"
+        f"- **{each.model.name}**, train split: {each.train_verdict.finding}. {each.train_verdict.reason}."
+        for each in results.models
+    ]
+    parts = [
+        "## Leakage, loss in nats per token",
+        _table(head, rows),
+        f"Brackets: {results.confidence:.0%} intervals, bootstrap over documents.",
+        "\n".join(reasons),
+        _matched_table(results),
+        _setting_words(results.setting) if results.setting else "",
+        *_warnings(results.models),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def leakage_csv(results: LeakageResults) -> str:
+    """One line per model and comparison: each figure with the ends of its interval."""
+    rows = []
+    for each in results.models:
+        for comparison in each.comparisons:
+            row = {"model": each.model.name, "step": each.model.step, "basis": comparison.basis}
+            row["coverage"] = comparison.coverage
+            for name in ("test", "train", "reference", "delta1", "delta2"):
+                value = getattr(comparison, name)
+                row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+            row |= {"test_verdict": each.test_verdict.finding, "train_verdict": each.train_verdict.finding}
+            rows.append(row)
+    return _csv(rows)
+
+
+def _loss_table(results: LossResults, names: list[str], figure: str, digits: int) -> str:
+    rows = [
+        [
+            each.model.name,
+            *(_number(getattr(each.domains[name], figure), digits) for name in names),
+            _number(getattr(each.average, figure), digits),
+        ]
+        for each in results.models
+    ]
+    return _table(["model", *names, "average"], rows)
+
+
+def _sizes(results: LossResults) -> str:
+    head = ["domain", "documents", "left out as empty", "cut", "characters", "bytes"]
+    first = results.models[0]
+    rows = [
+        [each.name, *map(_count, (each.documents, each.empty, each.cut)), *_lengths(first.domains[each.name])]
+        for each in results.domains
+    ]
+    return _table(head, rows)
+
+
+def _lengths(figures) -> list[str]:
+    return [_count(figures.characters), _count(figures.bytes)]
+
+
+def _setting_words(setting: Setting) -> str:
+    words = [f"Context {setting.context:,} tokens"]
+    words.append(f"text cut at {setting.max_characters:,} characters" if setting.max_characters else "whole documents")
+    if setting.stride:
+        words.append(f"longer documents by windows that advance {setting.stride:,} tokens")
+    if setting.max_documents:
+        words.append(f"the first {setting.max_documents:,} documents of each set")
+    if setting.reference_tokenizer:
+        words.append(f"reference tokens by {setting.reference_tokenizer} ({(setting.reference_sha256 or '')[:8]})")
+    return ", ".join(words) + "."
+
+
+def _matched_table(results: LeakageResults) -> str:
+    head = ["model", "comparison", "covers", "L_test", "L_train", "L_ref", "delta1", "delta2"]
+    rows = [
+        [
+            each.model.name,
+            c.basis,
+            f"{c.coverage:.0%}",
+            *(_number(x.value, 3) for x in (c.test, c.train, c.reference)),
+            _with_interval(c.delta1, 3),
+            _with_interval(c.delta2, 3),
+        ]
+        for each in results.models
+        for c in each.comparisons[1:]
+    ]
+    return "## At equal lengths, and token by token\n\n" + _table(head, rows) if rows else ""
+
+
+def _warnings(models: Sequence) -> list[str]:
+    lines = [f"- {each.model.name}: {warning}" for each in models for warning in each.model.warnings]
+    return ["## Warnings", "\n".join(lines)] if lines else []
+
+
+def _with_interval(value: Interval, digits: int = 2) -> str:
+    shown = f"{value.value:+.{digits}f}"
+    return shown if value.low == value.high else f"{shown} [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}" if math.isfinite(value) else "inf"
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, its columns filled up so that it reads well as plain text."""
+    rows = [[each.replace("|", "\\|") for each in row] for row in (head, *rows)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ["| " + " | ".join(_aligned(row, widths)) + " |" for row in rows]
+    rule = "|" + "|".join("-" * (width + 1) + (":" if column else "-") for column, width in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _aligned(row: list[str], widths: list[int]) -> list[str]:
+    return [row[0].ljust(widths[0]), *(each.rjust(width) for each, width in zip(row[1:], widths[1:], strict=True))]
+
+
+def _csv(rows: list[dict]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
