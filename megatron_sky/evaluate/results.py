@@ -166,9 +166,22 @@ def _read(path: Path, kind: type, name: str):
     if not isinstance(given, dict) or (given.get("kind"), given.get("format_version")) != (name, FORMAT_VERSION):
         raise DataError(f"{path}: is no {name} file of format_version {FORMAT_VERSION}\n  mend: evaluate again")
     try:
-        return _build(kind, given)
-    except (KeyError, TypeError, ValueError) as error:
+        found = _build(kind, given)
+        _check_whole(found)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # what another shape can cause
         raise DataError(f"{path}: is no whole {name} file: {error}\n  mend: evaluate again") from error
+    return found
+
+
+def _check_whole(found: LossResults | LeakageResults) -> None:
+    """Raises ValueError where a model lacks a domain, or every comparison."""
+    for each in found.models:
+        if isinstance(found, LossResults):
+            missing = [domain.name for domain in found.domains if domain.name not in each.domains]
+        else:
+            missing = [] if each.comparisons else ["comparisons"]
+        if missing:
+            raise ValueError(f"the model {each.model.name} has no {', '.join(missing)}")
 
 
 def _plain(value: object) -> object:

@@ -9,18 +9,20 @@ from dataclasses import asdict
 from megatron_sky.evaluate.bootstrap import Interval
 from megatron_sky.evaluate.results import LeakageResults, LossResults, Setting
 
+Rows = tuple[list[str], list[list[str]]]
+"""A table's headings and rows."""
+
 
 def loss_markdown(results: LossResults) -> str:
     """Perplexities of all models over all domains, then normalised losses and bits per byte."""
-    names = [each.name for each in results.domains]
     parts = [
         "## Perplexity",
-        _loss_table(results, names, "perplexity", 2),
+        _table(*loss_rows(results, "perplexity", 2)),
         "## Normalised loss, nats per reference token",
-        _loss_table(results, names, "normalised_loss", 4),
+        _table(*loss_rows(results, "normalised_loss", 4)),
         "## Bits per byte",
-        _loss_table(results, names, "bits_per_byte", 4),
-        _setting_words(results.setting),
+        _table(*loss_rows(results, "bits_per_byte", 4)),
+        setting_words(results.setting),
         _sizes(results),
         *_warnings(results.models),
     ]
@@ -39,13 +41,6 @@ def loss_csv(results: LossResults) -> str:
 
 def leakage_markdown(results: LeakageResults) -> str:
     """The table of the report's section 5.2, the verdicts with their reasons, and the matched comparisons."""
-    head = ["model", "L_test", "L_train", "L_ref", "delta1", "delta2", "test split", "train split"]
-    rows = []
-    for each in results.models:
-        c = each.comparisons[0]
-        figures = [_number(x.value, 2) for x in (c.test, c.train, c.reference)]
-        deltas = [_with_interval(c.delta1), _with_interval(c.delta2)]
-        rows.append([each.model.name, *figures, *deltas, each.test_verdict.finding, each.train_verdict.finding])
     reasons = [
         f"- **{each.model.name}**, test split: {each.test_verdict.finding}. {each.test_verdict.reason}.\n"
         f"- **{each.model.name}**, train split: {each.train_verdict.finding}. {each.train_verdict.reason}."
@@ -53,14 +48,26 @@ def leakage_markdown(results: LeakageResults) -> str:
     ]
     parts = [
         "## Leakage, loss in nats per token",
-        _table(head, rows),
+        _table(*leakage_rows(results)),
         f"Brackets: {results.confidence:.0%} intervals, bootstrap over documents.",
         "\n".join(reasons),
         _matched_table(results),
-        _setting_words(results.setting) if results.setting else "",
+        setting_words(results.setting) if results.setting else "",
         *_warnings(results.models),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def leakage_rows(results: LeakageResults) -> Rows:
+    """Each model's losses, differences and findings, as the report's table 8."""
+    head = ["model", "L_test", "L_train", "L_ref", "delta1", "delta2", "test split", "train split"]
+    rows = []
+    for each in results.models:
+        c = each.comparisons[0]
+        figures = [_number(x.value, 2) for x in (c.test, c.train, c.reference)]
+        deltas = [_with_interval(c.delta1), _with_interval(c.delta2)]
+        rows.append([each.model.name, *figures, *deltas, each.test_verdict.finding, each.train_verdict.finding])
+    return head, rows
 
 
 def leakage_csv(results: LeakageResults) -> str:
@@ -78,7 +85,9 @@ def leakage_csv(results: LeakageResults) -> str:
     return _csv(rows)
 
 
-def _loss_table(results: LossResults, names: list[str], figure: str, digits: int) -> str:
+def loss_rows(results: LossResults, figure: str, digits: int) -> Rows:
+    """A figure (a field of LossFigures) of each model on each domain, and over all documents, as table 6."""
+    names = [each.name for each in results.domains]
     rows = [
         [
             each.model.name,
@@ -87,7 +96,7 @@ def _loss_table(results: LossResults, names: list[str], figure: str, digits: int
         ]
         for each in results.models
     ]
-    return _table(["model", *names, "average"], rows)
+    return ["model", *names, "average"], rows
 
 
 def _sizes(results: LossResults) -> str:
@@ -104,7 +113,8 @@ def _lengths(figures) -> list[str]:
     return [_count(figures.characters), _count(figures.bytes)]
 
 
-def _setting_words(setting: Setting) -> str:
+def setting_words(setting: Setting) -> str:
+    """How the texts were scored, in a sentence."""
     words = [f"Context {setting.context:,} tokens"]
     words.append(f"text cut at {setting.max_characters:,} characters" if setting.max_characters else "whole documents")
     if setting.stride:
