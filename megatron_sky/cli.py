@@ -119,13 +119,37 @@ def train(
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="Run folder.")],
-    out: Annotated[Path | None, typer.Option(help="Page to write; default: report.html in the run folder.")] = None,
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; several are laid over each other.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write; default: report.html in the run's folder, for several runs comparison.html in the "
+            "first one's."
+        ),
+    ] = None,
+    evals: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--eval", help="Result file of `eval loss` or `eval leakage`, beside those in the runs' eval folders."
+        ),
+    ] = None,
+    page_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="html, or md (pictures in a folder beside it); default: as --out ends, else html."
+        ),
+    ] = None,
 ) -> None:
-    """Draw a run's losses, learning rate and speed into one self-contained HTML page."""
-    from megatron_sky.report import build_report
+    """Draw runs' losses, sessions, mixture, speed and evaluations into one self-contained HTML page."""
+    from megatron_sky.errors import ConfigError, Problem
+    from megatron_sky.report import FORMATS, build_report
 
-    print(build_report(run_dir, out))
+    page_format = page_format or ("md" if out is not None and out.suffix == ".md" else "html")
+    if page_format not in FORMATS:
+        raise ConfigError(Problem("--format", f"must be one of {', '.join(FORMATS)}", value=page_format))
+    print(build_report(*run_dirs, out=out, evals=evals or (), page_format=page_format))
 
 
 @app.command()

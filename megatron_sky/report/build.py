@@ -1,33 +1,72 @@
-"""run folder -> report.html, whole or not at all: written beside its place, then renamed."""
+"""run folders -> a page, whole or not at all: every file is written beside its place, then renamed."""
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from megatron_sky.errors import RunError
+from megatron_sky.errors import ConfigError, Problem, RunError
+from megatron_sky.report.comparison import describe_comparison, named_apart
+from megatron_sky.report.content import Document, Pictures
+from megatron_sky.report.evaluations import load_evaluations
+from megatron_sky.report.markdown import render_markdown
+from megatron_sky.report.one_run import describe_run
 from megatron_sky.report.page import render_html
 from megatron_sky.report.run import load_run
 
+FORMATS = ("html", "md")
 
-def build_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Write the report of a run (finished or still going) and return its path, `<run_dir>/report.html` by default.
 
-    Raises RunError when the folder holds no training or validation record yet, or the page can't be written.
+def build_report(
+    *run_dirs: Path, out: Path | None = None, evals: Sequence[Path] = (), page_format: Literal["html", "md"] = "html"
+) -> Path:
+    """Write the report of a run (finished or still going), or of several laid over each other, and return its path.
+
+    By default it is `report.html` (or `.md`) in the run's folder, for several runs `comparison.html` in the first
+    one's. `evals` are result files of `megatron-sky eval` to show beside those in the runs' `eval` folders. Markdown
+    has its pictures in a folder beside it.
+
+    Raises RunError when a folder holds no training or validation record yet, or the page can't be written, ConfigError
+    when a folder is given twice.
     """
-    path = Path(run_dir) / "report.html" if out is None else Path(out)
-    _write_atomically(path, render_html(load_run(Path(run_dir))))
+    folders = [Path(each) for each in run_dirs]
+    _check_different(folders)
+    runs = named_apart([load_run(each) for each in folders], folders)
+    evaluations = load_evaluations(folders, [Path(each) for each in evals])
+    name = "report" if len(runs) == 1 else "comparison"
+    path = folders[0] / f"{name}.{page_format}" if out is None else Path(out)
+    document = describe_run(runs[0], evaluations) if len(runs) == 1 else describe_comparison(runs, evaluations)
+    if page_format == "md":
+        _write_markdown(document, path)
+    else:
+        _write_atomically(path, render_html(document).encode())
     return path
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _check_different(folders: Sequence[Path]) -> None:
+    resolved = [each.resolve() for each in folders]
+    twice = [str(each) for number, each in enumerate(folders) if resolved[number] in resolved[:number]]
+    if twice:
+        raise ConfigError(Problem("RUN", "is given twice", "give each run folder once", ", ".join(twice)))
+
+
+def _write_markdown(document: Document, path: Path) -> None:
+    pictures = path.with_name(f"{path.stem}_pictures")
+    for section in document.sections:
+        for block in section.blocks:
+            for each in block.pictures if isinstance(block, Pictures) else ():
+                _write_atomically(pictures / f"{each.file_name}.svg", each.svg)
+    _write_atomically(path, render_markdown(document, pictures.name).encode())
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=".report_", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".report_", delete=False) as file:
             temporary = Path(file.name)
-            file.write(text)
+            file.write(content)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # a temporary file is private; a report is for colleagues

@@ -1,239 +1,244 @@
-"""The report's pictures: numbers -> SVG, by matplotlib's object API (no pyplot, no state left behind).
+"""The report's pictures: which curves and marks each of them holds, for one run and for several overlaid."""
 
-A long run has more steps than a picture has pixels. The raw curve is therefore thinned to the lowest and highest value
-of each of a fixed number of stretches, which keeps every spike visible and the file small; over it lies a centred
-moving average. Labels in a picture are ASCII: names of domains, in whatever script, stand in the page's own legend.
-"""
-
-import io
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from megatron_sky.report.run import RunData
+from megatron_sky.report.content import LegendEntry, Picture
+from megatron_sky.report.drawing import (
+    COLOURS,
+    INK,
+    LINE_STYLES,
+    PALE,
+    STYLE,
+    Curve,
+    Marks,
+    draw_level,
+    draw_lines,
+    draw_marks,
+    draw_noisy,
+    has_finite,
+    new_figure,
+    to_svg,
+)
+from megatron_sky.report.run import ReferenceLoss, RunData, Stretch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, MUTED, GRID, ACCENT = "#1f2933", "#7b8794", "#e4e7eb", "#2563a8"
-# Distinct in hue and lightness, also for the colour-blind (after Okabe and Ito); a second round is dashed.
-COLOURS = ("#2563a8", "#d9730d", "#2a9d6f", "#b5478c", "#5b4fb3", "#8a6d1d", "#c43d3d", "#3aa0c4")
-_STRETCHES = 500
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Arial"],
-    "font.size": 9.0,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-}
-
 
 @dataclass(frozen=True)
-class LegendEntry:
-    """A line of the page's legend: what the line of this colour is."""
+class _Quantity:
+    """A field of the training records that has a picture of its own."""
 
-    name: str
-    colour: str
-    dashed: bool = False
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture and what stands around it."""
-
+    field: str
+    file_name: str
     title: str
-    description: str
-    svg: bytes
-    legend: list[LegendEntry]
+    label: str
+    noisy: bool = True
+    from_zero: bool = True
 
 
-def smooth(values: Sequence[float], window: int) -> np.ndarray:
-    """Centred mean over `window` values (made odd), narrower towards the ends so that it stays centred.
-
-    What is not finite is left out of the means; where a whole window is, the result is NaN.
-    """
-    array = np.asarray(values, dtype=float)
-    finite = np.isfinite(array)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, array, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    place = np.arange(len(array))
-    half = np.minimum(window // 2, np.minimum(place, place[::-1]))
-    low, high = place - half, place + half + 1
-    number = counts[high] - counts[low]
-    return np.divide(sums[high] - sums[low], number, out=np.full(len(array), np.nan), where=number > 0)
-
-
-def thin(x: Sequence[float], y: Sequence[float], stretches: int = _STRETCHES) -> tuple[np.ndarray, np.ndarray]:
-    """At most `2 * stretches` points of a curve: of each stretch its lowest and highest, in order, ends included."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if len(x) <= 2 * stretches:
-        return x, y
-    keep = {0, len(x) - 1}
-    for stretch in np.array_split(np.arange(len(x)), stretches - 1):
-        finite = stretch[np.isfinite(y[stretch])]
-        chosen = (finite[np.argmin(y[finite])], finite[np.argmax(y[finite])]) if len(finite) else (stretch[0],)
-        keep.update(int(each) for each in chosen)
-    order = sorted(keep)
-    return x[order], y[order]
-
-
-def draw_pictures(run: RunData) -> list[Picture]:
-    """All pictures that the run has data for."""
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        pictures = [_train_loss(run), _validation_loss(run)] + [_curve(run, *each) for each in _CURVES]
-    return [each for each in pictures if each is not None]
-
-
-_CURVES = (
-    ("lr", "Learning rate", "learning rate"),
-    ("grad_norm", "Gradient norm", "L2 norm before clipping"),
-    ("tokens_per_second", "Throughput", "tokens per second, all ranks"),
+_LOSS = _Quantity("lm_loss", "train_loss", "Training loss", "loss, nats per token", from_zero=False)
+_OTHERS = (
+    _Quantity("lr", "lr", "Learning rate", "learning rate", noisy=False),
+    _Quantity("grad_norm", "grad_norm", "Gradient norm", "L2 norm before clipping"),
+    _Quantity("tokens_per_second", "tokens_per_second", "Throughput", "tokens per second, all ranks"),
 )
 
 
-def _train_loss(run: RunData) -> Picture | None:
-    if not _has_finite([each.lm_loss for each in run.metrics.train]):
-        return None
-    figure, axes = _figure("loss, nats per token")
-    tokens = [each.consumed_tokens for each in run.metrics.train]
-    legend = _raw_and_smooth(axes, tokens, [each.lm_loss for each in run.metrics.train])
-    if run.unigram_entropy is not None:
-        axes.axhline(run.unigram_entropy, color=INK, linestyle=(0, (5, 3)), linewidth=1.0)
-        axes.annotate(
-            f"unigram entropy {run.unigram_entropy:.2f}",
-            xy=(1.0, run.unigram_entropy),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 3),
-            textcoords="offset points",
-            ha="right",
-            color=INK,
-        )
-        legend.append(LegendEntry("unigram entropy of the training corpus", INK, dashed=True))
-    legend += _mark_resumes(axes, run)
-    return Picture("Training loss", "Training loss over consumed tokens", _svg(figure, "train_loss"), legend)
+def draw_run(run: RunData) -> list[Picture]:
+    """The pictures of one run that it has data for."""
+    marks, steps = _marks(run), len(run.metrics.train)
+    with _style():
+        pictures = [
+            _quantity(_LOSS, _by_session(run), _marks(run, named=False), steps=steps, entropy=run.unigram_entropy),
+            _all_sets(run, marks),
+            _mixture(run),
+            *(_quantity(each, [_curve(run, each.field)], marks, steps=steps) for each in _OTHERS),
+        ]
+    return [each for each in pictures if each is not None]
 
 
-def _validation_loss(run: RunData) -> Picture | None:
-    if not _has_finite([each.lm_loss for each in run.metrics.validation]):
-        return None
-    figure, axes = _figure("loss, nats per token")
-    legend = []
-    for number, domain in enumerate(run.domains):
-        records = [each for each in run.metrics.validation if each.set == domain.name]
-        entry = LegendEntry(domain.name, COLOURS[number % len(COLOURS)], dashed=number // len(COLOURS) % 2 == 1)
-        x, y = thin([each.consumed_tokens for each in records], _finite([each.lm_loss for each in records]))
-        axes.plot(
-            x, y, color=entry.colour, linestyle="--" if entry.dashed else "-", linewidth=1.3, marker=_marker(x), ms=3
-        )
-        legend.append(entry)
-    legend += _mark_resumes(axes, run)
-    return Picture("Validation loss by domain", "Loss of each validation set", _svg(figure, "validation"), legend)
+def draw_references(run: RunData) -> list[Picture]:
+    """For each validation set that other models' losses are known of: the run's loss among them."""
+    marks = _marks(run)
+    named = [each.name for each in run.domains if any(each.name == other.set for other in run.references)]
+    with _style():
+        pictures = [
+            _one_set(number, name, _own_curves(run, name), run.references, marks, _LOSS.label)
+            for number, name in enumerate(named, 1)
+        ]
+    return [each for each in pictures if each is not None]
 
 
-def _curve(run: RunData, field: str, title: str, label: str) -> Picture | None:
-    values = [getattr(each, field) for each in run.metrics.train]
-    if not _has_finite(values):
-        return None
-    figure, axes = _figure(label)
-    tokens = [each.consumed_tokens for each in run.metrics.train]
-    if field == "lr":
-        x, y = thin(tokens, values)
-        axes.plot(x, y, color=ACCENT, linewidth=1.4, marker=_marker(x), ms=3)
-        legend = []
-    else:
-        legend = _raw_and_smooth(axes, tokens, values)
-    axes.set_ylim(bottom=0)
-    legend += _mark_resumes(axes, run)
-    return Picture(title, f"{title} over consumed tokens", _svg(figure, field), legend)
+def draw_comparison(runs: Sequence[RunData]) -> list[Picture]:
+    """Each quantity of training, the runs laid over each other in colours."""
+    marks, steps = _common_marks(runs), max(len(run.metrics.train) for run in runs)
+    with _style():
+        pictures = [_quantity(each, _overlaid(runs, each.field), marks, steps=steps) for each in (_LOSS, *_OTHERS)]
+    return [each for each in pictures if each is not None]
 
 
-def _raw_and_smooth(axes: "Axes", tokens: Sequence[int], values: Sequence[float]) -> list[LegendEntry]:
-    values = _finite(values)
-    window = max(1, len(values) // 50)
-    x, y = thin(tokens, values)
-    if window == 1:
-        axes.plot(x, y, color=ACCENT, linewidth=1.3, marker=_marker(x), ms=3)
-        return [LegendEntry("each step", ACCENT)]
-    raw = "#a9c4e2"
-    axes.plot(x, y, color=raw, linewidth=0.7)
-    x, y = thin(tokens, smooth(values, window))
-    axes.plot(x, y, color=ACCENT, linewidth=1.5)
-    return [LegendEntry("each step", raw), LegendEntry(f"mean over {window // 2 * 2 + 1:,} steps", ACCENT)]
+def draw_compared_sets(runs: Sequence[RunData]) -> list[Picture]:
+    """Each validation set, the runs laid over each other, among the other models' losses that a run knows."""
+    names = list(dict.fromkeys(domain.name for run in runs for domain in run.domains))
+    known = {(each.model, each.set): each for run in runs for each in run.references}
+    marks = _common_marks(runs)
+    with _style():
+        pictures = [
+            _compared_set(number, name, runs, list(known.values()), marks) for number, name in enumerate(names, 1)
+        ]
+    return [each for each in pictures if each is not None]
 
 
-def _mark_resumes(axes: "Axes", run: RunData) -> list[LegendEntry]:
-    for tokens in run.resume_tokens:
-        axes.axvline(tokens, color=MUTED, linestyle=":", linewidth=0.9, zorder=0.5)
-    return [LegendEntry("resume", MUTED, dashed=True)] if run.resume_tokens else []
-
-
-def _figure(label: str):
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    figure = Figure(figsize=(4.8, 3.0), layout="constrained")
-    axes = figure.subplots()
-    axes.set_xlabel("consumed tokens")
-    axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
-    axes.tick_params(length=0)
-    return figure, axes
-
-
-def short_count(value: float) -> str:
-    """2_500_000 -> `2.5M`, for an axis."""
-    for suffix, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= scale:
-            return f"{value / scale:.4g}{suffix}"
-    return f"{value:.4g}"
-
-
-def _tick(value: float) -> str:
-    """Also for learning rates: 0.0006 -> `6e-4`."""
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.4g}"
-    if abs(value) >= 1e4:
-        return short_count(value)
-    mantissa, exponent = f"{value:.3e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def _finite(values: Sequence[float]) -> list[float]:
-    return [value if math.isfinite(value) else math.nan for value in values]
-
-
-def _has_finite(values: Sequence[float]) -> bool:
-    return any(math.isfinite(value) for value in values)
-
-
-def _marker(points: Sequence[float]) -> str:
-    """Few points are drawn as dots too: a line of one point would be invisible."""
-    return "o" if len(points) <= 20 else ""
-
-
-def _svg(figure, salt: str) -> bytes:
-    """The figure as SVG; the same run gives the same bytes."""
+def _style():
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    out = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(out, metadata=nothing)
-    return out.getvalue()
+    return matplotlib.rc_context(STYLE)
+
+
+def _curve(run: RunData, field: str, name: str = "", number: int = 0) -> Curve:
+    train = run.metrics.train
+    return Curve(name, [each.consumed_tokens for each in train], [getattr(each, field) for each in train], number)
+
+
+def _overlaid(runs: Sequence[RunData], field: str) -> list[Curve]:
+    return [_curve(run, field, run.name, number) for number, run in enumerate(runs)]
+
+
+def _by_session(run: RunData) -> list[Curve]:
+    """The training loss cut at the bounds of sessions; whole where the run has none."""
+    return [
+        Curve(session.name, [each.consumed_tokens for each in train], [each.lm_loss for each in train], number)
+        for number, (session, train) in enumerate(run.train_by_session)
+    ]
+
+
+def _marks(run: RunData, named: bool = True) -> Marks:
+    names = [session.name for session, _ in run.train_by_session]
+    return Marks(run.resume_tokens, run.session_bounds, names if named else ())
+
+
+def _common_marks(runs: Sequence[RunData]) -> Marks:
+    """The bounds of sessions where all runs have the same."""
+    every = [_marks(run) for run in runs]
+    same = all((each.bounds, each.sessions) == (every[0].bounds, every[0].sessions) for each in every)
+    return Marks((), every[0].bounds, every[0].sessions) if same else Marks()
+
+
+def _quantity(
+    quantity: _Quantity, curves: Sequence[Curve], marks: Marks, *, steps: int, entropy: float | None = None
+) -> Picture | None:
+    """`steps`: of the longest run, whose fiftieth part is the width of the means."""
+    shown = [each for each in curves if has_finite(each.y)]
+    if not shown:
+        return None
+    figure, axes = new_figure(quantity.label)
+    legend = draw_noisy(axes, shown, steps // 50) if quantity.noisy else draw_lines(axes, shown, width=1.4)
+    if entropy is not None:
+        legend.append(draw_level(axes, entropy, "unigram entropy", "unigram entropy of the training corpus"))
+    if quantity.from_zero:
+        axes.set_ylim(bottom=0)
+    legend += draw_marks(axes, marks)
+    svg = to_svg(figure, quantity.file_name)
+    return Picture(quantity.file_name, quantity.title, f"{quantity.title} over consumed tokens", svg, legend)
+
+
+def _all_sets(run: RunData, marks: Marks) -> Picture | None:
+    curves = [_set_curve(run, each.name, "lm_loss", each.name, number) for number, each in enumerate(run.domains)]
+    if not any(has_finite(each.y) for each in curves):
+        return None
+    figure, axes = new_figure(_LOSS.label)
+    legend = draw_lines(axes, curves) + draw_marks(axes, marks)
+    svg = to_svg(figure, "validation")
+    return Picture("validation", "Validation loss by domain", "Loss of each validation set", svg, legend)
+
+
+def _one_set(
+    number: int, name: str, curves: Sequence[Curve], references: Sequence[ReferenceLoss], marks: Marks, label: str
+) -> Picture | None:
+    """The curves of one set, and a line for each model whose loss on it is known, the highest first in the legend."""
+    if not any(has_finite(each.y) for each in curves):
+        return None
+    figure, axes = new_figure(label)
+    legend = draw_lines(axes, curves)
+    models = list(dict.fromkeys(each.model for each in references))
+    for each in sorted(references, key=lambda reference: -reference.lm_loss):
+        if each.set == name:
+            legend.append(_reference_line(axes, each, len(curves) + models.index(each.model)))
+    legend += draw_marks(axes, marks)
+    file_name = f"validation_{number}"
+    return Picture(file_name, name, f"Loss of the validation set {name}", to_svg(figure, file_name), legend)
+
+
+def _reference_line(axes: "Axes", reference: ReferenceLoss, number: int) -> LegendEntry:
+    colour, line = COLOURS[number % len(COLOURS)], "dotted" if number // len(COLOURS) % 2 == 1 else "dashed"
+    axes.axhline(reference.lm_loss, color=colour, linestyle=LINE_STYLES[line], linewidth=1.0)
+    return LegendEntry(f"{reference.model} {reference.lm_loss:.3f}", colour, line)
+
+
+def _own_curves(run: RunData, name: str) -> list[Curve]:
+    """The run's loss on a set, and its normalised loss first where it has one."""
+    own = _set_curve(run, name, "lm_loss", "this run")
+    normalised = _set_curve(run, name, "normalised_loss", "this run, per reference token")
+    if not normalised.y:
+        return [own]
+    return [normalised, replace(own, name="this run, per own token", number=1)]
+
+
+def _set_curve(run: RunData, set_name: str, field: str, name: str, number: int = 0) -> Curve:
+    records = [each for each in run.metrics.validation if each.set == set_name and getattr(each, field) is not None]
+    return Curve(name, [each.consumed_tokens for each in records], [getattr(each, field) for each in records], number)
+
+
+def _compared_set(
+    number: int, name: str, runs: Sequence[RunData], references: Sequence[ReferenceLoss], marks: Marks
+) -> Picture | None:
+    """By normalised loss where all the runs that have the set have it: their tokenizers may differ then."""
+    by_field = {
+        field: [_set_curve(run, name, field, run.name, place) for place, run in enumerate(runs)]
+        for field in ("lm_loss", "normalised_loss")
+    }
+    pairs = zip(*by_field.values(), strict=True)
+    normalised = all(len(own.y) == len(other.y) for own, other in pairs)
+    curves = [each for each in by_field["normalised_loss" if normalised else "lm_loss"] if each.y]
+    label = "loss, nats per reference token" if normalised else _LOSS.label
+    return _one_set(number, name, curves, references, marks, label)
+
+
+def _mixture(run: RunData) -> Picture | None:
+    """The planned shares as areas over each other: a ramp is a slope, a hand-over a step."""
+    plan = run.mixture
+    if not plan:
+        return None
+    figure, axes = new_figure("share of the tokens")
+    names = list(dict.fromkeys(name for stretch in plan for name in stretch.shares))
+    colours = [_area_colour(number) for number in range(len(names))]
+    x = [token for stretch in plan for token in (stretch.first_token, stretch.end_token)]
+    y = [[share for stretch in plan for share in stretch.shares.get(name, (0.0, 0.0))] for name in names]
+    axes.stackplot(x, y, colors=colours, linewidth=0)
+    axes.set_ylim(0, 1)
+    axes.set_xlim(x[0], x[-1])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    legend = [LegendEntry(name, colour, "area") for name, colour in zip(names, colours, strict=True)]
+    done = run.metrics.train[-1].consumed_tokens if run.metrics.train else 0
+    if x[0] < done < x[-1]:
+        axes.axvline(done, color=INK, linestyle=LINE_STYLES["dashed"], linewidth=1.2)
+        legend.append(LegendEntry("trained so far", INK, "dashed"))
+    legend += draw_marks(axes, _planned_marks(plan))
+    return Picture(
+        "mixture", "Mixture", "Planned share of each source over consumed tokens", to_svg(figure, "mixture"), legend
+    )
+
+
+def _planned_marks(plan: Sequence[Stretch]) -> Marks:
+    """Where the plan goes from one session to the next."""
+    begins = [plan[0], *(new for old, new in pairwise(plan) if new.session != old.session)]
+    return Marks((), [each.first_token for each in begins[1:]], [each.session for each in begins])
+
+
+def _area_colour(number: int) -> str:
+    """Full colours, then the pale ones."""
+    return (*COLOURS, *PALE)[number % (2 * len(COLOURS))]

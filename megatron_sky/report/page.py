@@ -1,18 +1,29 @@
-"""The report's HTML: one file without scripts or links to others, which can be mailed and opens anywhere.
+"""A report as HTML: one file without scripts or links to others, which can be mailed and opens anywhere.
 
-Whatever comes from the run passes through `html.escape`; pictures are embedded as images, so that nothing inside them
+Whatever comes from a run passes through `html.escape`; pictures are embedded as images, so that nothing inside them
 can touch the page.
 """
 
 import base64
-import time
-from collections.abc import Sequence
 from html import escape
 
-from megatron_sky.config.units import format_count
-from megatron_sky.monitor.console import format_seconds
-from megatron_sky.report.figures import LegendEntry, Picture, draw_pictures
-from megatron_sky.report.run import LAST_STEPS, DomainLoss, RunData, as_text
+from megatron_sky.report.content import (
+    Block,
+    Cell,
+    Change,
+    Code,
+    Document,
+    Folded,
+    KeyFigure,
+    KeyFigures,
+    LegendEntry,
+    Notes,
+    Picture,
+    Pictures,
+    Samples,
+    Section,
+    Table,
+)
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1f2933; --muted: #616e7c; --line: #e4e7eb; --accent: #2563a8; }
@@ -42,6 +53,8 @@ dd small { display: block; font-size: .75rem; font-weight: 400; color: var(--mut
 .legend li { overflow-wrap: anywhere; }
 .legend span { display: inline-block; width: 18px; margin-right: 6px; vertical-align: middle; border-top: 3px solid; }
 .legend .dashed { border-top-style: dashed; border-top-width: 2px; }
+.legend .dotted { border-top-style: dotted; border-top-width: 2px; } .legend .area { border-top-width: 11px; }
+.pictures.pairs > * { grid-column: span 3; } .pictures.thirds > :nth-child(n) { grid-column: span 2; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: .8rem; white-space: nowrap; }
@@ -56,103 +69,52 @@ td { white-space: nowrap; } .text { white-space: normal; overflow-wrap: anywhere
 details, details.card { margin-top: 12px; } summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; margin: 12px 0 0; }
 .notes { color: var(--muted); font-size: .85rem; overflow-wrap: anywhere; }
-@media (max-width: 900px) { .pictures > *, .pictures > :nth-child(-n+2) { grid-column: 1 / -1; } }
+@media (max-width: 900px) { .pictures > *, .pictures > :nth-child(-n+2) { grid-column: 1 / -1; }
+  .pictures.pairs > *, .pictures.thirds > :nth-child(n) { grid-column: 1 / -1; } }
 @media (max-width: 600px) { main { padding: 20px 10px 32px; } .card { padding: 10px; }
   th, td { padding-right: 10px; } .text { min-width: 10em; }
   .figures { grid-template-columns: 1fr 1fr; gap: 8px; } .figures > div { padding: 10px; } dd { font-size: 1.1rem; } }
-@media print { body { background: #fff; } .card { break-inside: avoid; } }
+@media print { body { background: #fff; } .card { break-inside: avoid; } .scroll { overflow: visible; }
+  h2 { break-after: avoid; } td, th { white-space: normal; } pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+  details::details-content { content-visibility: visible; } details.card { break-inside: auto; } }
 """
 
 
-def render_html(run: RunData) -> str:
-    """The whole page. Draws the pictures, which needs matplotlib."""
-    sections = [
-        _section("", _key_figures(run)),
-        _section("", '<div class="pictures">' + "".join(map(_picture, draw_pictures(run))) + "</div>"),
-        _section("Validation loss by domain, nats per token", _domains(run)),
-        _section("Generated text", _samples(run)),
-        _section("Training data", _sources(run)),
-        _section("What happened", _events(run)),
-        _section("The run", _facts(run) + _config(run)),
-        _section("Notes", _notes(run)),
-    ]
-    title = escape(run.name)
+def render_html(document: Document) -> str:
+    """The whole page."""
+    title = escape(document.title)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title} - training report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{title}</h1>\n<p class="subtitle">{escape(_subtitle(run))}</p>\n'
-        + "\n".join(section for section in sections if section)
+        f"<title>{title} - {escape(document.kind)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f'<h1>{title}</h1>\n<p class="subtitle">{escape(document.subtitle)}</p>\n'
+        + "\n".join(_section(section) for section in document.sections if section.blocks)
         + "\n</main>\n</body>\n</html>\n"
     )
 
 
-def _section(heading: str, body: str) -> str:
-    if not body:
-        return ""
-    return f"<section>{f'<h2>{escape(heading)}</h2>' if heading else ''}\n{body}\n</section>"
+def _section(section: Section) -> str:
+    heading = f"<h2>{escape(section.heading)}</h2>" if section.heading else ""
+    return f"<section>{heading}\n{''.join(map(_block, section.blocks))}\n</section>"
 
 
-def _subtitle(run: RunData) -> str:
-    """When the run trained, from the first record to the last."""
-    times = [each.time for each in (*run.metrics.train, *run.metrics.validation)]
-    first, last = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(each)) for each in (min(times), max(times)))
-    return f"Training report, {first} to {last} UTC"
+def _block(block: Block) -> str:
+    return _WRITERS[type(block)](block)
 
 
-def _key_figures(run: RunData) -> str:
-    figures = [*_loss_figures(run), *_size_figures(run), *_speed_figures(run)]
-    if run.layouts:
-        figures.append(("Layout" if len(run.layouts) == 1 else "Layouts", " \u2192 ".join(run.layouts), ""))
-    return '<dl class="figures">' + "".join(_key_figure(*each) for each in figures) + "</dl>"
+def _key_figures(block: KeyFigures) -> str:
+    return '<dl class="figures">' + "".join(map(_key_figure, block.figures)) + "</dl>"
 
 
-def _key_figure(name: str, value: str, note: str) -> str:
-    note = f"<small>{escape(note)}</small>" if note else ""
-    wide = ' class="wide"' if len(value) > 14 else ""
-    return f"<div{wide}><dt>{escape(name)}</dt><dd>{escape(value)}{note}</dd></div>"
+def _key_figure(figure: KeyFigure) -> str:
+    note = f"<small>{escape(figure.note)}</small>" if figure.note else ""
+    wide = ' class="wide"' if len(figure.value) > 14 else ""
+    return f"<div{wide}><dt>{escape(figure.name)}</dt><dd>{escape(figure.value)}{note}</dd></div>"
 
 
-def _loss_figures(run: RunData) -> list[tuple[str, str, str]]:
-    train, entropy, final = run.metrics.train, run.unigram_entropy, run.final_loss
-    figures = []
-    if train:
-        number = min(LAST_STEPS, len(train))
-        note = "last step" if number == 1 else f"mean of the last {number} steps"
-        figures.append(("Training loss", "not finite" if final is None else f"{final:.4f}", note))
-    if entropy is not None:
-        note = (
-            ""
-            if final is None
-            else f"the loss is {abs(entropy - final):.2f} {'under' if final < entropy else 'over'} it"
-        )
-        figures.append(("Unigram entropy", f"{entropy:.4f}", note))
-    return figures
-
-
-def _size_figures(run: RunData) -> list[tuple[str, str, str]]:
-    if not run.metrics.train:
-        return []
-    last = run.metrics.train[-1]
-    seconds = sum(each.step_seconds for each in run.metrics.train)
-    return [
-        ("Tokens", format_count(last.consumed_tokens), "consumed"),
-        ("Steps", f"{last.step:,}", f"{last.global_batch_size:,} sequences each at the end"),
-        ("Time in steps", format_seconds(seconds), ""),
-    ]
-
-
-def _speed_figures(run: RunData) -> list[tuple[str, str, str]]:
-    rate, each_gpu = run.median("tokens_per_second"), run.median("tokens_per_second_per_gpu")
-    tflops, mfu = run.median("tflops_per_gpu"), run.median("mfu")
-    figures = []
-    if rate is not None and each_gpu is not None:
-        figures.append(("Tokens/s", f"{rate:,.0f}", f"median; {each_gpu:,.0f} per GPU or process"))
-    if tflops is not None:
-        figures.append(("TFLOP/s per GPU", f"{tflops:.4g}", "median, model FLOPs"))
-    if mfu is not None:
-        figures.append(("MFU", f"{mfu:.1%}", "median"))
-    return figures
+def _pictures(block: Pictures) -> str:
+    layout = "" if block.layout == "lead" else f" {block.layout}"
+    return f'<div class="pictures{layout}">' + "".join(map(_picture, block.pictures)) + "</div>"
 
 
 def _picture(picture: Picture) -> str:
@@ -167,107 +129,62 @@ def _picture(picture: Picture) -> str:
 
 
 def _legend_entry(entry: LegendEntry) -> str:
-    dashed = ' class="dashed"' if entry.dashed else ""
-    return f'<li><span{dashed} style="border-color:{entry.colour}"></span>{escape(entry.name)}</li>'
+    line = "" if entry.line == "solid" else f' class="{entry.line}"'
+    return f'<li><span{line} style="border-color:{entry.colour}"></span>{escape(entry.name)}</li>'
 
 
 _CELL = {"n": "", "r": ' class="number"', "t": ' class="text"'}
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], kinds: str) -> str:
-    """A table of cells that are HTML already; `kinds` has a letter per column: n(ame), r(ight: a number), t(ext)."""
-    if not rows:
-        return ""
-    kind = [_CELL[letter] for letter in kinds]
-    head = "".join(f"<th{each}>{escape(name)}</th>" for name, each in zip(headings, kind, strict=True))
+def _table(table: Table) -> str:
+    kind = [_CELL[letter] for letter in table.kinds]
+    caption = f"<h3>{escape(table.caption)}</h3>" if table.caption else ""
+    head = "".join(f"<th{each}>{escape(name)}</th>" for name, each in zip(table.headings, kind, strict=True))
     body = "".join(
-        "<tr>" + "".join(f"<td{each}>{cell}</td>" for cell, each in zip(row, kind, strict=True)) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f"<td{each}>{_cell(cell)}</td>" for cell, each in zip(row, kind, strict=True)) + "</tr>"
+        for row in table.rows
     )
-    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="card scroll">{caption}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _domains(run: RunData) -> str:
-    headings = ("domain", "first loss", "last loss", "change", "unigram entropy", "tokens")
-    return _table(headings, [_domain_row(each) for each in run.domains], "nrrrrr")
+def _cell(cell: Cell) -> str:
+    if not isinstance(cell, Change):
+        return escape(cell)
+    kind = "better" if cell.value < 0 else "worse" if cell.value > 0 else ""
+    return f'<span class="{kind}">{cell.text}</span>'
 
 
-def _domain_row(domain: DomainLoss) -> list[str]:
-    change = domain.last.lm_loss - domain.first.lm_loss
-    kind = "better" if change < 0 else "worse" if change > 0 else ""
-    return [
-        escape(domain.name),
-        f"{domain.first.lm_loss:.4f}",
-        f"{domain.last.lm_loss:.4f}",
-        f'<span class="{kind}">{change:+.4f}</span>',
-        _loss(domain.unigram_entropy),
-        f"{domain.last.tokens:,}",
-    ]
+def _folded(block: Folded) -> str:
+    return f"<details><summary>{escape(block.summary)}</summary>{_table(block.table)}</details>"
 
 
-def _samples(run: RunData) -> str:
+def _code(block: Code) -> str:
+    summary = f"<summary>{escape(block.summary)}</summary>"
+    return f'<details class="card">{summary}<pre>{escape(block.text)}</pre></details>'
+
+
+def _samples(block: Samples) -> str:
     parts = []
-    for sample in run.samples:
+    for sample in block.samples:
         text = sample.text.removeprefix(sample.prompt)
         parts.append(
             f'<div class="tag">{escape(sample.language)}</div>'
             f'<p class="sample" lang="{escape(sample.language)}"><b>{escape(sample.prompt)}</b>{escape(text)}</p>'
         )
-    return f'<div class="card">{"".join(parts)}</div>' if parts else ""
+    return f'<div class="card">{"".join(parts)}</div>'
 
 
-def _sources(run: RunData) -> str:
-    usage = run.usage
-    rows = []
-    for each in run.sources:
-        used, epochs = usage.get(each.name, (None, None))
-        tokens = ["-" if count is None else f"{count:,}" for count in (each.tokens, used)]
-        turns = "-" if epochs is None else f"{epochs:.2f}"
-        rows.append([escape(each.name), escape(each.weight), *tokens, turns, _loss(each.unigram_entropy)])
-    return _table(["source", "weight", "tokens", "used", "epochs", "unigram entropy"], rows, "nrrrrr")
+def _notes(block: Notes) -> str:
+    lines = "".join(f"<li>{escape(each)}</li>" for each in block.notes)
+    return f'<ul class="notes">{lines}</ul>'
 
 
-def _events(run: RunData) -> str:
-    rows = []
-    for each in run.metrics.events:
-        if each.event in ("data", "sources"):
-            continue  # have a table of their own
-        rest = {name: value for name, value in each.fields.items() if name != "step"}
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(each.time))
-        rows.append([when, escape(each.event), escape(as_text(each.fields.get("step"))), escape(as_text(rest))])
-    table = _table(["time (UTC)", "event", "step", "details"], rows, "nnrt")
-    return f"<details><summary>{len(rows)} events</summary>{table}</details>" if len(rows) > 20 else table
-
-
-def _flat_facts(facts: dict[str, object]) -> list[tuple[str, object]]:
-    """run.json as rows: each attempt by its number and start, a row for each thing it says."""
-    rows: list[tuple[str, object]] = []
-    for name, value in facts.items():
-        if name != "attempts" or not isinstance(value, list):
-            rows.append((str(name), value))
-            continue
-        for number, attempt in enumerate(value, 1):
-            said = attempt if isinstance(attempt, dict) else {"": attempt}
-            rows += [(f"attempt {number}: {str(key).replace('_', ' ')}", each) for key, each in said.items()]
-    return rows
-
-
-def _facts(run: RunData) -> str:
-    rows = [[escape(name), escape(as_text(value))] for name, value in _flat_facts(run.facts)]
-    return _table(["fact", "value"], rows, "nt")
-
-
-def _config(run: RunData) -> str:
-    if run.config is None:
-        return ""
-    summary = "<summary>The resolved recipe (config.yaml)</summary>"
-    return f'<details class="card">{summary}<pre>{escape(run.config)}</pre></details>'
-
-
-def _notes(run: RunData) -> str:
-    notes = "".join(f"<li>{escape(each)}</li>" for each in run.notes)
-    return f'<ul class="notes">{notes}</ul>' if notes else ""
-
-
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+_WRITERS = {
+    KeyFigures: _key_figures,
+    Pictures: _pictures,
+    Table: _table,
+    Folded: _folded,
+    Code: _code,
+    Samples: _samples,
+    Notes: _notes,
+}

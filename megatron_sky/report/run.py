@@ -7,22 +7,31 @@ which the page shows, so that a damaged side file never hides the rest of a run.
 import json
 import math
 import statistics
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_sky.errors import RunError
-from megatron_sky.monitor.metrics import METRICS_FILE, Metrics, ValidationRecord, read_metrics
+from megatron_sky.monitor.metrics import (
+    METRICS_FILE,
+    Metrics,
+    TrainRecord,
+    ValidationRecord,
+    read_metrics,
+)
+from megatron_sky.report.content import Sample
+from megatron_sky.report.history import (
+    ReferenceLoss,
+    Session,
+    Stretch,
+    as_number,
+    read_mixture,
+    read_references,
+    read_sessions,
+)
 
 LAST_STEPS = 10  # the loss of one step is noisy; the headline is the mean over this many
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A generated text. `language` is a language tag such as en or zh."""
-
-    language: str
-    prompt: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -47,20 +56,52 @@ class DomainLoss:
 
 @dataclass(frozen=True)
 class RunData:
-    """Everything the page shows."""
+    """Everything the page shows. `data` is what the last "data" event told, in its own shape."""
 
     name: str
     metrics: Metrics
     samples: list[Sample]
     config: str | None
     facts: dict[str, object]
+    data: dict[str, object]
+    sessions: list[Session]
+    references: list[ReferenceLoss]
+    mixture: list[Stretch]
     notes: list[str]
 
     @property
     def final_loss(self) -> float | None:
         """Mean training loss of the last steps, those without a finite loss left out."""
-        losses = [each.lm_loss for each in self.metrics.train[-LAST_STEPS:] if math.isfinite(each.lm_loss)]
-        return statistics.fmean(losses) if losses else None
+        return mean_loss(self.metrics.train[-LAST_STEPS:])
+
+    @property
+    def train_by_session(self) -> list[tuple[Session, list[TrainRecord]]]:
+        """The training records cut at the bounds of sessions; one nameless part where the run has no sessions."""
+        sessions = self.sessions
+        before = Session(f"before {sessions[0].name}", 0, sessions[0].first_token) if sessions else Session("", 0, 0)
+        firsts = [each.first_token for each in sessions]
+        parts: list[list[TrainRecord]] = [[] for _ in (before, *sessions)]
+        for record in self.metrics.train:
+            parts[bisect_left(firsts, record.consumed_tokens)].append(record)
+        return [(session, part) for session, part in zip((before, *sessions), parts, strict=True) if part]
+
+    @property
+    def session_bounds(self) -> list[int]:
+        """Consumed tokens at which one session took over from another."""
+        return [session.first_token for session, _ in self.train_by_session[1:]]
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds spent in steps."""
+        return sum(each.step_seconds for each in self.metrics.train)
+
+    @property
+    def validation_share(self) -> tuple[float, float] | None:
+        """Seconds spent on validation, and their share of those in steps and validation; None before either."""
+        seconds = sum(each.seconds for each in self.metrics.validation)
+        total = seconds + self.step_seconds
+        known = self.metrics.train and self.metrics.validation and math.isfinite(total) and total > 0
+        return (seconds, seconds / total) if known else None
 
     def median(self, field: str) -> float | None:
         """Median over the training steps of a field, the unknown and not finite left out."""
@@ -82,17 +123,17 @@ class RunData:
     def resume_tokens(self) -> list[int]:
         """Consumed tokens at which the run was resumed."""
         tokens = {each.step: each.consumed_tokens for each in self.metrics.train}
-        steps = {each.fields.get("step") for each in self.metrics.events if each.event == "resume"}
+        steps = {as_number(each.fields.get("step")) for each in self.metrics.events if each.event == "resume"}
         return sorted(tokens[step] for step in steps if step in tokens)
 
     @property
     def unigram_entropy(self) -> float | None:
         """Of the training mixture, in nats per token: what a model that knows only token frequencies reaches."""
-        return _number(self._data_event().get("unigram_entropy"))
+        return as_number(self.data.get("unigram_entropy"))
 
     @property
     def sources(self) -> list[DataSource]:
-        return _sources(self._data_event().get("sources"))
+        return _sources(self.data.get("sources"))
 
     @property
     def usage(self) -> dict[str, tuple[int | None, float | None]]:
@@ -103,7 +144,7 @@ class RunData:
         return {
             as_text(each.get("name")): (
                 each["tokens"] if isinstance(each.get("tokens"), int) else None,
-                _number(each.get("epochs")),
+                as_number(each.get("epochs")),
             )
             for each in entries
         }
@@ -114,12 +155,8 @@ class RunData:
         records: dict[str, list[ValidationRecord]] = {}
         for each in self.metrics.validation:
             records.setdefault(each.set, []).append(each)
-        entropy = {each.name: each.unigram_entropy for each in _sources(self._data_event().get("validation"))}
+        entropy = {each.name: each.unigram_entropy for each in _sources(self.data.get("validation"))}
         return [DomainLoss(name, each[0], each[-1], entropy.get(name)) for name, each in records.items()]
-
-    def _data_event(self) -> dict:
-        """The last "data" event's fields."""
-        return next((each.fields for each in reversed(self.metrics.events) if each.event == "data"), {})
 
 
 def load_run(run_dir: Path) -> RunData:
@@ -130,15 +167,29 @@ def load_run(run_dir: Path) -> RunData:
             f"{run_dir / METRICS_FILE}: holds no training or validation record.\n"
             "  mend: give the folder of a run that has trained at least one step"
         )
-    notes = [f"{METRICS_FILE}: {note}" for note in metrics.notes]
+    data = next((each.fields for each in reversed(metrics.events) if each.event == "data"), {})
+    told = list(metrics.notes)
+    sessions = read_sessions(metrics.events, told)
+    references, mixture = read_references(data, told), read_mixture(data, told)
+    notes = [f"{METRICS_FILE}: {note}" for note in told]
     return RunData(
         name=run_dir.resolve().name,
         metrics=metrics,
         samples=_read_samples(run_dir / "samples.json", notes),
         config=_read_text(run_dir / "config.yaml", notes),
         facts=_read_facts(run_dir / "run.json", notes),
+        data=data,
+        sessions=sessions,
+        references=references,
+        mixture=mixture,
         notes=notes,
     )
+
+
+def mean_loss(records: Sequence[TrainRecord]) -> float | None:
+    """Mean training loss of the records whose loss is finite."""
+    losses = [each.lm_loss for each in records if math.isfinite(each.lm_loss)]
+    return statistics.fmean(losses) if losses else None
 
 
 def as_text(value: object) -> str:
@@ -191,11 +242,6 @@ def _read_facts(path: Path, notes: list[str]) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _number(value: object) -> float | None:
-    number = value if isinstance(value, int | float) else None
-    return float(number) if number is not None and math.isfinite(number) else None
-
-
 def _sources(listed: object) -> list[DataSource]:
     entries = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     return [
@@ -203,7 +249,7 @@ def _sources(listed: object) -> list[DataSource]:
             name=as_text(each.get("name")),
             tokens=each["tokens"] if isinstance(each.get("tokens"), int) else None,
             weight=as_text(each.get("weight")),
-            unigram_entropy=_number(each.get("unigram_entropy")),
+            unigram_entropy=as_number(each.get("unigram_entropy")),
         )
         for each in entries
     ]

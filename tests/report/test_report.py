@@ -146,7 +146,7 @@ def test_many_events_are_folded(tmp_path, write_run):
 
 def test_another_place(tmp_path, write_run):
     out = tmp_path / "a" / "b.html"
-    assert build_report(write_run(tmp_path), out) == out and out.stat().st_mode & 0o044
+    assert build_report(write_run(tmp_path), out=out) == out and out.stat().st_mode & 0o044
     assert not (tmp_path / "report.html").exists()
 
 
@@ -154,7 +154,7 @@ def test_a_failed_report_leaves_the_old_one_and_nothing_else(tmp_path, write_run
     out = tmp_path / "out"
     (out / "report.html").mkdir(parents=True)
     with pytest.raises(RunError, match="--out"):
-        build_report(write_run(tmp_path / "run"), out / "report.html")
+        build_report(write_run(tmp_path / "run"), out=out / "report.html")
     assert [each.name for each in out.iterdir()] == ["report.html"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_sky.report.figures import _tick, short_count, smooth, thin
+from megatron_sky.report.drawing import _tick, short_count, smooth, thin
 
 curves = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200)
 # The machine may be busy with other work: slow draws are no failure of ours.

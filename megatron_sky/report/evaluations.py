@@ -1,0 +1,121 @@
+"""Result files of `megatron-sky eval` -> the report's tables on perplexity and leakage.
+
+They are looked for in a run's `eval` folder and the folders below it. One that can't be understood is told in `notes`.
+Results of one kind that were taken in the same way on the same texts become one table of all their models.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from megatron_sky.errors import DataError
+from megatron_sky.evaluate.results import LEAKAGE, LOSS, LeakageResults, LossResults, read_leakage, read_loss
+from megatron_sky.evaluate.tables import leakage_rows, loss_rows, setting_words
+from megatron_sky.report.content import Block, Notes, Section, Table
+
+EVAL_FOLDER = "eval"
+_READERS = {LOSS: read_loss, LEAKAGE: read_leakage}
+_LOSS_FIGURES = (
+    ("Perplexity", "perplexity", 2),
+    ("Normalised loss, nats per reference token", "normalised_loss", 4),
+    ("Bits per byte", "bits_per_byte", 4),
+)
+Results = LossResults | LeakageResults
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What was found, each with the files it comes from."""
+
+    loss: list[tuple[LossResults, list[Path]]] = field(default_factory=list)
+    leakage: list[tuple[LeakageResults, list[Path]]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def load_evaluations(run_dirs: Sequence[Path], files: Sequence[Path] = ()) -> Evaluations:
+    """The results in the runs' `eval` folders, the newest first, and then those in `files` (which may be folders)."""
+    found = Evaluations()
+    for path in _all_files(run_dirs, files):
+        results = _read(path, found.notes)
+        if results is not None:
+            _add(found.loss if isinstance(results, LossResults) else found.leakage, results, path)
+    return found
+
+
+def evaluation_sections(found: Evaluations) -> list[Section]:
+    """The tables, each with what it was taken from."""
+    loss = [block for results, files in found.loss for block in _loss_blocks(results, files)]
+    leakage = [block for results, files in found.leakage for block in _leakage_blocks(results, files)]
+    return [Section("Domain perplexity", loss), Section("Leakage, nats per token", leakage)]
+
+
+def _all_files(run_dirs: Sequence[Path], given: Sequence[Path]) -> list[Path]:
+    """Each file once."""
+    own = sorted((each for folder in run_dirs for each in _json_files(folder / EVAL_FOLDER)), key=_newest_first)
+    asked = [each for path in given for each in (_json_files(path) if path.is_dir() else [path])]
+    return list({path.resolve(): path for path in reversed([*own, *asked])}.values())[::-1]
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return [each for each in sorted(folder.rglob("*.json")) if each.is_file()]
+
+
+def _newest_first(path: Path) -> tuple[float, str]:
+    return -path.stat().st_mtime, str(path)
+
+
+def _read(path: Path, notes: list[str]) -> Results | None:
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        kind = given.get("kind") if isinstance(given, dict) else None
+        if kind in _READERS:
+            return _READERS[kind](path)
+        notes.append(f"{path}: is no result of `megatron-sky eval` that a report can show")
+    except (OSError, ValueError, RecursionError) as error:
+        notes.append(f"{path}: can't be read ({error})")
+    except DataError as error:
+        notes.append(str(error))
+    return None
+
+
+def _add(groups: list[tuple[Results, list[Path]]], results: Results, path: Path) -> None:
+    """Into the group of its setting and texts; of two results for a model the first stays."""
+    for place, (group, files) in enumerate(groups):
+        if replace(group, models=()) == replace(results, models=()):
+            known = {_key(each.model) for each in group.models}
+            new = [each for each in results.models if _key(each.model) not in known]
+            groups[place] = replace(group, models=(*group.models, *new)), [*files, path]
+            return
+    groups.append((results, [path]))
+
+
+def _key(model) -> tuple:
+    return model.name, model.path, model.step
+
+
+def _loss_blocks(results: LossResults, files: Sequence[Path]) -> list[Block]:
+    blocks: list[Block] = []
+    for caption, name, digits in _LOSS_FIGURES:
+        head, rows = loss_rows(results, name, digits)
+        blocks.append(Table(head, rows, "n" + "r" * (len(head) - 1), caption))
+    documents = ", ".join(f"{each.name} {each.documents:,}" for each in results.domains)
+    return [*blocks, Notes([setting_words(results.setting), f"Documents: {documents}.", *_origin(results, files)])]
+
+
+def _leakage_blocks(results: LeakageResults, files: Sequence[Path]) -> list[Block]:
+    head, rows = leakage_rows(results)
+    reasons = [
+        f"{each.model.name}, {split}: {verdict.finding}. {verdict.reason}."
+        for each in results.models
+        for split, verdict in (("test split", each.test_verdict), ("train split", each.train_verdict))
+    ]
+    brackets = f"Brackets: {results.confidence:.0%} intervals, bootstrap over documents."
+    setting = [setting_words(results.setting)] if results.setting else []
+    table = Table(head, rows, "nrrrrrnn")
+    return [table, Notes([*reasons, brackets, *setting, *_origin(results, files)])]
+
+
+def _origin(results: Results, files: Iterable[Path]) -> list[str]:
+    warnings = [f"{each.model.name}: {warning}" for each in results.models for warning in each.model.warnings]
+    return [*warnings, f"From {', '.join(str(each) for each in files)}."]
