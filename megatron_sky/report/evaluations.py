@@ -69,7 +69,7 @@ def _read(path: Path, notes: list[str]) -> Results | None:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         kind = given.get("kind") if isinstance(given, dict) else None
-        if kind in _READERS:
+        if kind in list(_READERS):  # which, unlike the dict, may be asked for anything
             return _READERS[kind](path)
         notes.append(f"{path}: is no result of `megatron-sky eval` that a report can show")
     except (OSError, ValueError, RecursionError) as error:
