@@ -236,10 +236,10 @@ class KernelsConfig(Section):
         description="Add weight gradients to their buffer within the product; needs apex's extensions on a GPU, and is "
         "always so on a CPU.",
     )
-    cross_entropy: Literal["native", "te"] = Field(
-        "native", description="Vocabulary-parallel cross-entropy: compiled by torch, or Transformer Engine's kernel."
+    cross_entropy_fusion: bool = Field(
+        True, description="Vocabulary-parallel cross-entropy in one compiled kernel; never on a CPU."
     )
-    rope_fusion: bool = Field(False, description="Rotary positions in one kernel; needs Transformer Engine.")
+    rope_fusion: bool = Field(False, description="Rotary positions in one kernel (te only).")
     cuda_graphs: bool = Field(
         False, description="Capture each layer's forward and backward pass in a CUDA graph (te only)."
     )

@@ -35,6 +35,10 @@ def find_problems(config: Config, world_size: int) -> list[Problem]:
     problems += _layout(config, world_size)
     problems += _shape(config)
     problems += _batch(config, world_size)
+    problems += _precision(config)
+    problems += _kernels(config)
+    if config.model.backend != "auto":
+        problems += backend_problems(config, config.model.backend)
     for prefix, schedule, tokens in _schedules(config):
         problems += _schedule(prefix, schedule, tokens)
     return problems
@@ -146,6 +150,105 @@ def _shape(config: Config) -> list[Problem]:
             Problem("model.kv_channels", "must be even for rotary positions", "use an even head size", m.head_size),
         ]
     return _divides(rules)
+
+
+def _precision(config: Config) -> list[Problem]:
+    """8-bit products want every dimension of a product to be a multiple of 16, or of a block."""
+    m, p, t, fp8 = config.model, config.parallel, config.train, config.precision.fp8
+    if fp8 is None:
+        return []
+    problems = []
+    if config.precision.dtype == "fp16":
+        problems.append(Problem("precision.dtype", "can't go with precision.fp8", "set precision.dtype=bf16", "fp16"))
+    block = {"blockwise": 128, "mxfp8": 32}.get(fp8.recipe, 16)
+    heads, groups = m.num_attention_heads * m.head_size, m.query_groups * m.head_size
+    sizes = [
+        ("model.hidden_size", m.hidden_size, 1),
+        ("model.ffn_hidden_size / parallel.tp_size", m.ffn_hidden_size, p.tp_size),
+        ("model.num_attention_heads * head size / parallel.tp_size", heads, p.tp_size),
+        (
+            "model.(num_attention_heads + 2 * num_query_groups) * head size / parallel.tp_size",
+            heads + 2 * groups,
+            p.tp_size,
+        ),
+        ("train.micro_batch_size * model.seq_length / parallel.cp_size", t.micro_batch_size * m.seq_length, p.cp_size),
+    ]
+    for where, size, parts in sizes:
+        if size % parts == 0 and size // parts % block:  # what does not divide is told elsewhere
+            rule = f"must be a multiple of {block} for precision.fp8.recipe={fp8.recipe}"
+            mend = f"use {_next_multiple(size // parts, block)}, or precision.fp8=null"
+            problems.append(Problem(where, rule, mend, size // parts))
+    if fp8.param_gather and not p.distributed_optimizer:
+        mend = "set parallel.distributed_optimizer=true or precision.fp8.param_gather=false"
+        problems.append(Problem("precision.fp8.param_gather", "needs parallel.distributed_optimizer", mend, True))
+    validation = config.validation.micro_batch_size
+    if validation is not None and validation * m.seq_length // p.cp_size % block:
+        rule = f"must give a multiple of {block} tokens a rank for precision.fp8.recipe={fp8.recipe}"
+        problems.append(Problem("validation.micro_batch_size", rule, "leave it out", validation))
+    return problems
+
+
+def _kernels(config: Config) -> list[Problem]:
+    k, m, p, t = config.kernels, config.model, config.parallel, config.train
+    problems = []
+    if p.tp_comm_overlap and not p.sequence_parallel:
+        mend = "set parallel.sequence_parallel=true or parallel.tp_comm_overlap=false"
+        problems.append(Problem("parallel.tp_comm_overlap", "needs parallel.sequence_parallel", mend, True))
+    other = config.validation.micro_batch_size
+    if p.tp_comm_overlap and other not in (None, t.micro_batch_size):
+        rule = f"must be train.micro_batch_size ({t.micro_batch_size}) with parallel.tp_comm_overlap"
+        problems.append(Problem("validation.micro_batch_size", rule, "leave it out", other))
+    if k.deterministic and p.tp_comm_overlap:
+        mend = "set one of them to false"
+        problems.append(Problem("kernels.deterministic", "can't go with parallel.tp_comm_overlap", mend, True))
+    obstacles = {
+        "train.recompute": t.recompute != "none",
+        "data.document_mask (lengths that change)": config.data.document_mask,
+        "model.hidden_dropout or attention_dropout (random numbers)": m.hidden_dropout > 0 or m.attention_dropout > 0,
+        "train.batch_rampup": t.batch_rampup is not None,
+    }
+    for name in [name for name, there in obstacles.items() if there and k.cuda_graphs]:
+        problems.append(Problem("kernels.cuda_graphs", f"can't go with {name}", "set kernels.cuda_graphs=false", True))
+    return problems
+
+
+def backend_problems(config: Config, backend: str) -> list[Problem]:
+    """What `backend` (te or torch) can't do for this recipe, wherever it runs."""
+    p, fp8 = config.parallel, config.precision.fp8
+    problems = []
+    if backend == "torch":
+        wanted = {
+            "parallel.tp_comm_overlap": p.tp_comm_overlap,
+            "kernels.rope_fusion": config.kernels.rope_fusion,
+            "kernels.cuda_graphs": config.kernels.cuda_graphs,
+            "precision.fp8.param_gather": fp8 is not None and fp8.param_gather,
+        }
+        for name in [name for name, there in wanted.items() if there]:
+            mend = f"set {name}=false, or run where CUDA and Transformer Engine are present"
+            problems.append(Problem(name, "needs the te backend, and the backend is torch", mend, True))
+        if fp8 is not None and fp8.recipe in ("blockwise", "mxfp8"):
+            mend = "use delayed or tensorwise, or run where CUDA and Transformer Engine are present"
+            rule = "needs the te backend, and the backend is torch"
+            problems.append(Problem("precision.fp8.recipe", rule, mend, fp8.recipe))
+        return problems
+    if config.data.document_mask:
+        sizes = {
+            "parallel.cp_size": p.cp_size,
+            "train.micro_batch_size": config.train.micro_batch_size,
+            "validation.micro_batch_size": config.validation.micro_batch_size or 1,
+        }
+        for name, size in [(name, size) for name, size in sizes.items() if size > 1]:
+            mend = "set it to 1, or model.backend=torch, or data.document_mask=false"
+            problems.append(Problem(name, "must be 1 with data.document_mask on the te backend", mend, size))
+    if fp8 is not None and config.precision.dtype == "fp32":
+        problems.append(
+            Problem("precision.dtype", "must be bf16 for precision.fp8 on the te backend", "set it to bf16", "fp32")
+        )
+    if fp8 is not None and fp8.recipe == "delayed" and fp8.first_last_layers_bf16:
+        mend = "use precision.fp8.recipe=tensorwise, or model.backend=torch"
+        rule = "can't go with delayed scaling on the te backend (amax is reduced for all layers at once)"
+        problems.append(Problem("precision.fp8.first_last_layers_bf16", rule, mend, True))
+    return problems
 
 
 def _divides(rules: list[tuple[str, int, int, str]]) -> list[Problem]:

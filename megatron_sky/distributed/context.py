@@ -110,13 +110,13 @@ class ParallelContext:
 
         dist.barrier()
 
-    def seed_step(self, seed: int, step: int) -> None:
-        """Seeds this rank's generators for `step` (see `seeding`)."""
+    def seed_step(self, seed: int, step: int, for_graphs: bool = False) -> None:
+        """Seeds this rank's generators for `step` (see `seeding`); `for_graphs`: such as CUDA graphs can hold."""
         from megatron.core.tensor_parallel import random as megatron_random
 
         base = seeding.step_seed(seed, step, self.place.pp_rank, self.place.dp_rank, self.place.cp_rank)
         accelerator.seed(base)
-        megatron_random.model_parallel_cuda_manual_seed(base)
+        megatron_random.model_parallel_cuda_manual_seed(base, use_cudagraphable_rng=for_graphs)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ No other file of this package names the device type.
 import contextlib
 import functools
 import importlib.abc
+import importlib.util
 import logging
 import os
 import sys
@@ -36,6 +37,24 @@ _FACTORIES = [
     "zeros_like",
 ]
 
+# What is set for a GPU, unless the user's environment says otherwise, and why.
+ENVIRONMENT = {
+    "CUDA_DEVICE_MAX_CONNECTIONS": (
+        "1",
+        "one hardware queue: overlaps of communication and products rely on the order in which they are launched",
+    ),
+    "PYTORCH_CUDA_ALLOC_CONF": (
+        "expandable_segments:True",
+        "micro batches, validation and checkpoints ask for blocks of many sizes, which else leave holes",
+    ),
+    "NCCL_GRAPH_REGISTER": ("0", "NCCL in CUDA graphs must not register memory that expandable segments may move"),
+}
+DETERMINISTIC_ENVIRONMENT = {
+    "NCCL_ALGO": ("Ring", "the algorithm of a reduction, and so its order, must not depend on what NCCL measures"),
+    "CUBLAS_WORKSPACE_CONFIG": (":4096:8", "torch asks for it: products in several streams must not share a workspace"),
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": ("0", "Transformer Engine's attention backward must not add in any order"),
+}
+
 _state = {"ready": False}
 
 
@@ -56,20 +75,21 @@ def collective_backend() -> str:
     return "nccl" if has_gpu() else "gloo"
 
 
-def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1):
+def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1, deterministic: bool = False):
     """Makes this process ready for megatron-core and returns its torch.device; a second call only returns it.
 
     Must run before `megatron.core` is imported. `num_threads`: CPU threads of this process; 0 shares the machine's
-    cores among the `local_world_size` processes.
+    cores among the `local_world_size` processes. `deterministic`: a GPU runs only what gives the same result again.
     """
     import torch
 
     if not _state["ready"]:
         _silence_imports()
-        # One hardware queue: megatron-core's overlaps rely on the order in which kernels are launched.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        for variable, (value, _) in (ENVIRONMENT | (DETERMINISTIC_ENVIRONMENT if deterministic else {})).items():
+            os.environ.setdefault(variable, value)
         if has_gpu():
             torch.cuda.set_device(local_rank)
+            torch.use_deterministic_algorithms(deterministic)
         else:
             assert "megatron.core" not in sys.modules, "device.setup() must come before megatron.core is imported"
             _hide_gpu_packages()
@@ -129,6 +149,27 @@ def name() -> str:
     import torch
 
     return torch.cuda.get_device_name() if has_gpu() else "cpu"
+
+
+def capability() -> tuple[int, int]:
+    """The GPU's compute capability, as (9, 0) for Hopper."""
+    import torch
+
+    return torch.cuda.get_device_capability()
+
+
+def cuda_version() -> str | None:
+    """The CUDA version that torch was built with; None for a CPU build."""
+    import torch
+
+    return torch.version.cuda
+
+
+def has_apex_gradients() -> bool:
+    """Whether apex's extension that adds weight gradients to their buffer is installed for GPUs."""
+    return (
+        not _state.get("redirected", False) and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+    )
 
 
 def peak_memory_bytes() -> int:

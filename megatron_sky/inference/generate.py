@@ -40,9 +40,7 @@ def generate_texts(checkpoint: Path, prompts: Sequence[str], sampling: Sampling)
     tokenizer = _tokenizer_of(folder)
     single = ParallelConfig(distributed_optimizer=False)
     with open_context(single, RankInfo()) as context:
-        precision = saved.config.precision.model_copy(update={"fp8": None})
-        if context.device.type == "cpu":
-            precision = PrecisionConfig(dtype="fp32")
+        precision = saved.config.precision if context.device.type != "cpu" else PrecisionConfig(dtype="fp32")
         context.seed_step(sampling.seed, 0)
         model = build_model(
             saved.config.model,

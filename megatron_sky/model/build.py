@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from megatron_sky.config.schema import Fp8Config, ModelConfig, ParallelConfig, PrecisionConfig, TrainConfig
+from megatron_sky.config.schema import (
+    Fp8Config,
+    KernelsConfig,
+    ModelConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    TrainConfig,
+)
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.model import mcore_config
 from megatron_sky.model.backends import build_layer_specs, choose_backend
@@ -30,17 +37,33 @@ def build_model(
     precision: PrecisionConfig,
     train: TrainConfig,
     context: ParallelContext,
+    kernels: KernelsConfig | None = None,
     ddp: bool = True,
     init: bool = True,
 ) -> BuiltModel:
     """Builds, fills (`init`) and wraps (`ddp`) this rank's chunks.
 
-    `init=False` leaves the weights unset, for a model that a checkpoint will fill or whose shapes alone matter.
+    `init=False` leaves the weights unset, for a model that a checkpoint will fill or whose shapes alone matter. Only a
+    model that is wrapped, to be trained, multiplies in 8 bits.
     """
     on_gpu = context.device.type != "cpu"
     backend, reason = choose_backend(model, on_gpu)
-    config = mcore_config.transformer_config(model, parallel=parallel, precision=precision, train=train, on_gpu=on_gpu)
+    if not ddp:
+        precision = precision.model_copy(update={"fp8": None})
+    config = mcore_config.transformer_config(
+        model,
+        parallel=parallel,
+        precision=precision,
+        train=train,
+        kernels=kernels or KernelsConfig(),
+        on_gpu=on_gpu,
+        backend=backend,
+    )
     fp8 = precision.fp8
+    if parallel.tp_comm_overlap:
+        from megatron_sky.model.backends.te import open_user_buffers
+
+        open_user_buffers(model, parallel=parallel, precision=precision, train=train)
     chunks = [_build_chunk(model, fp8, config, backend, context, chunk) for chunk in range(parallel.vpp_size)]
     scaling = _fp8_scaling(chunks, fp8, backend, context)
     if init:

@@ -1,6 +1,14 @@
 """The one place that spells megatron-core's field names: the recipe's sections in, megatron-core's configs out."""
 
-from megatron_sky.config.schema import ModelConfig, OptimizerConfig, ParallelConfig, PrecisionConfig, TrainConfig
+from megatron_sky.config.schema import (
+    Fp8Config,
+    KernelsConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    TrainConfig,
+)
 
 
 def torch_dtype(precision: PrecisionConfig):
@@ -11,7 +19,14 @@ def torch_dtype(precision: PrecisionConfig):
 
 
 def transformer_config(
-    model: ModelConfig, *, parallel: ParallelConfig, precision: PrecisionConfig, train: TrainConfig, on_gpu: bool
+    model: ModelConfig,
+    *,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    train: TrainConfig,
+    kernels: KernelsConfig,
+    on_gpu: bool,
+    backend: str,
 ):
     """megatron-core's TransformerConfig. Weights are left unset: `model.init` draws them by global name.
 
@@ -22,6 +37,7 @@ def transformer_config(
 
     dtype = torch_dtype(precision)
     interleaved = parallel.vpp_size > 1
+    overlaps = interleaved and parallel.overlap_p2p
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -49,15 +65,23 @@ def transformer_config(
         virtual_pipeline_model_parallel_size=parallel.vpp_size if interleaved else None,
         context_parallel_size=parallel.cp_size,
         sequence_parallel=parallel.sequence_parallel,
-        overlap_p2p_comm=interleaved,
-        batch_p2p_comm=not interleaved,
+        overlap_p2p_comm=overlaps,
+        batch_p2p_comm=not overlaps,
+        tp_comm_overlap=parallel.tp_comm_overlap,
         calculate_per_token_loss=True,
         # Without a compiler behind it megatron-core's fused SwiGLU is twice as slow; its fused GELU needs a bias.
         bias_activation_fusion=on_gpu and (model.activation == "swiglu" or model.add_bias_linear),
-        gradient_accumulation_fusion=not on_gpu,  # the device seam gives the CPU this product; on GPUs apex or TE must
+        # The device seam gives the CPU this product; on a GPU apex must.
+        gradient_accumulation_fusion=not on_gpu or kernels.gradient_accumulation_fusion,
         bias_dropout_fusion=on_gpu,
-        cross_entropy_loss_fusion=on_gpu,
+        # Transformer Engine's own kernel for it is not stable (megatron-core's own launcher refuses it).
+        cross_entropy_loss_fusion=on_gpu and kernels.cross_entropy_fusion,
+        cross_entropy_fusion_impl="native",
+        apply_rope_fusion=kernels.rope_fusion,
+        deterministic_mode=kernels.deterministic,
+        cuda_graph_impl="local" if kernels.cuda_graphs else "none",  # a graph for each layer
         **_recompute(train),
+        **(_fp8(precision.fp8) if backend == "te" and precision.fp8 else {}),
     )
 
 
@@ -71,6 +95,8 @@ def ddp_config(parallel: ParallelConfig, precision: PrecisionConfig):
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         bucket_size=parallel.grad_bucket_size,
+        fp8_param_gather=_gathers_in_fp8(precision),
+        reuse_grad_buf_for_mxfp8_param_ag=_gathers_in_fp8(precision) and precision.fp8.recipe == "mxfp8",
     )
 
 
@@ -95,7 +121,25 @@ def optimizer_config(
         initial_loss_scale=precision.initial_loss_scale,
         use_distributed_optimizer=parallel.distributed_optimizer,
         overlap_param_gather=parallel.overlap_param_gather,
+        fp8_recipe=precision.fp8.recipe if _gathers_in_fp8(precision) else None,
+        reuse_grad_buf_for_mxfp8_param_ag=_gathers_in_fp8(precision) and precision.fp8.recipe == "mxfp8",
     )
+
+
+def _gathers_in_fp8(precision: PrecisionConfig) -> bool:
+    return precision.fp8 is not None and precision.fp8.param_gather
+
+
+def _fp8(fp8: Fp8Config) -> dict:
+    """For Transformer Engine; the torch backend reads the recipe itself."""
+    return {
+        "fp8": fp8.format,
+        "fp8_recipe": fp8.recipe,
+        "fp8_amax_history_len": fp8.amax_history_len,
+        "fp8_amax_compute_algo": fp8.amax_compute_algo,
+        "fp8_param": fp8.param_gather,
+        "first_last_layers_bf16": fp8.first_last_layers_bf16,
+    }
 
 
 def _leave_unset(weight) -> None:

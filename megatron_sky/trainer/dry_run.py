@@ -8,12 +8,13 @@ from dataclasses import replace
 
 from megatron_sky.config import Config
 from megatron_sky.config.units import format_count
-from megatron_sky.config.validate import check
+from megatron_sky.config.validate import backend_problems, check
 from megatron_sky.data.loader import TrainData
 from megatron_sky.data.mixture import mixture_table
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import open_fake_context
 from megatron_sky.distributed.topology import Coordinates, Layout
+from megatron_sky.errors import ConfigError
 from megatron_sky.model.build import build_model
 from megatron_sky.model.flops import flops_per_token, num_parameters
 from megatron_sky.optim.schedule import global_batch_size_at
@@ -27,6 +28,8 @@ GIB = 1 << 30
 def print_plan(config: Config, world_size: int) -> None:
     """Prints what the recipe would do on `world_size` ranks; raises the SkyError of what would stop it."""
     notes = check(config, world_size)
+    if config.model.backend == "auto":
+        _check_either_backend(config)
     layout = Layout.of(config.parallel, world_size)
     print(f"layout      {layout} on {world_size} rank(s)")
     _print_model(config, layout)
@@ -39,6 +42,13 @@ def print_plan(config: Config, world_size: int) -> None:
     print("every check passed")
 
 
+def _check_either_backend(config: Config) -> None:
+    """Where the backend is chosen on the machine that will run, the recipe must suit one of them."""
+    wrong = {backend: backend_problems(config, backend) for backend in ("te", "torch")}
+    if all(wrong.values()):
+        raise ConfigError(wrong["te"])
+
+
 def stage_parameters(config: Config, layout: Layout) -> list[int]:
     """Parameters that one rank of each pipeline stage holds, from the built model."""
     counts = []
@@ -46,8 +56,8 @@ def stage_parameters(config: Config, layout: Layout) -> list[int]:
         rank = layout.rank(Coordinates(tp_rank=0, cp_rank=0, dp_rank=0, pp_rank=stage))
         with open_fake_context(config.parallel, rank, layout.world_size) as context, device.on_meta():
             model = build_model(
-                config.model,
-                parallel=config.parallel,
+                config.model.model_copy(update={"backend": "torch"}),  # the same parameters as the other's
+                parallel=config.parallel.model_copy(update={"tp_comm_overlap": False}),
                 precision=config.precision,
                 train=config.train,
                 context=replace(context, device=device.cpu()),

@@ -30,7 +30,7 @@ from megatron_sky.trainer.observer import Observer
 from megatron_sky.trainer.sessions import Sessions, sessions_of
 from megatron_sky.trainer.sessions import find_notes as find_session_notes
 from megatron_sky.trainer.signals import LeaveRequests
-from megatron_sky.trainer.startup import check_disk, rank_facts
+from megatron_sky.trainer.startup import check_disk, check_machine, rank_facts
 from megatron_sky.trainer.state import TrainState, plan_number
 from megatron_sky.trainer.step import StepRunner
 from megatron_sky.trainer.stragglers import Stragglers
@@ -128,7 +128,10 @@ def train(config: Config, info: RankInfo) -> None:
     run_dir = Path(config.train.run_dir)
     data = check_before(config, info.world_size)
     setup_logging(info.rank, info.world_size, run_dir)
-    device.setup(info.local_rank, config.train.num_threads, info.local_world_size)
+    device.setup(
+        info.local_rank, config.train.num_threads, info.local_world_size, deterministic=config.kernels.deterministic
+    )
+    check_machine(config)
     compat.start_result_collector()
     lock = run_folder.locked(run_dir, log.warning) if info.rank == 0 else contextlib.nullcontext()
     with (
@@ -349,19 +352,16 @@ def _first_state(config: Config) -> TrainState:
 
 
 def _build(config: Config, context: ParallelContext, fill: bool) -> BuiltModel:
-    context.seed_step(config.train.seed, 0)
-    built = build_model(
+    context.seed_step(config.train.seed, 0, for_graphs=config.kernels.cuda_graphs)
+    return build_model(
         config.model,
         parallel=config.parallel,
         precision=config.precision,
         train=config.train,
+        kernels=config.kernels,
         context=context,
         init=fill,
     )
-    if config.data.document_mask and built.backend != "torch":
-        mend = "set model.backend=torch, or data.document_mask=false"
-        raise ConfigError(Problem("data.document_mask", f"is not for the {built.backend} backend", mend, True))
-    return built
 
 
 def _fill(config: Config, context: ParallelContext, model: BuiltModel, optimizer, folder: Path | None) -> None:

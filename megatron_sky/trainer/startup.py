@@ -7,8 +7,13 @@ from pathlib import Path
 
 from megatron_sky.checkpoint.saver import checkpoint_bytes
 from megatron_sky.config import Config, dump_config
+from megatron_sky.config.validate import backend_problems
 from megatron_sky.data.loader import TrainData
-from megatron_sky.errors import RunError
+from megatron_sky.distributed import device
+from megatron_sky.distributed.machine import this_machine
+from megatron_sky.errors import ConfigError, RunError
+from megatron_sky.model.backends import choose_backend
+from megatron_sky.model.backends.support import machine_problems
 from megatron_sky.trainer.run_folder import versions
 
 
@@ -23,6 +28,15 @@ def rank_facts(config: Config, data: TrainData) -> dict:
             _short_hash(repr(meta)),
         ]
     return facts
+
+
+def check_machine(config: Config) -> None:
+    """Raises ConfigError with everything in the recipe that this machine, or the backend chosen on it, can't do."""
+    backend, _ = choose_backend(config.model, device.has_gpu())
+    problems = backend_problems(config, backend)
+    problems += machine_problems(this_machine(), backend, precision=config.precision, kernels=config.kernels)
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_disk(config: Config, run_dir: Path, warn: Callable[[str], None]) -> None:

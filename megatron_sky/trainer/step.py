@@ -15,6 +15,7 @@ import torch
 from megatron_sky.data.loader import Batch
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
+from megatron_sky.model.backends.te import packed_documents
 from megatron_sky.model.build import BuiltModel
 from megatron_sky.optim import update
 
@@ -119,9 +120,18 @@ class StepRunner:
         if batch is None:
             return chunk(None, None, None), None  # a middle stage: its input comes from the stage before
         part = self._on_this_rank(batch)
-        documents = None if batch.document_ids is None else batch.document_ids.to(self.context.device)
-        losses = chunk(part["tokens"], part["position_ids"], documents, labels=part["labels"])
+        documents = self._documents(batch)
+        losses = chunk(part["tokens"], part["position_ids"], labels=part["labels"], **documents)
         return losses, partial(_sum_loss, part["loss_mask"])
+
+    def _documents(self, batch: Batch) -> dict:
+        """What keeps attention within documents, in the backend's form: each token's document, or their bounds."""
+        ids = batch.document_ids
+        if ids is None:
+            return {"attention_mask": None}
+        if self.model.backend == "te":
+            return {"attention_mask": None, "packed_seq_params": packed_documents(ids, self.context.device)}
+        return {"attention_mask": ids.to(self.context.device)}
 
     def _on_this_rank(self, batch: Batch) -> dict:
         """The batch on this rank's device, cut along the sequence for context parallelism."""

@@ -1,6 +1,7 @@
 """Compute backends: each gives megatron-core the modules of a transformer layer, under the same checkpoint names."""
 
 from megatron_sky.config.schema import Fp8Config, ModelConfig
+from megatron_sky.distributed.machine import this_machine
 from megatron_sky.errors import ConfigError, Problem
 
 
@@ -37,6 +38,17 @@ def _stays_wide(fp8: Fp8Config, number: int, num_layers: int) -> bool:
 def _why_no_te(on_gpu: bool) -> str:
     if not on_gpu:
         return "this machine has no CUDA device"
-    from importlib.util import find_spec
+    try:
+        import transformer_engine.pytorch  # noqa: F401
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("transformer_engine"):
+            return "Transformer Engine is not installed"
+        return _unusable(error)
+    except (ImportError, OSError, RuntimeError, AssertionError) as error:  # built for another CUDA or torch
+        return _unusable(error)
+    return ""
 
-    return "" if find_spec("transformer_engine") else "Transformer Engine is not installed"
+
+def _unusable(error: Exception) -> str:
+    reason = str(error).strip().splitlines()
+    return f"Transformer Engine can't be imported ({this_machine().words()}): {reason[0] if reason else repr(error)}"

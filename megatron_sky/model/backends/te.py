@@ -3,10 +3,68 @@
 GPU only. Its checkpoint names are the torch backend's, so either loads the other's weights.
 """
 
+from megatron_sky.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, TrainConfig
+from megatron_sky.distributed import compat
+
 
 def layer_spec():
-    """(layer spec, final norm class) from megatron-core's Transformer Engine modules."""
-    from megatron.core.extensions.transformer_engine import TENorm
+    """The spec of one layer, of megatron-core's Transformer Engine modules."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
-    return get_gpt_layer_with_transformer_engine_spec(), TENorm
+    return get_gpt_layer_with_transformer_engine_spec()
+
+
+def final_norm():
+    """The class of the norm behind the last layer."""
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    return TENorm
+
+
+def open_user_buffers(
+    model: ModelConfig, *, parallel: ParallelConfig, precision: PrecisionConfig, train: TrainConfig
+) -> None:
+    """Makes the buffers through which parallel.tp_comm_overlap moves a layer's input while it is multiplied.
+
+    One size for the whole run: `[s * b / cp, h]`. Collective over the tensor-parallel ranks.
+    """
+    from transformer_engine.pytorch.module import base
+
+    fp8 = precision.fp8 is not None
+    quantization = {"use_fp8": fp8}
+    if hasattr(base, "UserBufferQuantizationMode"):  # since Transformer Engine 2.7
+        modes = base.UserBufferQuantizationMode
+        wanted = [modes.FP8 if fp8 else modes.NONE]
+        if fp8 and precision.fp8.first_last_layers_bf16:
+            wanted.append(modes.NONE)
+        quantization = {"quantization_modes": wanted}
+    base.initialize_ub(
+        shape=[model.seq_length * train.micro_batch_size // parallel.cp_size, model.hidden_size],
+        tp_size=parallel.tp_size,
+        bootstrap_backend="nccl",
+        **quantization,
+    )
+
+
+def packed_documents(document_ids, device):
+    """megatron-core's PackedSeqParams for one sequence of several documents: attention stays within each.
+
+    `document_ids` `[1, s]` on the CPU, so that counting the documents waits for no GPU; the result is on `device`.
+    """
+    import torch
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    assert document_ids.shape[0] == 1, "config.validate allows one sequence a micro batch"
+    ids = document_ids[0]
+    starts = torch.nonzero(ids[1:] != ids[:-1]).flatten() + 1
+    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), starts, torch.tensor([len(ids)])])
+    longest = int((bounds[1:] - bounds[:-1]).max())
+    on_device = bounds.to(torch.int32).to(device, non_blocking=True)
+    return compat.call(
+        PackedSeqParams,
+        qkv_format="thd",
+        cu_seqlens_q=on_device,
+        cu_seqlens_kv=on_device,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
