@@ -191,6 +191,42 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def kernel_profile():
+    """A torch profiler of this device's kernels and of the operators that start them, not yet started."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if has_gpu() else [ProfilerActivity.CPU]
+    return profile(activities=activities)
+
+
+@contextlib.contextmanager
+def named_range(name: str):
+    """Names what runs inside: in a profiler's trace, and for Nsight Systems on a GPU (NVTX)."""
+    import torch
+
+    with torch.cuda.nvtx.range(name) if has_gpu() else contextlib.nullcontext(), torch.profiler.record_function(name):
+        yield
+
+
+def record_allocations() -> None:
+    """Keeps, from here on, what asked for which GPU memory; nothing on a CPU."""
+    import torch
+
+    if has_gpu():
+        torch.cuda.memory._record_memory_history(max_entries=100_000)
+
+
+def write_allocations(path) -> bool:
+    """Writes what `record_allocations` kept; whether there was anything."""
+    import torch
+
+    if not has_gpu():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.cuda.memory._dump_snapshot(str(path))
+    return True
+
+
 def seed(value: int) -> None:
     """Seeds the default generators of CPU and device."""
     import torch

@@ -20,7 +20,9 @@ from megatron_sky.log import get_logger
 from megatron_sky.optim.schedule import global_batch_size_at
 from megatron_sky.optim.update import forget_moments
 from megatron_sky.trainer.anomaly import FINE, NONFINITE, AnomalyDetector
+from megatron_sky.trainer.garbage import GarbageCollection
 from megatron_sky.trainer.observer import Observer
+from megatron_sky.trainer.profiler import Profiler
 from megatron_sky.trainer.sessions import Sessions
 from megatron_sky.trainer.signals import HURRY, STAY, LeaveRequests
 from megatron_sky.trainer.state import TrainState
@@ -78,6 +80,8 @@ class Trainer:
         saver: Saver,
         leave: LeaveRequests,
         stragglers: Stragglers,
+        profiler: Profiler,
+        garbage: GarbageCollection,
         files: RunFiles,
         beat: Callable[[str], None],
         state: TrainState,
@@ -96,6 +100,8 @@ class Trainer:
         self.saver = saver
         self.leave = leave
         self.stragglers = stragglers
+        self.profiler = profiler
+        self.garbage = garbage
         self.files = files
         self.beat = beat
         self.state = state
@@ -112,10 +118,12 @@ class Trainer:
         self.maybe_validate_at_start()
         while self.should_continue():
             self.maybe_enter_session()
-            self.step()
+            with self.profiler.step(self.state.step + 1):
+                self.step()
             self.maybe_validate()
             self.maybe_save()
             self.stragglers.maybe_report(self.state.step)
+            self.garbage.maybe_collect(self.state.step)
         self.finish()
 
     def should_continue(self) -> bool:

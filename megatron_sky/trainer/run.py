@@ -23,10 +23,12 @@ from megatron_sky.model.build import BuiltModel, build_model
 from megatron_sky.model.flops import num_parameters
 from megatron_sky.optim.build import build_optimizer
 from megatron_sky.optim.schedule import run_length
-from megatron_sky.trainer import run_folder
+from megatron_sky.trainer import out_of_memory, run_folder
 from megatron_sky.trainer.batches import training_requests
+from megatron_sky.trainer.garbage import GarbageCollection
 from megatron_sky.trainer.loop import Trainer
 from megatron_sky.trainer.observer import Observer
+from megatron_sky.trainer.profiler import Profiler
 from megatron_sky.trainer.sessions import Sessions, sessions_of
 from megatron_sky.trainer.sessions import find_notes as find_session_notes
 from megatron_sky.trainer.signals import LeaveRequests
@@ -153,6 +155,7 @@ def train(config: Config, info: RankInfo) -> None:
             stacks=run_dir / "logs" / f"stacks_{context.rank:05d}.txt",
             end=lambda message: leave_with(context.rank, message, HANG_EXIT_CODE),
         ) as watchdog,
+        out_of_memory.explained(config, context.layout, rank=context.rank, run_dir=run_dir),
     ):
         _train(config, context, data, run_dir, leave, watchdog)
 
@@ -220,6 +223,8 @@ def _train(
             token_ratios=_token_ratios(config, validator) if context.rank == 0 else {},
         ) as observer,
         _Files(config, context, data, run_dir, model, optimizer) as files,
+        Profiler(config.profile, rank=context.rank, run_dir=run_dir, tell=log.info) as profiler,
+        GarbageCollection(config.train.gc_interval) as garbage,
     ):
         observer.event(
             "start" if folder is None else "resume",
@@ -244,6 +249,8 @@ def _train(
             saver=saver,
             leave=leave,
             stragglers=Stragglers(config.resilience, context, observer.slow_ranks),
+            profiler=profiler,
+            garbage=garbage,
             files=files,
             beat=watchdog.beat,
             state=state,

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from megatron_sky.data.loader import Batch
-from megatron_sky.distributed import compat
+from megatron_sky.distributed import compat, device
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.model.backends.te import packed_documents
 from megatron_sky.model.build import BuiltModel
@@ -64,7 +64,8 @@ class StepRunner:
         for chunk in self.model.chunks:
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
-        sums = self._schedule(batches, num_microbatches, self.micro_batch_size, optimizer.scale_loss)
+        with device.named_range("forward and backward"):
+            sums = self._schedule(batches, num_microbatches, self.micro_batch_size, optimizer.scale_loss)
         grad_norm = update.measure(optimizer)
         loss_sum, tokens = self.context.total_from_last_stage(sums).tolist()
         return StepResult(lm_loss=loss_sum / tokens if tokens else float("nan"), grad_norm=grad_norm)
@@ -72,7 +73,8 @@ class StepRunner:
     def apply(self, optimizer, result: StepResult, *, lr: float, weight_decay: float) -> bool:
         """Lets the computed gradients into the weights; whether they were. An overflow only lowers the loss scale."""
         update.set_lr(optimizer, lr, weight_decay)
-        updated = result.grad_norm is not None and update.apply(optimizer, result.grad_norm)
+        with device.named_range("optimizer"):
+            updated = result.grad_norm is not None and update.apply(optimizer, result.grad_norm)
         if updated and self.model.fp8 is not None:
             self.model.fp8.end_step(self.context.stage_group)
         return updated
@@ -135,9 +137,9 @@ class StepRunner:
 
     def _on_this_rank(self, batch: Batch) -> dict:
         """The batch on this rank's device, cut along the sequence for context parallelism."""
-        device = self.context.device
+        target = self.context.device
         part = {
-            name: getattr(batch, name).to(device, non_blocking=True)
+            name: getattr(batch, name).to(target, non_blocking=True)
             for name in ("tokens", "labels", "loss_mask", "position_ids")
         }
         return compat.batch_on_this_cp_rank(part) if self.context.layout.cp_size > 1 else part
