@@ -126,6 +126,23 @@ def inspect(
 
 
 @app.command()
+def synthetic(
+    out: Annotated[Path, typer.Argument(help="Folder: <split>/<domain>.jsonl goes into it.")],
+    seed: Annotated[int, typer.Option(help="The same seed and sizes give the same bytes.")] = 1234,
+    train_bytes: Annotated[int, typer.Option(min=1, help="Bytes of training text, all domains together.")] = 3_000_000,
+    heldout_bytes: Annotated[
+        int, typer.Option(min=1, help="Bytes of each domain's validation set, and of its test set.")
+    ] = 40_000,
+) -> None:
+    """Write a small bilingual corpus (web zh/en, code, papers, exercises) for trials that need no download."""
+    from megatron_sky.data.synthetic import write_corpus
+
+    files = write_corpus(out, seed=seed, train_bytes=train_bytes, heldout_bytes=heldout_bytes)
+    for split, domains in files.items():
+        typer.echo(f"{out / split}: {', '.join(f'{path.name} ({path.stat().st_size:,})' for path in domains.values())}")
+
+
+@app.command()
 def mix(
     recipe: Annotated[list[str], typer.Argument(help="Recipe files and key=value overrides, as for train.")],
 ) -> None:

@@ -208,7 +208,7 @@ def test_dry_run_of_512_ranks(sky):
     done = command(
         "train",
         "examples/skywork_13b/model.yaml",
-        "examples/skywork_13b/stage_1a.yaml",
+        "examples/skywork_13b/sessions.yaml",
         "--dry-run",
         "--world-size",
         "512",

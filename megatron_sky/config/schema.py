@@ -371,7 +371,7 @@ class ValidationConfig(Section):
     references: str | None = Field(
         None,
         description="CSV file of other models' losses on the sets, drawn as lines into the same pictures; its columns: "
-        "model, set, lm_loss (nats per token); null: none.",
+        "model, domain, loss (nats per token), as `eval loss` writes them; null: none.",
     )
 
     @model_validator(mode="after")

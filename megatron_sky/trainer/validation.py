@@ -40,11 +40,11 @@ def read_references(config: ValidationConfig) -> list[dict]:
     """
     if config.references is None:
         return []
-    mend = "give a CSV file with the columns model, set and lm_loss"
+    mend = "give a CSV file with the columns model, domain and loss, as `eval loss` writes it"
     try:
         with open(config.references, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
-        found = [Reference(row["model"], row["set"], float(row["lm_loss"])) for row in rows]
+        found = [Reference(row["model"], row["domain"], float(row["loss"])) for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         problem = Problem("validation.references", f"can't be read: {error}", mend, config.references)
         raise ConfigError(problem) from error
@@ -58,7 +58,7 @@ def read_references(config: ValidationConfig) -> list[dict]:
             Problem(
                 "validation.references",
                 f"names none of the validation sets ({', '.join(names) or 'there are none'})",
-                "use the names of validation.sets in its column `set`",
+                "use the names of validation.sets in its column `domain`",
                 config.references,
             )
         )

@@ -11,7 +11,7 @@ from megatron_sky.trainer.run import check_before
 from megatron_sky.trainer.validation import read_references
 from tests.trainer.test_parity import run_training
 
-REFERENCES = "model,set,lm_loss\nOther-7B,en_web,2.5\nOther-7B,papers,1.5\n"
+REFERENCES = "model,domain,loss\nOther-7B,en_web,2.5\nOther-7B,papers,1.5\n"
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def test_a_set_that_is_also_trained_on_is_told(ranks, recipe, corpus):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model,set\nOther,en_web\n", "lacks a column or a number"),
-        ("model,set,lm_loss\nOther,en_web,much\n", "lacks a column or a number"),
-        ("model,set,lm_loss\nOther,law,1.0\n", r"names none of the validation sets \(en_web\)"),
+        ("model,domain\nOther,en_web\n", "lacks a column or a number"),
+        ("model,domain,loss\nOther,en_web,much\n", "lacks a column or a number"),
+        ("model,domain,loss\nOther,law,1.0\n", r"names none of the validation sets \(en_web\)"),
     ],
 )
 def test_bad_references_are_named(recipe, references, text, message):
