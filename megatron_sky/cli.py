@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_sky import __version__, cli_checkpoint, cli_convert, cli_data, cli_eval, cli_slurm, cli_tokenizer
+from megatron_sky import __version__, cli_checkpoint, cli_convert, cli_data, cli_doctor, cli_eval, cli_slurm, cli_tokenizer
 from megatron_sky.errors import SkyError
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ app.add_typer(cli_slurm.app, name="slurm")
 app.add_typer(cli_eval.app, name="eval")
 app.add_typer(cli_tokenizer.app, name="tokenizer")
 app.command()(cli_convert.release)
+app.command()(cli_doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

@@ -28,6 +28,8 @@ LEVELS = {
     "trainer": 7,
     "report": 7,
     "quickstart": 8,
+    "doctor": 7,
+    "cli_doctor": 8,
     "slurm": 8,
     "cli_slurm": 9,
     "cli": 10,

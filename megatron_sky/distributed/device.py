@@ -151,6 +151,44 @@ def name() -> str:
     return torch.cuda.get_device_name() if has_gpu() else "cpu"
 
 
+def use(local_rank: int):
+    """Makes the GPU of this local rank the current one, for what needs torch alone; its torch.device, or the CPU's."""
+    import torch
+
+    if has_gpu():
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    return current()
+
+
+def gpus() -> list[dict]:
+    """Name, memory (GiB) and compute capability of every GPU that torch sees."""
+    import torch
+
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count() if has_gpu() else 0)]
+    return [
+        {"name": each.name, "memory_gib": round(each.total_memory / 2**30, 1), "capability": (each.major, each.minor)}
+        for each in found
+    ]
+
+
+def nccl_version() -> str | None:
+    """The version of NCCL that torch brings; None in a CPU build."""
+    import torch
+
+    return ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
+
+
+def can_import(module: str) -> bool:
+    """Whether a package for GPUs is there and fits: an import that fails for whatever cause says no."""
+    import importlib
+
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError, AssertionError):
+        return False
+    return True
+
+
 def capability() -> tuple[int, int]:
     """The GPU's compute capability, as (9, 0) for Hopper."""
     import torch

@@ -1,0 +1,28 @@
+"""`megatron-sky doctor`: what this machine has for a run, what is missing, what that costs, and how to get it.
+
+Facts are gathered (`facts`), tried out (`trials`: ranks that talk, a disk that writes), judged by fixed rules
+(`findings`, pure) and shown (`page`).
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron_sky.doctor import facts, findings, trials
+
+
+def examine(run_dir: Path, *, ranks: int | None = None, disk_mib: int = 256) -> dict:
+    """Everything found, as plain data: `facts`, `trials`, `findings`, `healthy`. Takes some seconds.
+
+    `ranks`: local processes of the self-test; None: one a GPU, or 2 on a CPU. `disk_mib`: size of the file that is
+    written into `run_dir` (or its nearest parent that exists) and removed again.
+    """
+    found = facts.gather()
+    world = ranks or max(len(found["gpus"]), 1 if found["gpus"] else 2)
+    tried = {"ranks": trials.ranks_talk(world), "disk": trials.disk_speed(run_dir, disk_mib)}
+    judged = findings.judge(found, tried)
+    return {
+        "healthy": not any(each.grave for each in judged),
+        "facts": found,
+        "trials": tried,
+        "findings": [asdict(each) for each in judged],
+    }

@@ -1,0 +1,116 @@
+"""What the facts mean: pure rules. A grave finding stops a run; any other only costs something, and says what."""
+
+from dataclasses import dataclass
+
+from megatron_sky.distributed.machine import release
+
+SLOW_DISK_MB = 100.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know: what, what it costs, and the command or step that mends it."""
+
+    grave: bool
+    what: str
+    costs: str
+    mend: str
+
+
+# name -> (grave, what it costs to be without, how to get it)
+_NEEDED = {
+    "megatron-core": (True, "nothing trains", 'pip install "megatron-core>=0.16.1,<0.20"'),
+    "psutil": (True, "megatron-core's checkpoint writers hang", "pip install psutil"),
+    "einops": (True, "megatron-core makes no process groups", "pip install einops"),
+    "sentencepiece": (True, "no text is tokenized", "pip install sentencepiece"),
+    "nltk": (False, "`evaluate leakage` can't compute its metrics", "pip install nltk"),
+    "tensorboard": (False, "no TensorBoard files (monitor.tensorboard)", "pip install tensorboard"),
+    "transformers": (False, "no parity checks against Hugging Face", 'pip install "megatron-sky[hf]"'),
+}
+_NEEDED_ON_GPU = {
+    "transformer-engine": (
+        "fused norm+linear, its fused attention, blockwise and mxfp8 recipes, tp_comm_overlap, CUDA graphs",
+        'pip install --no-build-isolation "transformer-engine[pytorch]"  (NGC\'s PyTorch container has it)',
+    ),
+}
+
+
+def judge(facts: dict, trials: dict) -> list[Finding]:
+    """Every finding, the grave ones first."""
+    found = [*_software(facts), *_gpus(facts), *_network(facts), *_trials(trials)]
+    return sorted(found, key=lambda each: not each.grave)
+
+
+def _software(facts: dict) -> list[Finding]:
+    found = []
+    for name, (grave, costs, mend) in _NEEDED.items():
+        if facts["packages"][name] is None:
+            found.append(Finding(grave, f"{name} is not installed", costs, mend))
+    core = release(facts["packages"]["megatron-core"])
+    if core and not (0, 16, 1) <= core < (0, 20):
+        what = f"megatron-core {facts['packages']['megatron-core']} is not one that this program knows"
+        found.append(Finding(True, what, "calls may fail or mean something else", _NEEDED["megatron-core"][2]))
+    if not (3, 11) <= release(facts["python"]) < (3, 14):
+        found.append(Finding(True, f"Python {facts['python']}", "3.11 to 3.13 are supported", "use one of them"))
+    return found
+
+
+def _gpus(facts: dict) -> list[Finding]:
+    found = []
+    if not facts["gpus"]:
+        if facts["driver"]:
+            build = f"CUDA {facts['torch_cuda']}" if facts["cuda"] else "a CPU build"
+            what = f"the driver ({facts['driver']}) sees a GPU, torch {facts['torch']} ({build}) does not"
+            mend = "install a torch build for a CUDA that this driver supports: https://pytorch.org/get-started"
+            found.append(Finding(True, what, "everything runs on the CPU", mend))
+        return found
+    for name, (costs, mend) in _NEEDED_ON_GPU.items():
+        if facts["packages"][name] is None:
+            found.append(Finding(False, f"{name} is not installed", f"without it: {costs}", mend))
+    unusable = facts["packages"]["transformer-engine"] is not None and facts["backend"] != "te"
+    if unusable:
+        mend = "install the build for this torch and CUDA, or set model.backend=torch"
+        found.append(Finding(True, facts["backend_reason"], "the te backend can't be used", mend))
+    if not facts["gradient_accumulation_fusion"]:
+        mend = "build apex with --cpp_ext --cuda_ext (NGC's PyTorch container has it)"
+        costs = "kernels.gradient_accumulation_fusion can't be used: weight gradients take a second pass"
+        found.append(Finding(False, "apex's fused_weight_gradient_mlp_cuda is not installed", costs, mend))
+    names = {gpu["name"] for gpu in facts["gpus"]}
+    if len(names) > 1:
+        mend = "use equal GPUs (CUDA_VISIBLE_DEVICES chooses)"
+        found.append(Finding(False, f"different GPUs: {', '.join(sorted(names))}", "all wait for the slowest", mend))
+    for name in sorted({gpu["name"] for gpu in facts["gpus"] if gpu["peak_tflops"] is None}):
+        found.append(Finding(False, f"the peak of {name} is not known", "no MFU", "set monitor.peak_tflops"))
+    return found
+
+
+def _network(facts: dict) -> list[Finding]:
+    found = []
+    if len(facts["gpus"]) > 1 and facts["nvlink"] == 0:
+        costs = "tensor parallelism goes over PCIe, several times slower"
+        found.append(Finding(False, "no NVLink between the GPUs", costs, "prefer pipeline and data parallelism"))
+    down = [f"{port['device']}/{port['port']}" for port in facts["infiniband"] if "ACTIVE" not in port["state"]]
+    if down:
+        what = f"InfiniBand ports that are not active: {', '.join(down)}"
+        found.append(Finding(False, what, "nodes talk over fewer or slower links", "look at `ibstat` and the cables"))
+    return found
+
+
+def _trials(trials: dict) -> list[Finding]:
+    found = []
+    ranks, disk = trials["ranks"], trials["disk"]
+    if not ranks["ok"]:
+        what = f"{ranks['world_size']} local ranks over {ranks['backend']}: {ranks['reason']}"
+        mend = "NCCL_DEBUG=INFO megatron-sky doctor shows where it stops"
+        found.append(Finding(True, what, "no parallel run will work", mend))
+    if disk["reason"]:
+        found.append(
+            Finding(True, f"{disk['folder']}: {disk['reason']}", "no run can be saved", "choose another folder")
+        )
+    elif disk["write_mb_per_second"] < SLOW_DISK_MB:
+        what = f"{disk['folder']} takes {disk['write_mb_per_second']:.0f} MB/s"
+        costs = (
+            f"a 13 B checkpoint (194 GB) takes {194_000 / disk['write_mb_per_second'] / 60:.0f} minutes from one node"
+        )
+        found.append(Finding(False, what, costs, "use a faster or a parallel file system for run folders"))
+    return found

@@ -1,0 +1,159 @@
+"""The doctor: its rules on machines that this one is not, its trials on this one, and the command."""
+
+import copy
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_sky.doctor import facts, findings, page, trials
+
+H100 = {
+    "name": "NVIDIA H100 80GB HBM3",
+    "memory_gib": 79.1,
+    "capability": (9, 0),
+    "peak_tflops": {"bf16": 989.4, "fp16": 989.4, "fp8": 1978.9},
+}
+NODE = {
+    "python": "3.12.1",
+    "executable": "/usr/bin/python",
+    "platform": "Linux",
+    "cores": 96,
+    "memory_gib": 1000.0,
+    "torch": "2.13.0+cu130",
+    "torch_cuda": "13.0",
+    "driver": "580.1",
+    "gpus": [H100] * 8,
+    "nvlink": 18,
+    "infiniband": [{"device": "mlx5_0", "port": "1", "state": "ACTIVE", "rate": "400 Gb/sec (4X NDR)"}],
+    "nccl": "2.27.3",
+    "packages": dict.fromkeys(facts.PACKAGES, "9.9") | {"megatron-core": "0.19.2"},
+    "transformer_engine_cuda": 13,
+    "backend": "te",
+    "backend_reason": "CUDA and Transformer Engine are present",
+    "adam": "Transformer Engine's FusedAdam",
+    "gradient_accumulation_fusion": True,
+    "environment": {},
+}
+FINE = {
+    "ranks": {"world_size": 8, "backend": "nccl", "ok": True, "reason": "", "all_reduce_gb_per_second": 300.0},
+    "disk": {"folder": "/runs", "reason": "", "write_mb_per_second": 2000.0, "free_gb": 9000.0},
+}
+
+
+def judged(changed: dict | None = None, tried: dict | None = None) -> list[findings.Finding]:
+    return findings.judge(copy.deepcopy(NODE) | (changed or {}), FINE | (tried or {}))
+
+
+def test_a_good_node_has_nothing_to_tell():
+    assert judged() == []
+
+
+def without(*names: str) -> dict:
+    return {"packages": NODE["packages"] | dict.fromkeys(names)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "grave", "what"),
+    [
+        (without("megatron-core"), True, "megatron-core is not installed"),
+        ({"packages": NODE["packages"] | {"megatron-core": "0.14.0"}}, True, "megatron-core 0.14.0 is not one"),
+        (without("psutil"), True, "psutil"),
+        (without("nltk"), False, "nltk"),
+        (without("tensorboard"), False, "tensorboard"),
+        (without("transformer-engine") | {"backend": "torch"}, False, "transformer-engine is not installed"),
+        (
+            {"backend": "torch", "backend_reason": "Transformer Engine can't be imported (torch 2.13 ...)"},
+            True,
+            "can't be",
+        ),
+        ({"gradient_accumulation_fusion": False}, False, "fused_weight_gradient_mlp_cuda"),
+        ({"python": "3.10.2"}, True, "Python 3.10.2"),
+        (
+            {"gpus": [], "torch": "2.13.0+cpu", "torch_cuda": None, "backend": "torch"},
+            True,
+            "torch 2.13.0+cpu (a CPU build)",
+        ),
+        ({"gpus": [H100, H100 | {"name": "NVIDIA H200"}]}, False, "different GPUs"),
+        ({"gpus": [H100 | {"peak_tflops": None}]}, False, "the peak of NVIDIA H100 80GB HBM3 is not known"),
+        ({"nvlink": 0}, False, "no NVLink"),
+        ({"infiniband": [{"device": "mlx5_1", "port": "1", "state": "DOWN", "rate": "40"}]}, False, "mlx5_1/1"),
+    ],
+)
+def test_what_is_missing_is_told_with_its_cost_and_mend(changed, grave, what):
+    found = [each for each in judged(changed) if what in each.what]
+    assert found and found[0].grave == grave and found[0].costs and found[0].mend
+
+
+def test_failed_trials_are_grave():
+    ranks = {
+        "world_size": 8,
+        "backend": "nccl",
+        "ok": False,
+        "reason": "rank 3: timeout",
+        "all_reduce_gb_per_second": None,
+    }
+    disk = FINE["disk"] | {"reason": "can't be written: Permission denied", "write_mb_per_second": None}
+    found = judged(tried={"ranks": ranks, "disk": disk})
+    assert [each.grave for each in found] == [True, True] and "rank 3: timeout" in found[0].what
+    slow = judged(tried={"disk": FINE["disk"] | {"write_mb_per_second": 50.0}})
+    assert [each.grave for each in slow] == [False] and "65 minutes" in slow[0].costs
+    shown = page.text({"facts": NODE, "trials": {"ranks": ranks, "disk": disk}, "findings": [], "healthy": False})
+    assert "FAILED, rank 3: timeout" in shown and "bf16 989.4" in shown
+
+
+TOPOLOGY = """
+\tGPU0\tGPU1\tNIC0\tCPU Affinity
+GPU0\t X \tNV18\tPXB\t0-47
+GPU1\tNV18\t X \tSYS\t0-47
+NIC0\tPXB\tSYS\t X
+"""
+
+
+def test_nvlinks_and_infiniband_are_read(tmp_path):
+    assert facts.nvlinks(TOPOLOGY) == 18
+    assert facts.nvlinks(TOPOLOGY.replace("NV18", "PHB")) == 0
+    assert facts.nvlinks("") is None
+    port = tmp_path / "mlx5_0" / "ports" / "1"
+    port.mkdir(parents=True)
+    (port / "state").write_text("4: ACTIVE\n")
+    (port / "rate").write_text("400 Gb/sec (4X NDR)\n")
+    assert facts.infiniband(tmp_path) == [
+        {"device": "mlx5_0", "port": "1", "state": "ACTIVE", "rate": "400 Gb/sec (4X NDR)"}
+    ]
+    assert facts.infiniband(tmp_path / "none") == []
+
+
+def test_ranks_that_cannot_meet_are_told(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setattr(trials, "_free_port", lambda: taken.getsockname()[1])
+        told = trials.ranks_talk(1)
+    assert not told["ok"] and "rank 0" in told["reason"] and told["all_reduce_gb_per_second"] is None
+
+
+def doctor(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "megatron_sky", "doctor", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_finds_this_machine_fit(tmp_path):
+    done = doctor("--json", "--disk-mib", "1", "--run-dir", str(tmp_path / "not_yet"))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["healthy"] and report["trials"]["ranks"]["ok"]
+    assert report["trials"]["disk"]["folder"] == str(tmp_path)
+    assert report["facts"]["packages"]["megatron-core"] and list(tmp_path.iterdir()) == []
+
+
+def test_the_exit_code_says_that_nothing_can_be_saved():
+    if not Path("/proc/version").exists():
+        pytest.skip("needs a folder that nobody may write")
+    done = doctor("--ranks", "1", "--disk-mib", "1", "--run-dir", "/proc")
+    assert done.returncode == 1
+    assert "PROBLEM /proc" in done.stdout and done.stdout.rstrip().endswith("this machine can't train as it is")
