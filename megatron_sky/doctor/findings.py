@@ -59,7 +59,7 @@ def _gpus(facts: dict) -> list[Finding]:
     found = []
     if not facts["gpus"]:
         if facts["driver"]:
-            build = f"CUDA {facts['torch_cuda']}" if facts["cuda"] else "a CPU build"
+            build = f"CUDA {facts['torch_cuda']}" if facts["torch_cuda"] else "a CPU build"
             what = f"the driver ({facts['driver']}) sees a GPU, torch {facts['torch']} ({build}) does not"
             mend = "install a torch build for a CUDA that this driver supports: https://pytorch.org/get-started"
             found.append(Finding(True, what, "everything runs on the CPU", mend))
