@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from megatron_sky import __version__, cli_checkpoint, cli_convert, cli_data, cli_doctor, cli_eval, cli_slurm, cli_tokenizer
+from megatron_sky import (
+    __version__,
+    cli_checkpoint,
+    cli_convert,
+    cli_data,
+    cli_doctor,
+    cli_eval,
+    cli_migrate,
+    cli_slurm,
+    cli_tokenizer,
+)
 from megatron_sky.errors import SkyError
 
 app = typer.Typer(
@@ -45,6 +55,7 @@ app.add_typer(cli_eval.app, name="eval")
 app.add_typer(cli_tokenizer.app, name="tokenizer")
 app.command()(cli_convert.release)
 app.command()(cli_doctor.doctor)
+app.command("from-args")(cli_migrate.from_args)
 
 
 @app.callback(invoke_without_command=True)

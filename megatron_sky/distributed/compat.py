@@ -54,13 +54,17 @@ def async_calls_queue():
 
 
 def _die_with_parent() -> None:
-    """Asks the kernel to end this process when the one that forked it ends, however it ends (Linux only)."""
+    """Asks the kernel to end this process when the one that forked it ends, however it ends (Linux only).
+
+    Requests to leave are for the rank, which still needs this process for its last save; Slurm sends them to both.
+    """
     import ctypes
     import signal
 
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def version() -> str:

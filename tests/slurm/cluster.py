@@ -159,8 +159,8 @@ class Cluster:
         lines = [_CONF.format(folder=self.folder, port=ports[0])]
         for node, port in zip(self.nodes, ports[1:], strict=True):
             lines.append(
-                f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=16 Boards=1 "
-                f"SocketsPerBoard=1 CoresPerSocket=16 ThreadsPerCore=1 RealMemory=20000 Gres=gpu:{NUM_GPUS}\n"
+                f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=64 Boards=1 "
+                f"SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=200000 Gres=gpu:{NUM_GPUS}\n"
             )
         lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n")
         (self.folder / "slurm.conf").write_text("".join(lines))

@@ -1,0 +1,39 @@
+"""`megatron-sky from-args`: a Megatron-LM launch script's arguments as a recipe."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def from_args(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCRIPT [ARGS...] | -- ARGUMENTS...",
+            help="Launch script (with its $1, $2 ...), or Megatron-LM's arguments after --, or as one quoted line.",
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Recipe to write; default: print it.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the recipe that trains what a Megatron-LM script trains, and say what became of each argument."""
+    from megatron_sky.errors import ConfigError, Problem
+    from megatron_sky.migrate.recipe import translate
+    from megatron_sky.migrate.text import read_arguments, recipe_text, report_lines
+
+    if out is not None and out.exists() and not overwrite:
+        raise ConfigError(Problem(f"--out {out}", "is there already", "give --overwrite, or another name"))
+    script = read_arguments(arguments)
+    translation = translate(script.words)
+    source = Path(arguments[0]).name if Path(arguments[0]).is_file() else "given on the command line"
+    text = recipe_text(translation, source)
+    if out is None:
+        print(text)
+    else:
+        out.write_text(text, encoding="utf-8")
+    for line in report_lines(translation, script):
+        print(line, file=sys.stderr if out is None else sys.stdout)
+    if out is not None:
+        print(f"{out} written")

@@ -1,0 +1,57 @@
+"""A translation for people: the recipe as YAML, and the list of what became of each argument."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.migrate.recipe import Translation
+from megatron_sky.migrate.shell import Script, read_script
+
+
+def read_arguments(given: Sequence[str]) -> Script:
+    """A script's file with its own arguments after it, or the arguments themselves, as words or as one quoted line.
+
+    Raises ConfigError where no argument is found.
+    """
+    path = Path(given[0])
+    if not given[0].startswith("-") and path.is_file():
+        script = read_script(path.read_text(encoding="utf-8", errors="replace"), given[1:])
+    else:
+        script = read_script(given[0] if len(given) == 1 else shlex.join(given))
+    if not script.words:
+        what = "the script" if path.is_file() else "what was given"
+        mend = "give a launch script, or its arguments after --, as: from-args -- --num-layers 32 ..."
+        raise ConfigError(Problem(given[0], f"{what} starts no command with --arguments", mend))
+    return script
+
+
+def recipe_text(translation: Translation, source: str) -> str:
+    """The recipe as YAML, with what is still to be given as comments at its top."""
+    import yaml
+
+    lines = [f"# From Megatron-LM's arguments, {source}: megatron-sky from-args"]
+    lines += [f"# TO GIVE: {each}" for each in translation.to_give]
+    return "\n".join(lines) + "\n" + yaml.safe_dump(translation.recipe, sort_keys=False, allow_unicode=True, width=120)
+
+
+def report_lines(translation: Translation, script: Script) -> list[str]:
+    """What was mapped, what has no effect here, what has no counterpart, and how the job would be sent."""
+    parts = (
+        ("mapped", translation.mapped),
+        ("no effect here", translation.no_effect),
+        ("no counterpart", translation.no_counterpart),
+        ("still to give", translation.to_give),
+        ("not followed in the script", script.notes),
+    )
+    lines = [
+        line for title, found in parts if found for line in (f"{title} ({len(found)}):", *(f"  {x}" for x in found))
+    ]
+    unset = sorted(set(re.findall(r"\$\{(\w+)\}", str(translation.recipe))))
+    if unset:
+        lines.append(f"set in the environment before training: {', '.join(unset)}")
+    if translation.nodes or translation.gpus_per_node:
+        options = f"--nodes {translation.nodes or 1} --gpus-per-node {translation.gpus_per_node or 8}"
+        lines.append(f"the same job: megatron-sky slurm submit RECIPE {options}")
+    return lines

@@ -1,0 +1,179 @@
+"""Megatron-LM's arguments as recipes: the kinds of its GPT-3 175B, LLaMA 8B in FP8 and 70B scripts, written anew."""
+
+import re
+
+import pytest
+import yaml
+
+from megatron_sky.config import load_config
+from megatron_sky.config.validate import check
+from megatron_sky.migrate import flags
+from megatron_sky.migrate.recipe import translate
+from megatron_sky.migrate.shell import read_script
+from megatron_sky.migrate.text import recipe_text, report_lines
+
+GPT3 = """
+#!/bin/bash
+CKPT=$1
+DATA=$2
+DIST=( --nproc_per_node 8 --nnodes 128 --master_addr head --master_port 6000 )
+MODEL=( --num-layers 96 --hidden-size 12288 --num-attention-heads 96 --seq-length 2048 --max-position-embeddings 2048 )
+TRAIN=(
+    --micro-batch-size 1
+    --global-batch-size 1536
+    --rampup-batch-size 16 16 5859375   # from 16 in steps of 16
+    --train-samples 146484375
+    --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.95 --init-method-std 0.006 --clip-grad 1.0
+    --fp16
+    --lr 6.0e-5 --lr-decay-style cosine --min-lr 6.0e-6
+    --lr-warmup-samples 183105 --lr-decay-samples 126953125
+)
+PARALLEL=( --tensor-model-parallel-size 8 --pipeline-model-parallel-size 16 )
+torchrun ${DIST[@]} pretrain_gpt.py ${MODEL[@]} ${TRAIN[@]} ${PARALLEL[@]} \\
+    --data-path $DATA --vocab-file gpt2-vocab.json --merge-file gpt2-merges.txt --vocab-size 50257 --split 949,50,1 \\
+    --log-interval 100 --save-interval 10000 --eval-interval 1000 --eval-iters 10 --save $CKPT --load $CKPT
+"""
+
+LLAMA_8B = """
+DTYPE=${DTYPE:-fp8}
+MODEL_ARGS=(
+    --use-mcore-models --num-layers 32 --hidden-size 4096 --ffn-hidden-size 14336 --num-attention-heads 32
+    --group-query-attention --num-query-groups 8 --kv-channels 128
+    --seq-length 8192 --max-position-embeddings 8192
+    --position-embedding-type rope --rotary-base 500000 --rotary-percent 1.0
+    --attention-dropout 0.0 --hidden-dropout 0.0 --swiglu --normalization RMSNorm
+    --untie-embeddings-and-output-weights --disable-bias-linear
+)
+EXTRA=()
+if [[ "$DTYPE" == "fp8" ]]; then
+    EXTRA+=("--fp8-format hybrid" "--fp8-amax-history-len 1024" "--fp8-amax-compute-algo max")
+fi
+torchrun --nproc-per-node 8 --nnodes 1 pretrain_gpt.py ${MODEL_ARGS[@]} ${EXTRA[@]} \\
+    --micro-batch-size 1 --global-batch-size 128 --train-iters 1000 --lr 1.5e-4 --min-lr 1e-5 --bf16 \\
+    --lr-warmup-fraction 0.01 --lr-decay-style cosine --decoupled-lr 5e-4 \\
+    --use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather --grad-reduce-in-bf16 \\
+    --cross-entropy-loss-fusion --manual-gc --exit-duration-in-mins 230 \\
+    --data-path 0.7 /data/web_text_document 0.3 /data/code_text_document \\
+    --tokenizer-type HuggingFaceTokenizer --tokenizer-model /models/llama3 --vocab-size 128256 --save ckpt --load old
+"""
+
+LLAMA_70B = (
+    "--num-layers 80 --hidden-size 8192 --num-attention-heads 64 --group-query-attention --num-query-groups 8 "
+    "--swiglu --ffn-hidden-size 28672 --normalization RMSNorm --norm-epsilon 1e-5 --seq-length 8192 --use-rope-scaling "
+    "--position-embedding-type rope --rotary-base 500000 --untie-embeddings-and-output-weights --disable-bias-linear "
+    "--hidden-dropout 0 --attention-dropout 0 --vocab-size 128256 --tensor-model-parallel-size 8 --sequence-parallel "
+    "--pipeline-model-parallel-size 4 --num-layers-per-virtual-pipeline-stage 5 --context-parallel-size 2 "
+    "--micro-batch-size 1 --global-batch-size 1024 --train-iters 100000 --lr 1.5e-4 --lr-decay-style WSD "
+    "--lr-wsd-decay-style minus_sqrt --lr-wsd-decay-iters 10000 --lr-warmup-iters 2000 --bf16 --recompute-granularity "
+    "full --recompute-method uniform --recompute-num-layers 1 --tp-comm-overlap --reset-position-ids "
+    "--reset-attention-mask --eod-mask-loss --data-path d/a d/b --valid-data-path d/v --save run --qk-layernorm "
+    "--make-vocab-size-divisible-by 16 --ddp-bucket-size 40000000 --no-such-flag 3"
+)
+
+
+def resolved(done, tmp_path, *overrides: str):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text(done, "a test"), encoding="utf-8")
+    return load_config([path], overrides)
+
+
+def test_gpt3_175b(tmp_path):
+    script = read_script(GPT3, ["runs/gpt3", "data/pile"])
+    done = translate(script.words)
+    config = resolved(done, tmp_path)
+    m, t, s = config.model, config.train, config.schedule
+    assert (m.num_layers, m.hidden_size, m.ffn_hidden_size, m.num_query_groups) == (96, 12288, 4 * 12288, 96)
+    assert (m.activation, m.normalization, m.position_embedding) == ("gelu", "layernorm", "learned_absolute")
+    assert m.tie_embeddings and m.add_bias_linear and m.hidden_dropout == m.attention_dropout == 0.1
+    assert m.padded_vocab_size == 51200 and m.init_std == 0.006  # 50,257 rows to a multiple of 128 * 8
+    assert (config.parallel.tp_size, config.parallel.pp_size) == (8, 16)
+    assert not config.parallel.distributed_optimizer and not config.precision.grad_reduce_in_fp32
+    assert t.tokens == 146484375 * 2048 and t.batch_rampup.tokens == 5859375 * 2048
+    assert (s.style, s.lr, s.min_lr) == ("cosine", 6e-5, 6e-6)
+    assert (s.warmup_tokens, s.decay_tokens) == (183105 * 2048, 126953125 * 2048)
+    assert (config.optimizer.adam_beta2, config.precision.dtype, t.run_dir) == (0.95, "fp16", "runs/gpt3")
+    assert (str(config.checkpoint.interval), config.validation.max_sequences) == ("10000 steps", 15360)
+    assert (done.nodes, done.gpus_per_node) == (128, 8)
+    check(config, 1024)  # its rules hold on the job's 1,024 GPUs
+    assert [each.split(" ")[0] for each in done.no_counterpart] == ["--split"]
+    assert "slurm submit RECIPE --nodes 128 --gpus-per-node 8" in report_lines(done, script)[-1]
+
+
+def test_llama_8b_in_fp8(tmp_path):
+    script = read_script(LLAMA_8B)
+    done = translate(script.words)
+    config = resolved(done, tmp_path)
+    assert config.precision.fp8.format == "hybrid" and config.precision.fp8.amax_history_len == 1024
+    assert config.precision.fp8.recipe == "delayed" and not config.precision.grad_reduce_in_fp32
+    assert (config.model.num_query_groups, config.model.rotary_base) == (8, 500_000)
+    assert config.train.tokens == 1000 * 128 * 8192 and config.schedule.warmup_tokens == config.train.tokens // 100
+    assert [(each.name, each.weight) for each in config.data.train] == [
+        ("web_text_document", 0.7),
+        ("code_text_document", 0.3),
+    ]
+    assert config.resilience.time_limit_seconds == 230 * 60
+    assert any("--decoupled-lr" in each for each in done.no_counterpart)
+    assert any("--load old" in each and "convert from-megatron" in each for each in done.no_counterpart)
+    check(config, 8)
+    half = translate(read_script("DTYPE=bf16\n" + LLAMA_8B).words)
+    assert "fp8" not in half.recipe["precision"]
+
+
+def test_llama_70b_on_one_line(tmp_path):
+    done = translate(read_script(LLAMA_70B).words)
+    config = resolved(done, tmp_path)
+    p, s = config.parallel, config.schedule
+    assert (p.tp_size, p.pp_size, p.vpp_size, p.cp_size, p.sequence_parallel) == (8, 4, 4, 2, True)
+    assert p.tp_comm_overlap and p.grad_bucket_size == 40_000_000
+    assert config.model.rope_scaling.kind == "llama3" and config.model.vocab_multiple == 128
+    assert (s.style, s.wsd_decay_style, s.wsd_decay_tokens) == ("wsd", "sqrt", 10_000 * 1024 * 8192)
+    assert config.data.document_mask and config.data.mask_document_ends and config.train.recompute == "full"
+    assert [each.path for each in config.validation.sets] == ["d/v"]
+    told = " ".join(done.no_counterpart)
+    assert "--qk-layernorm: another model" in told and "--no-such-flag 3: unknown" in told
+
+
+@pytest.mark.parametrize("text", [GPT3, LLAMA_8B, LLAMA_70B])
+def test_every_argument_is_told_exactly_once(text):
+    done = translate(read_script(text).words)
+    told = " ".join([*done.mapped, *done.no_effect, *done.no_counterpart])
+    given = set(re.findall(r"--([a-z0-9][\w-]*)", text.partition("pretrain_gpt.py")[2] or text))
+    launcher = {"nproc_per_node", "nnodes", "master_addr", "master_port", "nproc-per-node"}
+    for name in given - launcher:
+        assert f"--{name}" in told, name
+    untold = [*done.no_effect, *done.no_counterpart]
+    assert len(untold) == len({each.split(":")[0] for each in untold})
+    for each in untold:
+        assert not any(line.startswith(each.split(":")[0] + " ->") for line in done.mapped)
+
+
+def test_a_batch_that_grows_by_tokens():
+    grown = (
+        '--global-batch-size 48 --seq-length 100 --train-iters 10 --step-batch-size-schedule "0:16 6400:32 12.8K:48"'
+    )
+    done = translate(read_script(grown).words)
+    assert done.recipe["train"]["batch_rampup"] == {"start_size": 16, "increment": 16, "tokens": 12_800}
+    assert done.recipe["train"]["tokens"] == 4 * 1600 + 2 * 3200 + 4 * 4800
+    uneven = translate(read_script(grown.replace("6400", "3200")).words)
+    assert "batch_rampup" not in uneven.recipe["train"] and "grows in equal steps" in " ".join(uneven.no_counterpart)
+
+
+def test_what_arguments_do_not_tell_is_asked_for(tmp_path):
+    done = translate(["--num-layers", "2"])
+    asked = " ".join(done.to_give)
+    for key in (
+        "model.hidden_size",
+        "model.vocab_size",
+        "train.tokens",
+        "train.global_batch_size",
+        "schedule.lr",
+        "data.train",
+    ):
+        assert key in asked
+    assert "# TO GIVE: model.vocab_size" in recipe_text(done, "a test")
+    assert yaml.safe_load(recipe_text(done, "a test"))["model"]["num_layers"] == 2
+
+
+def test_no_argument_is_in_two_tables():
+    assert not flags.NO_EFFECT.keys() & flags.NO_COUNTERPART.keys()
+    assert all(flags.NO_EFFECT.values()) and all(flags.NO_COUNTERPART.values())
