@@ -30,10 +30,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures side by side: `lead` is two large ones and then three in a row, `pairs` two, `thirds` three in a row."""
+    """Pictures side by side: `pairs` is two in a row, `lead` two large ones and then three in a row."""
 
     pictures: list[Picture]
-    layout: Literal["lead", "pairs", "thirds"]
+    layout: Literal["lead", "pairs"]
 
 
 @dataclass(frozen=True)

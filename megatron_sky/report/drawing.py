@@ -23,9 +23,11 @@ INK, MUTED, GRID, ACCENT = "#1f2933", "#7b8794", "#e4e7eb", "#2563a8"
 _NAMES = ("blue", "orange", "green", "magenta", "violet", "olive", "red", "sky blue")
 COLOURS = ("#2563a8", "#d9730d", "#2a9d6f", "#b5478c", "#5b4fb3", "#8a6d1d", "#c43d3d", "#3aa0c4")
 PALE = ("#a9c4e2", "#f3cda8", "#aedccb", "#e3b9d3", "#c1bce2", "#d6c9a0", "#e9b5b5", "#b3dae8")
-PALE_GREY, BOUND = "#cbd2d9", "#3e4c59"
+PALE_GREY, BOUND = "#cbd2d9", "#616e7c"
+_START = 0.05
 LINE_STYLES = {"solid": "-", "dashed": "--", "dotted": ":"}
 _STRETCHES = 500
+_FEW = 20
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -178,6 +180,23 @@ def draw_noisy(axes: "Axes", curves: Sequence[Curve], window: int) -> list[Legen
     return [*entries, LegendEntry("each step", PALE_GREY), LegendEntry(mean, MUTED)]
 
 
+def cut_start(axes: "Axes", curves: Sequence[Curve], levels: Sequence[float] = ()) -> None:
+    """Leaves a long curve's steep fall at its start above the picture, where half of the height would show that alone.
+
+    The start is the first twentieth of the tokens; `levels` are other values to keep in sight.
+    """
+    x, y = (np.concatenate([np.asarray(getattr(each, name), dtype=float) for each in curves]) for name in "xy")
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if max(len(each.x) for each in curves) <= _FEW or not len(y):
+        return
+    later = y[x >= x.min() + _START * (x.max() - x.min())]
+    low, high = min([y.min(), *levels]), max([later.max(), *levels])
+    room = 0.05 * (high - low)
+    if y.max() - low > 2 * (high - low) > 0:
+        axes.set_ylim(low - room, high + room)
+        axes.set_ylabel(f"{axes.get_ylabel()}\n(start cut off)")
+
+
 def draw_level(axes: "Axes", value: float, words: str, meaning: str) -> LegendEntry:
     """A dashed line over the whole width, named in the picture (so `words` must be ASCII) and in the legend."""
     axes.axhline(value, color=INK, linestyle=(0, (5, 3)), linewidth=1.0)
@@ -198,7 +217,7 @@ def draw_marks(axes: "Axes", marks: Marks) -> list[LegendEntry]:
     for tokens in marks.resumes:
         axes.axvline(tokens, color=MUTED, linestyle=":", linewidth=0.9, zorder=0.5)
     for tokens in marks.bounds:
-        axes.axvline(tokens, color=BOUND, linewidth=0.9, zorder=0.6)
+        axes.axvline(tokens, color=BOUND, linewidth=0.7, zorder=0.6)
     legend = [LegendEntry("resume", MUTED, "dashed")] if marks.resumes else []
     if marks.bounds:
         names = f": {' | '.join(marks.sessions)}" if marks.sessions else ""
@@ -212,7 +231,7 @@ def has_finite(values: Sequence[float]) -> bool:
 
 def _marker(points: Sequence[float]) -> str:
     """Few points are drawn as dots too: a line of one point would be invisible."""
-    return "o" if len(points) <= 20 else ""
+    return "o" if len(points) <= _FEW else ""
 
 
 def to_svg(figure, salt: str) -> bytes:

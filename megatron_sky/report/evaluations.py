@@ -5,12 +5,21 @@ Results of one kind that were taken in the same way on the same texts become one
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megatron_sky.errors import DataError
-from megatron_sky.evaluate.results import LEAKAGE, LOSS, LeakageResults, LossResults, read_leakage, read_loss
+from megatron_sky.evaluate.results import (
+    LEAKAGE,
+    LOSS,
+    LeakageResults,
+    LossResults,
+    ModelLeakage,
+    ModelLosses,
+    read_leakage,
+    read_loss,
+)
 from megatron_sky.evaluate.tables import leakage_rows, loss_rows, setting_words
 from megatron_sky.report.content import Block, Notes, Section, Table
 
@@ -26,10 +35,10 @@ Results = LossResults | LeakageResults
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What was found, each with the files it comes from."""
+    """What was found, each with the names of the files it comes from."""
 
-    loss: list[tuple[LossResults, list[Path]]] = field(default_factory=list)
-    leakage: list[tuple[LeakageResults, list[Path]]] = field(default_factory=list)
+    loss: list[tuple[LossResults, list[str]]] = field(default_factory=list)
+    leakage: list[tuple[LeakageResults, list[str]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -39,7 +48,7 @@ def load_evaluations(run_dirs: Sequence[Path], files: Sequence[Path] = ()) -> Ev
     for path in _all_files(run_dirs, files):
         results = _read(path, found.notes)
         if results is not None:
-            _add(found.loss if isinstance(results, LossResults) else found.leakage, results, path)
+            _add(found.loss if isinstance(results, LossResults) else found.leakage, results, _short(path, run_dirs))
     return found
 
 
@@ -65,6 +74,12 @@ def _newest_first(path: Path) -> tuple[float, str]:
     return -path.stat().st_mtime, str(path)
 
 
+def _short(path: Path, run_dirs: Sequence[Path]) -> str:
+    """From the run's folder on, where it lies in one."""
+    inside = [folder for folder in run_dirs if path.is_relative_to(folder)]
+    return str(path.relative_to(inside[0].parent)) if inside else str(path)
+
+
 def _read(path: Path, notes: list[str]) -> Results | None:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
@@ -79,22 +94,25 @@ def _read(path: Path, notes: list[str]) -> Results | None:
     return None
 
 
-def _add(groups: list[tuple[Results, list[Path]]], results: Results, path: Path) -> None:
-    """Into the group of its setting and texts; of two results for a model the first stays."""
+def _add(groups: list[tuple[Results, list[str]]], results: Results, file: str) -> None:
+    """Into the group of its setting and texts. Of two results for one model the first stays."""
     for place, (group, files) in enumerate(groups):
         if replace(group, models=()) == replace(results, models=()):
-            known = {_key(each.model) for each in group.models}
-            new = [each for each in results.models if _key(each.model) not in known]
-            groups[place] = replace(group, models=(*group.models, *new)), [*files, path]
+            known = {(each.model.path, each.model.step, each.model.name) for each in group.models}
+            names = {each.model.name for each in group.models}
+            new = [each for each in results.models if (each.model.path, each.model.step, each.model.name) not in known]
+            new = [_renamed(each, file) if each.model.name in names else each for each in new]
+            groups[place] = replace(group, models=(*group.models, *new)), [*files, file]
             return
-    groups.append((results, [path]))
+    groups.append((results, [file]))
 
 
-def _key(model) -> tuple:
-    return model.name, model.path, model.step
+def _renamed(measured: ModelLosses | ModelLeakage, file: str) -> ModelLosses | ModelLeakage:
+    """A model of another model's name, told apart by its file."""
+    return replace(measured, model=replace(measured.model, name=f"{measured.model.name} ({file})"))
 
 
-def _loss_blocks(results: LossResults, files: Sequence[Path]) -> list[Block]:
+def _loss_blocks(results: LossResults, files: Sequence[str]) -> list[Block]:
     blocks: list[Block] = []
     for caption, name, digits in _LOSS_FIGURES:
         head, rows = loss_rows(results, name, digits)
@@ -103,7 +121,7 @@ def _loss_blocks(results: LossResults, files: Sequence[Path]) -> list[Block]:
     return [*blocks, Notes([setting_words(results.setting), f"Documents: {documents}.", *_origin(results, files)])]
 
 
-def _leakage_blocks(results: LeakageResults, files: Sequence[Path]) -> list[Block]:
+def _leakage_blocks(results: LeakageResults, files: Sequence[str]) -> list[Block]:
     head, rows = leakage_rows(results)
     reasons = [
         f"{each.model.name}, {split}: {verdict.finding}. {verdict.reason}."
@@ -116,6 +134,6 @@ def _leakage_blocks(results: LeakageResults, files: Sequence[Path]) -> list[Bloc
     return [table, Notes([*reasons, brackets, *setting, *_origin(results, files)])]
 
 
-def _origin(results: Results, files: Iterable[Path]) -> list[str]:
+def _origin(results: Results, files: Sequence[str]) -> list[str]:
     warnings = [f"{each.model.name}: {warning}" for each in results.models for warning in each.model.warnings]
-    return [*warnings, f"From {', '.join(str(each) for each in files)}."]
+    return [*warnings, f"From {', '.join(files)}."]

@@ -14,6 +14,7 @@ from megatron_sky.report.drawing import (
     STYLE,
     Curve,
     Marks,
+    cut_start,
     draw_level,
     draw_lines,
     draw_marks,
@@ -137,13 +138,22 @@ def _quantity(
         return None
     figure, axes = new_figure(quantity.label)
     legend = draw_noisy(axes, shown, steps // 50) if quantity.noisy else draw_lines(axes, shown, width=1.4)
-    if entropy is not None:
-        legend.append(draw_level(axes, entropy, "unigram entropy", "unigram entropy of the training corpus"))
     if quantity.from_zero:
         axes.set_ylim(bottom=0)
+    elif shown[0].name:
+        cut_start(axes, shown)
+    if entropy is not None:
+        legend.append(_entropy_line(axes, entropy))
     legend += draw_marks(axes, marks)
     svg = to_svg(figure, quantity.file_name)
     return Picture(quantity.file_name, quantity.title, f"{quantity.title} over consumed tokens", svg, legend)
+
+
+def _entropy_line(axes: "Axes", entropy: float) -> LegendEntry:
+    meaning = "unigram entropy of the training corpus"
+    if not axes.get_autoscaley_on() and entropy > axes.get_ylim()[1]:
+        return LegendEntry(f"{meaning}: {entropy:.2f}, above the picture", INK, "dashed")
+    return draw_level(axes, entropy, "unigram entropy", meaning)
 
 
 def _all_sets(run: RunData, marks: Marks) -> Picture | None:
@@ -151,7 +161,10 @@ def _all_sets(run: RunData, marks: Marks) -> Picture | None:
     if not any(has_finite(each.y) for each in curves):
         return None
     figure, axes = new_figure(_LOSS.label)
-    legend = draw_lines(axes, curves) + draw_marks(axes, marks)
+    legend = draw_lines(axes, curves)
+    if run.sessions:
+        cut_start(axes, curves)
+    legend += draw_marks(axes, marks)
     svg = to_svg(figure, "validation")
     return Picture("validation", "Validation loss by domain", "Loss of each validation set", svg, legend)
 
@@ -165,9 +178,9 @@ def _one_set(
     figure, axes = new_figure(label)
     legend = draw_lines(axes, curves)
     models = list(dict.fromkeys(each.model for each in references))
-    for each in sorted(references, key=lambda reference: -reference.lm_loss):
-        if each.set == name:
-            legend.append(_reference_line(axes, each, len(curves) + models.index(each.model)))
+    own = sorted((each for each in references if each.set == name), key=lambda reference: -reference.lm_loss)
+    legend += [_reference_line(axes, each, len(curves) + models.index(each.model)) for each in own]
+    cut_start(axes, curves, [each.lm_loss for each in own])
     legend += draw_marks(axes, marks)
     file_name = f"validation_{number}"
     return Picture(file_name, name, f"Loss of the validation set {name}", to_svg(figure, file_name), legend)

@@ -174,7 +174,7 @@ def _domain_row(domain: DomainLoss, normalised: bool) -> list[Cell]:
 
 def _references(run: RunData) -> list[Block]:
     pictures = draw_references(run)
-    return [Pictures(pictures, "thirds")] if pictures else []
+    return [Pictures(pictures, "pairs")] if pictures else []
 
 
 def _sources(run: RunData) -> list[Block]:

@@ -54,7 +54,7 @@ dd small { display: block; font-size: .75rem; font-weight: 400; color: var(--mut
 .legend span { display: inline-block; width: 18px; margin-right: 6px; vertical-align: middle; border-top: 3px solid; }
 .legend .dashed { border-top-style: dashed; border-top-width: 2px; }
 .legend .dotted { border-top-style: dotted; border-top-width: 2px; } .legend .area { border-top-width: 11px; }
-.pictures.pairs > * { grid-column: span 3; } .pictures.thirds > :nth-child(n) { grid-column: span 2; }
+.pictures.pairs > * { grid-column: span 3; } .scroll + .scroll { margin-top: 12px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: .8rem; white-space: nowrap; }
@@ -69,12 +69,14 @@ td { white-space: nowrap; } .text { white-space: normal; overflow-wrap: anywhere
 details, details.card { margin-top: 12px; } summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; margin: 12px 0 0; }
 .notes { color: var(--muted); font-size: .85rem; overflow-wrap: anywhere; }
-@media (max-width: 900px) { .pictures > *, .pictures > :nth-child(-n+2) { grid-column: 1 / -1; }
-  .pictures.pairs > *, .pictures.thirds > :nth-child(n) { grid-column: 1 / -1; } }
-@media (max-width: 600px) { main { padding: 20px 10px 32px; } .card { padding: 10px; }
+@media screen and (max-width: 900px) { .pictures > *, .pictures > :nth-child(-n+2) { grid-column: 1 / -1; }
+  .pictures.pairs > * { grid-column: 1 / -1; } }
+@media screen and (max-width: 600px) { main { padding: 20px 10px 32px; } .card { padding: 10px; }
   th, td { padding-right: 10px; } .text { min-width: 10em; }
+  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
   .figures { grid-template-columns: 1fr 1fr; gap: 8px; } .figures > div { padding: 10px; } dd { font-size: 1.1rem; } }
-@media print { body { background: #fff; } .card { break-inside: avoid; } .scroll { overflow: visible; }
+@media print { html { font-size: 11px; } body { background: #fff; } .card { break-inside: avoid; }
+  .pictures { gap: 12px; } .pictures > * { grid-column: span 3; } .scroll { overflow: visible; }
   h2 { break-after: avoid; } td, th { white-space: normal; } pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   details::details-content { content-visibility: visible; } details.card { break-inside: auto; } }
 """

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -62,7 +63,11 @@ def test_perplexity_as_table_6(tmp_path):
     assert normalised.rows[1] == ["b", "2.5000", "2.5000", "2.5000"] and "Bits" in bits.caption
     section = evaluation_sections(found)[0]
     (told,) = [block.notes for block in section.blocks if isinstance(block, Notes)]
-    assert told[1] == "Documents: tech 3, movie 3." and "a: told" in told and str(tmp_path) in told[-1]
+    assert (
+        told[1] == "Documents: tech 3, movie 3."
+        and "a: told" in told
+        and told[-1] == f"From {tmp_path.name}/eval/loss.json."
+    )
 
 
 def test_leakage_as_table_8(tmp_path):
@@ -77,6 +82,16 @@ def test_results_taken_alike_become_one_table_the_newest_first(tmp_path):
     put(losses("new", "both"), tmp_path / "eval" / "second")
     perplexity, *_ = tables(load_evaluations([tmp_path]))
     assert [(row[0], row[1]) for row in perplexity.rows] == [("new", "12.18"), ("both", "12.18"), ("old", "3.49")]
+
+
+def test_models_of_one_name_are_told_apart_by_their_files(tmp_path):
+    for run in ("a", "b"):
+        results = losses("step_0000010")
+        (model,) = results.models
+        model = replace(model, model=replace(model.model, path=f"/{run}/step_0000010"))
+        put(replace(results, models=(model,)), tmp_path / run / "eval", age=ord(run))
+    perplexity, *_ = tables(load_evaluations([tmp_path / "a", tmp_path / "b"]))
+    assert [row[0] for row in perplexity.rows] == ["step_0000010", "step_0000010 (b/eval/loss.json)"]
 
 
 def test_results_taken_otherwise_stay_apart(tmp_path):

@@ -226,3 +226,33 @@ def test_runs_are_compared_by_normalised_loss_where_all_have_it(drawn, tmp_path,
         runs.append(load_run(tmp_path / name))
     figures.draw_compared_sets(runs)
     assert lines(drawn["validation_1"])[1][2] == [value] and label in drawn["validation_1"].get_ylabel()
+
+
+def test_the_fall_at_the_start_is_cut_where_sessions_are_told_apart(drawn, tmp_path, write_run):
+    losses = [10.0, 9.0, 8.0, *(2.0 + 1 / step for step in range(1, 118))]
+    data = ("data", {"unigram_entropy": 7.5})
+    picture = figures.draw_run(load_run(write_run(tmp_path / "staged", losses=losses, events=[data, *SESSIONS])))[0]
+    low, high = drawn["train_loss"].get_ylim()
+    assert 1.9 < low < 2.01 and 2.2 < high < 2.6  # from the 6,950th token on it is below 2.25
+    assert "start cut off" in drawn["train_loss"].get_ylabel()
+    assert any("7.50, above the picture" in each.name for each in picture.legend)
+    figures.draw_run(load_run(write_run(tmp_path / "plain", losses=losses, events=[data])))
+    assert drawn["train_loss"].get_ylim()[1] > 9
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [[10.0, *[2.0] * 19], [10.0, *[2.0] * 199], [4.0 - step / 100 for step in range(200)], [3.0] * 200],
+    ids=["few points", "flat", "an even fall", "constant"],
+)
+def test_other_curves_are_shown_whole(drawn, tmp_path, write_run, losses):
+    runs = compared(tmp_path, write_run, {"losses": losses}, {"losses": losses})
+    figures.draw_comparison(runs)
+    assert drawn["train_loss"].get_ylim()[1] >= losses[0] and "cut" not in drawn["train_loss"].get_ylabel()
+
+
+def test_a_spike_after_the_start_and_other_models_stay_in_sight(drawn, tmp_path, write_run):
+    losses = [10.0, *[2.0 + 1 / step for step in range(1, 100)], 5.0, *[2.0] * 99]
+    runs = compared(tmp_path, write_run, {"losses": losses}, {"losses": losses})
+    figures.draw_comparison(runs)
+    assert 5.0 < drawn["train_loss"].get_ylim()[1] < 6.0
