@@ -47,17 +47,17 @@ class NativeModel:
         hidden = self._hidden(tokens)
         if hidden is None:
             return None
-        parts = [
-            self._losses(hidden[places[rows]], targets[rows]) for rows in row_chunks(len(places), len(self._output))
-        ]
+        hidden = hidden[_sequence_first(places, tokens)]
+        parts = [self._losses(hidden[rows], targets[rows]) for rows in row_chunks(len(places), len(self._output))]
         return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
     def next_logits(self, tokens, places):
         assert self._context.layout.tp_size == self._context.layout.pp_size == 1, "generation runs on whole models"
-        return self._logits(self._hidden(tokens)[places])[:, : self._vocab_size].float()
+        hidden = self._hidden(tokens)[_sequence_first(places, tokens)]
+        return self._logits(hidden)[:, : self._vocab_size].float()
 
     def _hidden(self, tokens):
-        """`[b * s, h]` after the last norm; None on a rank of an earlier stage, which hands its states on."""
+        """`[s * b, h]` after the last norm; None on a rank of an earlier stage, which hands its states on."""
         (b, s), context = tokens.shape, self._context
         stage = context.place.pp_rank
         if not context.is_first_stage:
@@ -69,7 +69,7 @@ class NativeModel:
         if not context.is_last_stage:
             dist.send(hidden.contiguous(), group=context.pp_group, group_dst=stage + 1)
             return None
-        return hidden.transpose(0, 1).reshape(b * s, -1)
+        return hidden.flatten(0, 1)
 
     def _logits(self, hidden):
         """`[n, V / tp]`; the padding rows' are minus infinity."""
@@ -97,6 +97,12 @@ class NativeModel:
         dist.all_reduce(total, group=group)
         dist.all_reduce(own, group=group)
         return total.log() + largest - own, own >= largest
+
+
+def _sequence_first(places, tokens):
+    """Flat positions in `[b, s]` as those in megatron-core's `[s, b]`."""
+    b, s = tokens.shape
+    return places % s * b + places // s
 
 
 def _output_weight(model):

@@ -48,7 +48,7 @@ class Options:
     max_documents: int | None = None
     stride: int | None = None
     begin: str = "auto"
-    batch_tokens: int = 8192
+    batch_tokens: int = 4096
     tp_size: int = 1
     pp_size: int = 1
 
