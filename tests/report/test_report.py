@@ -12,6 +12,18 @@ from xml.etree import ElementTree
 import pytest
 
 from megatron_sky.errors import RunError
+from megatron_sky.evaluate.leakage import Verdict, published
+from megatron_sky.evaluate.metrics import DocumentLoss, figures_of
+from megatron_sky.evaluate.results import (
+    DomainRecord,
+    LeakageResults,
+    LossResults,
+    ModelLeakage,
+    ModelLosses,
+    ModelRecord,
+    Setting,
+    write_json,
+)
 from megatron_sky.monitor.metrics import MetricsWriter
 from megatron_sky.report import build_report
 
@@ -50,21 +62,51 @@ def page_of(run_dir):
     return Page(build_report(run_dir).read_text(encoding="utf-8"))
 
 
+def write_evaluations(folder):
+    """A perplexity and a leakage file full of hostile names, and a file that is neither."""
+    figures = figures_of([DocumentLoss(EVIL, 0, "0", 9, 9, 5, 5, 10.0)])
+    model = ModelRecord(EVIL, warnings=(EVIL,))
+    setting = Setting(4096, 1365, None, None, "auto", reference_tokenizer=EVIL)
+    losses = ModelLosses(model, {EVIL: figures}, figures)
+    write_json(LossResults(setting, (DomainRecord(EVIL, (EVIL,), 1, 0, 0),), (losses,)), folder)
+    leaked = ModelLeakage(model, (published(1.0, 1.0, 1.0),), Verdict(EVIL, EVIL), Verdict(EVIL, EVIL))
+    write_json(LeakageResults(0.05, 0.95, None, (), (leaked,)), folder)
+    (folder / "other.json").write_text(json.dumps({EVIL: EVIL}))
+
+
 def picture_text(picture):
     return " ".join(part.strip() for part in picture.itertext() if part.strip())
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory, write_run):
+    mixture = [
+        {"session": "one", "first_token": 0, "end_token": 60_000, "shares": {EVIL: [0.9, 0.6], "code": [0.1, 0.4]}},
+        {"session": EVIL, "first_token": 60_000, "end_token": 200_000, "shares": {EVIL: [1.0, 1.0]}},
+    ]
+    references = [
+        {"model": name, "set": set_name, "lm_loss": 4.0} for name in (EVIL, "模型") for set_name in ("code", EVIL)
+    ]
     run_dir = write_run(
         tmp_path_factory.mktemp("runs") / "my run",
         losses=[9 / step for step in range(1, 121)],
         sets=("code", "_中文网页", EVIL),
         events=[
             ("start", {"step": 0, "layout": "TP2 x PP1"}),
-            ("data", {"sources": [{"name": EVIL, "tokens": 1}], "unigram_entropy": 5.71}),
+            (
+                "data",
+                {
+                    "sources": [{"name": EVIL, "tokens": 1}],
+                    "unigram_entropy": 5.71,
+                    "references": references,
+                    "mixture": mixture,
+                },
+            ),
+            ("session", {"step": 0, "session": "one", "first_token": 0, "end_token": 60_000}),
+            ("session", {"step": 60, "session": EVIL, "first_token": 60_000, "end_token": 200_000}),
         ],
     )
+    write_evaluations(run_dir / "eval")
     with MetricsWriter(run_dir, tensorboard=False, wandb=None, config={}) as metrics:
         metrics.event("resume", step=120, layout="TP1 x PP2", why=EVIL)
     samples = [
@@ -91,15 +133,28 @@ def test_the_page_tells_everything(full):
         "unigram entropy of the training corpus",
     ):
         assert part in full.text, part
-    titles = ["Training loss", "Validation loss by domain", "Learning rate", "Gradient norm", "Throughput"]
-    assert all(title in full.text for title in titles) and len(full.pictures) == 5
-    assert "unigram entropy 5.71" in picture_text(full.pictures[0])
-    assert "unigram entropy" not in picture_text(full.pictures[1])
+    titles = ["Training loss", "Validation loss by domain", "Mixture", "Learning rate", "Gradient norm", "Throughput"]
+    assert all(title in full.text for title in titles) and len(full.pictures) == 6 + 2
+    assert "unigram entropy 5.71" not in picture_text(full.pictures[0])
+    headings = [
+        "Sessions",
+        "Validation loss beside other models",
+        "Domain perplexity",
+        "Leakage, nats per token",
+        "Notes",
+    ]
+    assert all(heading in full.text for heading in headings)
+
+
+def test_the_unigram_entropy_is_named_in_the_picture(tmp_path, write_run):
+    page = page_of(write_run(tmp_path, events=[("data", {"unigram_entropy": 5.71})]))
+    assert "unigram entropy 5.71" in picture_text(page.pictures[0])
+    assert "unigram entropy" not in picture_text(page.pictures[1])
 
 
 def test_the_page_is_self_contained_and_escaped(full):
     assert "script" not in full.tags and "link" not in full.tags and "iframe" not in full.tags
-    assert full.text.count(EVIL) >= 6  # shown as text wherever it came from
+    assert full.text.count(EVIL) >= 30  # shown as text wherever it came from
     assert not any(name.startswith("on") or name == "href" for name, _ in full.attributes)
     assert all(value.startswith("data:image/svg+xml;base64,") for name, value in full.attributes if name == "src")
 
@@ -130,6 +185,31 @@ def test_the_same_run_gives_the_same_page(tmp_path, write_run):
 )
 def test_runs_with_missing_parts(tmp_path, write_run, run, pictures):
     assert len(page_of(write_run(tmp_path, **run)).pictures) == pictures
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "data", "time": 1, "mixture": 3, "references": {"a": 1}, "sources": [3], "validation": "x"},
+        {"event": "data", "time": 1, "mixture": [{}], "references": [[]], "unigram_entropy": [1]},
+        {"event": "session", "time": "yesterday", "step": [1], "session": None},
+        {"event": ["session"], "time": 1e300, "step": {"a": 1}},
+        {"event": "resume", "time": None, "step": [1]},
+        {"event": "sources", "time": 1, "sources": [{"name": ["x"], "tokens": "y", "epochs": "z"}]},
+    ],
+)
+def test_a_damaged_event_leaves_a_page(tmp_path, write_run, event):
+    with open(write_run(tmp_path) / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"kind": "event"} | event) + "\n")
+    assert len(page_of(tmp_path).pictures) == 5
+
+
+def test_records_with_odd_times_and_speeds_leave_a_page(tmp_path, write_run):
+    text = (write_run(tmp_path) / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    odd = [line | {"time": 1e300, "step_seconds": "inf", "mfu": "nan", "lr": "nan"} for line in lines]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in odd))
+    assert "1e+300" in page_of(tmp_path).text
 
 
 def test_a_torn_line_is_noted(tmp_path, write_run):
