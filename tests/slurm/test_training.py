@@ -67,7 +67,7 @@ def wait_for_steps(run_dir: Path, count: int) -> None:
 
 
 def test_a_script_sent_by_hand_with_gpus(cluster, recipe_file, tmp_path):
-    """`sbatch slurm/train.sbatch RECIPE` as it stands, two nodes of two tasks, every node with its eight (false) GPUs."""
+    """`sbatch slurm/train.sbatch RECIPE` as it stands, two nodes of two tasks, with eight false GPUs each."""
     run_dir = tmp_path / "run"
     recipe = recipe_file("parallel.tp_size=2", f"train.tokens={5 * STEP_TOKENS}")
     sent = time.time()
@@ -122,7 +122,9 @@ def test_a_node_goes_down(cluster, queued, recipe_file, reference, tmp_path):
     (job,) = queued(recipe, "--time", "10")
     wait_until(lambda: (run_dir / "checkpoints/step_0000010/manifest.json").is_file(), JOB_SECONDS, "a checkpoint")
     cluster.power_off("n2")
-    cluster.client("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=power")  # Slurm itself needs half a minute
+    cluster.client(
+        "scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=power"
+    )  # Slurm itself needs half a minute
     wait_until(lambda: cluster.job(job)["Restarts"] == "1", JOB_SECONDS, lambda: told(run_dir))
     cluster.power_on("n2")
     ended = cluster.wait_for_state(job, "COMPLETED", "FAILED", seconds=JOB_SECONDS)
@@ -143,15 +145,18 @@ def test_a_chain_of_sessions_and_what_follows(cluster, sky, queued, recipe_file,
     run_dir = tmp_path / "run"
     recipe = recipe_file(*SESSIONS, f"checkpoint.release_marks=[{10 * STEP_TOKENS}]")
     texts = corpus / "text"
-    heldout = next(path for path in sorted(texts.rglob("*.jsonl")) if "en_web" in path.name and "train" not in str(path))
+    heldout = next(
+        path for path in sorted(texts.rglob("*.jsonl")) if "en_web" in path.name and "train" not in str(path)
+    )
     jobs = queued(recipe, "--evaluate", f"en={heldout}", "--release", "--name", "chain")
     assert [job.name for job in read_jobs(run_dir)] == ["chain-one", "chain-two", "chain-evaluate", "chain-release"]
     states = [cluster.job(job) for job in jobs]
     assert all(before in after["Dependency"] for before, after in zip(jobs, states[1:], strict=False))
     for job in jobs[:2]:
-        assert cluster.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", seconds=JOB_SECONDS)[
-            "JobState"
-        ] == "COMPLETED", told(run_dir)
+        assert (
+            cluster.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", seconds=JOB_SECONDS)["JobState"]
+            == "COMPLETED"
+        ), told(run_dir)
     assert [each["ended"]["step"] for each in attempts(run_dir)] == [6, 10]
     for job in jobs[2:]:
         wait_until(lambda job=job: cluster.job(job)["JobState"] == "COMPLETED", JOB_SECONDS, lambda: told(run_dir))

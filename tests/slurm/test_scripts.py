@@ -1,0 +1,112 @@
+"""The scripts on a real Slurm: accepted as they stand, and the tokenizing array whose parts join to one whole."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_sky.slurm.render import Job, render, scripts
+from megatron_sky.slurm.site import Container, Site
+
+PYTHON_FIRST = f"{Path(sys.executable).parent}{os.pathsep}"
+
+
+@pytest.fixture(autouse=True)
+def this_python(cluster, monkeypatch):
+    """`python3` of the scripts is the one that runs the tests."""
+    monkeypatch.setitem(cluster.environment, "PATH", PYTHON_FIRST + cluster.environment["PATH"])
+
+
+@pytest.mark.parametrize("script", ["convert", "evaluate", "merge", "tokenize", "train"])
+def test_slurm_accepts_a_script_as_it_stands(cluster, script):
+    cluster.client("sbatch", "--test-only", str(scripts() / f"{script}.sbatch"), "argument")
+
+
+@pytest.mark.parametrize("image", [None, "/images/sky.sqsh", "/images/sky.sif"])
+def test_slurm_accepts_eight_gpus_a_node(cluster, image, tmp_path):
+    job = Job(
+        "train",
+        "sky",
+        ("recipe.yaml",),
+        folder=str(tmp_path),
+        output="job_%j.txt",
+        nodes=2,
+        tasks_per_node=8,
+        gpus_per_node=8,
+        exclusive=True,
+        signal_seconds=300,
+    )
+    script = tmp_path / "train.sbatch"
+    site = Site(container=Container(image=image), partition="main", cpus_per_task=4, sbatch=("--mem=0",))
+    script.write_text(render(job, site))
+    cluster.client("sbatch", "--test-only", str(script))
+    too_many = script.with_name("nine.sbatch")
+    too_many.write_text(render(job, site).replace("--gpus-per-node=8", "--gpus-per-node=9"))
+    with pytest.raises(AssertionError, match="node configuration"):
+        cluster.client("sbatch", "--test-only", str(too_many))
+
+
+def test_the_last_of_two_options_counts(cluster, tmp_path):
+    """The site's own options come last, so that they win."""
+    script = tmp_path / "two.sbatch"
+    script.write_text("#!/bin/bash\n#SBATCH --nodes=9\n#SBATCH --nodes=1\n:\n")
+    cluster.client("sbatch", "--test-only", str(script))
+
+
+def test_a_bad_recipe_is_refused_before_it_is_queued(cluster, sky, recipe_file, tmp_path):
+    before = cluster.client("squeue", "--noheader", "--states=all")
+    layout = sky("slurm", "submit", recipe_file("parallel.tp_size=3"), "--nodes", "2")
+    assert layout.returncode == 2 and "must divide the number of ranks, 16" in layout.stderr
+    data = sky("slurm", "submit", recipe_file(), "data.train.0.path=nowhere", "--nodes", "1")
+    assert data.returncode == 3 and "nowhere" in data.stderr
+    partition = sky("slurm", "submit", recipe_file(), "--partition", "none", "--gpus-per-node", "1")
+    assert partition.returncode == 5 and "invalid partition" in partition.stderr, partition.stderr
+    assert cluster.client("squeue", "--noheader", "--states=all") == before
+    assert not (tmp_path / "run/slurm/jobs.json").exists()
+
+
+def test_print_queues_nothing(cluster, sky, recipe_file, tmp_path):
+    done = sky("slurm", "submit", recipe_file(), "--print", "--nodes", "2", "--container", "sky.sqsh", "--release")
+    assert done.returncode == 0 and "--container-image=sky.sqsh" in done.stdout
+    assert done.stdout.count("#!/usr/bin/env bash") == 2 and "set -- release" in done.stdout
+    assert not (tmp_path / "run").exists()
+    refused = sky("slurm", "submit", recipe_file("parallel.tp_size=3"), "--print")
+    assert refused.returncode == 2 and not refused.stdout
+
+
+def test_a_folder_without_jobs(sky, tmp_path):
+    for verb in ("status", "cancel"):
+        done = sky("slurm", verb, tmp_path)
+        assert done.returncode == 5 and "mend:" in done.stderr
+
+
+def test_tokenizing_in_an_array_and_joining(cluster, sky, corpus, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    lines = [json.dumps({"text": f"document {number} " * (number % 60)}) for number in range(4000)]
+    texts.write_text("\n".join(lines) + "\n" + "x" * (17 << 20) + "\n")  # over one piece of 16 MiB: several have work
+    tokenizer = corpus / "tokenizer.model"
+    whole = sky("data", "tokenize", texts, "--out", tmp_path / "whole", "--tokenizer", tokenizer, "--workers", "1")
+    assert whole.returncode == 0, whole.stderr
+    arguments = [str(texts), "--out", str(tmp_path / "joined"), "--tokenizer", str(tokenizer)]
+    common = ["sbatch", "--parsable", "--cpus-per-task=1", "--mem=1G"]
+    array = cluster.client(*common, "--array=0-2", str(scripts() / "tokenize.sbatch"), *arguments, cwd=tmp_path).strip()
+    merge = cluster.client(
+        *common,
+        f"--dependency=afterok:{array}",
+        str(scripts() / "merge.sbatch"),
+        str(tmp_path / "joined"),
+        cwd=tmp_path,
+    ).strip()
+    ended = cluster.wait_for_state(merge, "COMPLETED", "FAILED", "CANCELLED", seconds=60)
+    said = "\n".join(path.read_text() for path in tmp_path.glob("slurm-*.log"))
+    assert ended["JobState"] == "COMPLETED", said
+    for ending in ("bin", "idx"):
+        assert (tmp_path / f"joined.{ending}").read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
+    assert len(list(tmp_path.glob("joined_shard_*.bin"))) == 3
+
+    (tmp_path / "joined_shard_00001_of_00003.idx").unlink()
+    again = cluster.client(*common, str(scripts() / "merge.sbatch"), str(tmp_path / "joined"), cwd=tmp_path).strip()
+    assert cluster.wait_for_state(again, "COMPLETED", "FAILED", seconds=30)["JobState"] == "FAILED"
+    assert "2 of 3 parts are there" in (tmp_path / f"slurm-merge-{again}.log").read_text()
