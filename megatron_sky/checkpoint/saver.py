@@ -147,6 +147,8 @@ class Saver:
                 content_metadata=metadata,
                 async_strategy="mcore",
             )
+            if self._context.rank == 0:
+                compat.write_common_file(state, temporary)
         except OSError as error:
             raise RunError(
                 f"{temporary}: can't be written: {error}\n  mend: free space or permissions there"

@@ -14,6 +14,7 @@ from pathlib import Path
 from megatron_sky.checkpoint.store import TRAIN_STATE
 from megatron_sky.config import Config, dump_config, load_config
 from megatron_sky.config.schema import ModelConfig
+from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError
 
@@ -88,7 +89,7 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
     import torch
     from megatron.core import dist_checkpointing
 
-    saved = dist_checkpointing.load_content_metadata(str(folder)) or {}
+    saved = _content_metadata(folder)
     if optimizer is not None and not saved.get("holds_optimizer"):
         raise CheckpointError(
             f"{folder}: was saved without its optimizer state, so a run can't be resumed from it\n"
@@ -106,6 +107,20 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
             optimizer.load_state_dict(loaded["optimizer"])
         if fp8 is not None:
             fp8.restore(loaded["fp8"] if has_history else None)
+
+
+def _content_metadata(folder: Path) -> dict:
+    """What `sharded_state` said of the checkpoint when it was saved."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.core import CheckpointingException
+
+    try:
+        return dist_checkpointing.load_content_metadata(folder) or {}
+    except CheckpointingException as error:
+        raise CheckpointError(
+            f"{folder}: megatron-core {compat.version()} finds no {compat.COMMON_FILE} in it: {error}\n"
+            f"  mend: a newer megatron-core wrote it; load it with that one and save it again"
+        ) from None
 
 
 def _ask_only_for_what_is_there(state: dict, folder: Path) -> None:

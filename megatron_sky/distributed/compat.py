@@ -5,6 +5,9 @@ Everything else calls megatron-core through its names, which both versions share
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
+
+COMMON_FILE = "common.pt"
 
 
 def call(function: Callable, /, *args, **kwargs):
@@ -51,6 +54,21 @@ def async_calls_queue():
     from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
     return AsyncCallsQueue(persistent=False)
+
+
+def write_common_file(state: dict, folder: Path) -> None:
+    """Writes what is no tensor of a state that was just saved where 0.16 looks for it; 0.19 puts it among the tensors.
+
+    With the file both versions read the checkpoint. One rank's task.
+    """
+    from megatron.core.dist_checkpointing.utils import extract_nonpersistent, extract_sharded_base
+
+    path = folder / COMMON_FILE
+    if not path.exists():
+        import torch
+
+        _, common = extract_sharded_base(extract_nonpersistent(state)[1])
+        torch.save(common, path)
 
 
 def _die_with_parent() -> None:
