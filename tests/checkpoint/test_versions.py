@@ -83,21 +83,22 @@ def saved_and_loaded(info, folder: str, other_side: str) -> bool:
     from unittest import mock
 
     import torch
-    from megatron.core.tensor_parallel.layers import RowParallelLinear
 
     from megatron_sky.checkpoint import state
     from megatron_sky.checkpoint.saver import Saver
     from megatron_sky.config.schema import CheckpointConfig
-    from megatron_sky.model.backends import torch_backend
     from tests.checkpoint.record import opened, small
 
-    plain = {"rmsnorm": torch_backend.RMSNorm}
-    without = mock.patch.object(torch_backend, "final_norm", lambda name: plain[name])
-    modules = (RowParallelLinear, torch_backend._NamedAsTe)
     config = small(folder)
     config = config.model_copy(update={"checkpoint": CheckpointConfig(async_save=False, save_optimizer=False)})
     entered, build = opened(config)
     with entered as context:
+        from megatron.core.tensor_parallel.layers import RowParallelLinear
+
+        from megatron_sky.model.backends import torch_backend
+
+        without = mock.patch.object(torch_backend, "final_norm", lambda name: torch_backend.RMSNorm)
+        modules = (RowParallelLinear, torch_backend._NamedAsTe)
         # A checkpoint without the final norm's entry (what Transformer Engine misses), or with Transformer Engine's.
         if other_side == "lacks entries":
             with without:
@@ -150,9 +151,6 @@ TE_KEYS = {
 
 
 def sharded_keys(info, fp8: bool) -> set[str]:
-    from megatron.core.dist_checkpointing.dict_utils import nested_values
-    from megatron.core.dist_checkpointing.mapping import ShardedBase
-
     from megatron_sky.checkpoint import state
     from tests.checkpoint.record import opened, small
 
@@ -162,6 +160,9 @@ def sharded_keys(info, fp8: bool) -> set[str]:
     entered, build = opened(config)
     with entered as context:
         model, _ = build(context)
+        from megatron.core.dist_checkpointing.dict_utils import nested_values
+        from megatron.core.dist_checkpointing.mapping import ShardedBase
+
         held, _ = state.sharded_state(model.chunks, None, context, loading=False, fp8=model.fp8)
         return {each.key for each in nested_values(held) if isinstance(each, ShardedBase)}
 
