@@ -133,6 +133,40 @@ def leakage(
     _on_ranks(ctx, ["eval", "leakage"], nproc, work)
 
 
+@app.command()
+def tasks(
+    ctx: typer.Context,
+    checkpoints: Checkpoints,
+    tasks: Annotated[str, typer.Option(help="Names of the harness's tasks, separated by commas.")],
+    include_path: Annotated[Path | None, typer.Option(help="Folder with YAML files of further tasks.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each sample; default: the task's own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many samples of each task.")] = None,
+    batch_tokens: BatchTokens = 4096,
+    out: Out = None,
+    nproc: Nproc = None,
+) -> None:
+    """Benchmarks by EleutherAI's lm-eval harness; offline where the tasks' data are local files."""
+
+    def work(info) -> None:
+        from megatron_sky.evaluate.tasks import evaluate_tasks, write_tasks
+
+        scores = evaluate_tasks(
+            checkpoints,
+            [each.strip() for each in tasks.split(",") if each.strip()],
+            include_path=include_path,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            batch_tokens=batch_tokens,
+            info=info,
+        )
+        if info.rank == 0:
+            print(write_tasks(scores, out))
+
+    _on_ranks(ctx, ["eval", "tasks"], nproc, work)
+
+
 def _options(key, context, max_chars, max_documents, stride, begin, batch_tokens, tp_size, pp_size):
     from megatron_sky.errors import ConfigError, Problem
     from megatron_sky.evaluate.checkpoints import BEGINS

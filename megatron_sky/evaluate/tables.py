@@ -17,11 +17,11 @@ def loss_markdown(results: LossResults) -> str:
     """Perplexities of all models over all domains, then normalised losses and bits per byte."""
     parts = [
         "## Perplexity",
-        _table(*loss_rows(results, "perplexity", 2)),
+        markdown_table(*loss_rows(results, "perplexity", 2)),
         "## Normalised loss, nats per reference token",
-        _table(*loss_rows(results, "normalised_loss", 4)),
+        markdown_table(*loss_rows(results, "normalised_loss", 4)),
         "## Bits per byte",
-        _table(*loss_rows(results, "bits_per_byte", 4)),
+        markdown_table(*loss_rows(results, "bits_per_byte", 4)),
         setting_words(results.setting),
         _sizes(results),
         *_warnings(results.models),
@@ -48,7 +48,7 @@ def leakage_markdown(results: LeakageResults) -> str:
     ]
     parts = [
         "## Leakage, loss in nats per token",
-        _table(*leakage_rows(results)),
+        markdown_table(*leakage_rows(results)),
         f"Brackets: {results.confidence:.0%} intervals, bootstrap over documents.",
         "\n".join(reasons),
         _matched_table(results),
@@ -106,7 +106,7 @@ def _sizes(results: LossResults) -> str:
         [each.name, *map(_count, (each.documents, each.empty, each.cut)), *_lengths(first.domains[each.name])]
         for each in results.domains
     ]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _lengths(figures) -> list[str]:
@@ -140,7 +140,7 @@ def _matched_table(results: LeakageResults) -> str:
         for each in results.models
         for c in each.comparisons[1:]
     ]
-    return "## At equal lengths, and token by token\n\n" + _table(head, rows) if rows else ""
+    return "## At equal lengths, and token by token\n\n" + markdown_table(head, rows) if rows else ""
 
 
 def _warnings(models: Sequence) -> list[str]:
@@ -161,7 +161,7 @@ def _count(value: int) -> str:
     return f"{value:,}"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, its columns filled up so that it reads well as plain text."""
     rows = [[each.replace("|", "\\|") for each in row] for row in (head, *rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]

@@ -1,0 +1,157 @@
+"""EleutherAI's lm-eval harness on a model of ours: its three requests, batched by length.
+
+Every process answers every request and shares the batches with the others, so the harness sees one model. Generation
+runs the whole text again for each token: quadratic, exact in every batch, and the same for both kinds of checkpoint.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lm_eval.api.model import TemplateLM
+
+from megatron_sky.errors import ConfigError, DataError, Problem
+from megatron_sky.evaluate.checkpoints import TextCoder
+from megatron_sky.evaluate.scoring import Model, score_spans
+from megatron_sky.evaluate.windows import Span, cut_spans, plan_batches
+
+_LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's names, strongest first
+_DEFAULT_LIMIT = 256  # lm-eval's own, where the context allows
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a text is continued: at most `limit` tokens, up to one of the texts `until`; temperature 0 is greedy."""
+
+    limit: int
+    until: tuple[str, ...]
+    temperature: float
+
+
+class HarnessModel(TemplateLM):
+    """lm-eval's view of a model. A text without a context is predicted after the token that begins a document."""
+
+    def __init__(self, model: Model, coder: TextCoder, *, context: int, batch_tokens: int, gather, seed: int = 1234):
+        super().__init__()
+        self._model, self._coder, self._gather = model, coder, gather
+        self._batch_tokens, self._seed = batch_tokens, seed
+        self.max_length = context
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._coder.eod_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        begin = self._coder.begin_id("auto")
+        if begin is None:
+            raise DataError(f"tokenizer {self._coder.name}: has neither a begin nor an end token to predict after")
+        return begin
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self._coder.name
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
+        ids = self._coder.encode(string)
+        adds = self._coder.adds_bos if add_special_tokens is None else add_special_tokens
+        return [self._coder.bos_id, *ids] if adds and self._coder.bos_id is not None else ids
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
+        spans = [self._span(text, before, after) for text, before, after in requests]
+        scores = self._score(spans, "loglikelihood")
+        return [(-float(each.losses.sum(dtype=np.float64)), bool(each.likeliest.all())) for each in scores]
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        texts = [
+            cut_spans(
+                self._coder.encode(request.args[0]),
+                begin=self.prefix_token_id,
+                context=self.max_length,
+                stride=self.max_length,
+            )
+            for request in requests
+        ]
+        scores = iter(self._score([span for spans in texts for span in spans], "loglikelihood_rolling"))
+        return [-sum(float(next(scores).losses.sum(dtype=np.float64)) for _ in spans) for spans in texts]
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        asked = [self._generation(request.args[1]) for request in requests]
+        prompts = [
+            (self.tok_encode(request.args[0]) or [self.prefix_token_id])[-(self.max_length - how.limit) :]
+            for request, how in zip(requests, asked, strict=True)
+        ]
+        batches = plan_batches([len(p) + how.limit for p, how in zip(prompts, asked, strict=True)], self._batch_tokens)
+        mine: dict[int, str] = {}
+        with torch.inference_mode():
+            for batch in batches[self._model.share :: self._model.shares]:
+                texts = self._continue([prompts[each] for each in batch], [asked[each] for each in batch])
+                mine.update(zip(batch, texts, strict=True))
+        everyone: dict[int, str] = {}
+        for part in self._gather(mine):
+            everyone.update(part)
+        return [everyone[number] for number in range(len(requests))]
+
+    def _score(self, spans: list[Span], what: str) -> list:
+        return score_spans(self._model, spans, batch_tokens=self._batch_tokens, gather=self._gather, what=what)
+
+    def _span(self, text: tuple[str, str], before: list[int], after: list[int]) -> Span:
+        """The end of `before` and the whole of `after`, cut on the left where they are more than the context."""
+        if not after or len(after) > self.max_length:
+            raise DataError(
+                f"the answer {text[1][:60]!r} has {len(after):,} tokens; it needs 1 to {self.max_length:,}, the context"
+            )
+        whole = np.array([*before, *after][-(self.max_length + 1) :], np.int64)
+        return Span(whole, min(len(after), len(whole) - 1))
+
+    def _generation(self, given: dict) -> Generation:
+        settings = dict(given)
+        until = settings.pop("until", None) or []
+        limits = [settings.pop(name) for name in _LIMITS if name in settings]
+        sampled, temperature = settings.pop("do_sample", None), float(settings.pop("temperature", 0.0) or 0.0)
+        limit = int(limits[0]) if limits else min(_DEFAULT_LIMIT, self.max_length // 2)
+        if settings:
+            names = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+            raise ConfigError(Problem("generation_kwargs", f"not known here: {names}", "leave it out of the task"))
+        if limit >= self.max_length:
+            rule = f"must be less than the context of {self.max_length:,} tokens"
+            raise ConfigError(Problem("generation_kwargs.max_gen_toks", rule, value=limit))
+        return Generation(
+            limit, tuple([until] if isinstance(until, str) else until), 0.0 if sampled is False else temperature
+        )
+
+    def _continue(self, prompts: Sequence[list[int]], asked: Sequence[Generation]) -> list[str]:
+        """Continues the prompts together, each until it has ended."""
+        rows = [list(prompt) for prompt in prompts]
+        texts: list[str | None] = [None] * len(rows)
+        generator = torch.Generator(device=self._model.device).manual_seed(self._seed)
+        while open_rows := [number for number, text in enumerate(texts) if text is None]:
+            logits = self._next_logits([rows[number] for number in open_rows])
+            for number, scores in zip(open_rows, logits, strict=True):
+                rows[number].append(_choose(scores, asked[number].temperature, generator))
+                texts[number] = self._ended(rows[number][len(prompts[number]) :], asked[number])
+        return texts
+
+    def _next_logits(self, rows: list[list[int]]):
+        longest = max(map(len, rows))
+        tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+        for number, row in enumerate(rows):
+            tokens[number, : len(row)] = torch.tensor(row)
+        places = torch.tensor([number * longest + len(row) - 1 for number, row in enumerate(rows)])
+        return self._model.next_logits(tokens.to(self._model.device), places.to(self._model.device))
+
+    def _ended(self, made: list[int], how: Generation) -> str | None:
+        """The text, where it has ended: at the end-of-document token, a text of `until`, or the limit."""
+        at_end = made[-1] == self._coder.eod_id
+        text = self._coder.decode(made[:-1] if at_end else made)
+        stops = [text.find(each) for each in how.until if each and each in text]
+        if stops:
+            return text[: min(stops)]
+        return text if at_end or len(made) >= how.limit else None
+
+
+def _choose(logits, temperature: float, generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial(torch.softmax(logits / temperature, 0), 1, generator=generator))

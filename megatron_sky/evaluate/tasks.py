@@ -1,0 +1,169 @@
+"""`eval tasks`: benchmarks by EleutherAI's lm-eval harness, on native and Hugging Face checkpoints alike.
+
+A task is a YAML file of the harness's form; with --include-path those of a folder come before its own. Data that lie in
+local files need no network.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_sky.distributed.launch import RankInfo
+from megatron_sky.errors import ConfigError, DataError, MissingDependency, Problem
+from megatron_sky.evaluate.checkpoints import Checkpoint, open_checkpoints
+from megatron_sky.evaluate.results import write_text
+from megatron_sky.evaluate.tables import markdown_table
+from megatron_sky.log import get_logger
+
+log = get_logger(__name__)
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One figure of one model: `metric` as the harness names it (acc, exact_match ...), with its standard error."""
+
+    model: str
+    step: int | None
+    consumed_tokens: int | None
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    samples: int
+
+
+def evaluate_tasks(
+    given: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    include_path: Path | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch_tokens: int = 4096,
+    info: RankInfo | None = None,
+) -> list[TaskScore]:
+    """Scores of the checkpoints `given`. `limit`: the first so many samples of each task. Collective.
+
+    Raises MissingDependency without lm-eval, ConfigError for a task that is not known.
+    """
+    from megatron_sky.config.schema import ParallelConfig
+    from megatron_sky.distributed.context import open_context
+
+    info = info or RankInfo()
+    manager = _task_manager(tasks, include_path)
+    checkpoints = open_checkpoints(given)
+    scores: list[TaskScore] = []
+    with open_context(ParallelConfig(distributed_optimizer=False), info, warn=log.warning) as parallel:
+        for checkpoint in checkpoints:
+            scores += _evaluate(checkpoint, tasks, manager, num_fewshot, limit, batch_tokens, parallel)
+    return scores
+
+
+def write_tasks(scores: Sequence[TaskScore], out: Path | None) -> str:
+    """Writes tasks.json and tasks.md into `out`, if given; returns the Markdown."""
+    models = list(dict.fromkeys(each.model for each in scores))
+    found = {(each.model, each.task, each.metric): each for each in scores}
+    rows = [
+        [task, metric, *(_shown(found.get((model, task, metric))) for model in models)]
+        for task, metric in dict.fromkeys((each.task, each.metric) for each in scores)
+    ]
+    words = markdown_table(["task", "metric", *models], rows) + "\n"
+    if out is not None:
+        content = {"kind": "tasks", "format_version": FORMAT_VERSION, "scores": [each.__dict__ for each in scores]}
+        write_text(out / "tasks.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        write_text(out / "tasks.md", words)
+    return words
+
+
+def read_tasks(path: Path) -> list[TaskScore]:
+    """tasks.json (or the folder that holds it). Raises DataError."""
+    path = path / "tasks.json" if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if (content["kind"], content["format_version"]) != ("tasks", FORMAT_VERSION):
+            raise ValueError(f"is no tasks file of format_version {FORMAT_VERSION}")
+        return [TaskScore(**each) for each in content["scores"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: can't be read as task scores: {error}") from error
+
+
+def _task_manager(tasks: Sequence[str], include_path: Path | None):
+    """The harness's index of tasks: of the given folder alone where that has all of them, else its own too."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise MissingDependency("lm_eval", "eval tasks", "pip install 'megatron-sky[eval]'") from None
+    if include_path is not None and not include_path.is_dir():
+        raise ConfigError(Problem("--include-path", "is no folder", "give the folder of the tasks' YAML", include_path))
+    found = None
+    for defaults in (False, True) if include_path is not None else (True,):
+        found = TaskManager(include_path=str(include_path) if include_path else None, include_defaults=defaults)
+        unknown = [task for task in tasks if task not in found.all_tasks]
+        if not unknown:
+            return found
+    raise ConfigError(
+        Problem(
+            "--tasks",
+            "the harness knows no such task",
+            "`lm_eval ls tasks` lists its own; --include-path names a folder of more",
+            ", ".join(unknown),
+        )
+    )
+
+
+def _evaluate(
+    checkpoint: Checkpoint, tasks: Sequence[str], manager, num_fewshot, limit, batch_tokens: int, parallel
+) -> list[TaskScore]:
+    from lm_eval import simple_evaluate
+
+    from megatron_sky.evaluate.harness import HarnessModel
+
+    model = HarnessModel(
+        checkpoint.load(parallel),
+        checkpoint.coder,
+        context=checkpoint.context,
+        batch_tokens=batch_tokens,
+        gather=parallel.gather_objects,
+    )
+    log.info("%s: %s", checkpoint.name, ", ".join(tasks))
+    found = simple_evaluate(
+        model=model,
+        tasks=list(tasks),
+        task_manager=manager,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        bootstrap_iters=1000,
+        log_samples=False,
+    )
+    samples = {task: counts["effective"] for task, counts in found["n-samples"].items()}
+    return [
+        TaskScore(
+            model=checkpoint.name,
+            step=checkpoint.step,
+            consumed_tokens=checkpoint.consumed_tokens,
+            task=task,
+            metric=key.removesuffix(",none"),
+            value=float(value),
+            stderr=_stderr(figures, key),
+            samples=samples.get(task, 0),
+        )
+        for task, figures in found["results"].items()
+        for key, value in figures.items()
+        if isinstance(value, int | float) and "," in key and "_stderr" not in key
+    ]
+
+
+def _stderr(figures: dict, key: str) -> float | None:
+    """The harness keeps the error of `acc,none` under `acc_stderr,none`; a word where it has none."""
+    metric, comma, filtered = key.partition(",")
+    value = figures.get(f"{metric}_stderr{comma}{filtered}")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _shown(score: TaskScore | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score.value:.4f}" + (f" ± {score.stderr:.4f}" if score.stderr is not None else "")
