@@ -227,7 +227,7 @@ def _mixture(run: RunData) -> Picture | None:
     if not plan:
         return None
     figure, axes = new_figure("share of the tokens")
-    names = list(dict.fromkeys(name for stretch in plan for name in stretch.shares))
+    names = list(dict.fromkeys(name for stretch in plan for name, ends in stretch.shares.items() if any(ends)))
     colours = [_area_colour(number) for number in range(len(names))]
     x = [token for stretch in plan for token in (stretch.first_token, stretch.end_token)]
     y = [[share for stretch in plan for share in stretch.shares.get(name, (0.0, 0.0))] for name in names]

@@ -25,7 +25,7 @@ from megatron_sky.report.content import (
 )
 from megatron_sky.report.drawing import colour_name
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]|~#!$@])")
+_MARKUP = re.compile(r"([\\`*\[|~#$@]|(?<![^\W_])_|_(?![^\W_]))")  # a _ between letters has no effect
 
 
 def render_markdown(document: Document, pictures: str) -> str:

@@ -21,11 +21,16 @@ from megatron_sky.report.content import (
 from megatron_sky.report.markdown import render_markdown
 
 EVIL = "a|b\n[x](http://e) <script> `*_ # $1$ @me ![y]"
-SHOWN = r"a\|b \[x\](http://e) &lt;script&gt; \`\*\_ \# \$1\$ \@me \!\[y\]"
+SHOWN = r"a\|b \[x](http://e) &lt;script&gt; \`\*\_ \# \$1\$ \@me !\[y]"
 
 
 def render(*blocks, heading="Heading"):
     return render_markdown(Document("title", "kind", "subtitle", [Section(heading, blocks)]), "pictures")
+
+
+def test_names_with_underscores_stay_readable():
+    text = render(Notes(["en_web L_test", "_all_", "网_页"]))
+    assert "- en_web L_test\n" in text and r"\_all\_" in text and "网_页" in text
 
 
 def test_a_table():
@@ -76,7 +81,7 @@ def test_pictures_lie_beside_it(tmp_path, write_run):
     assert len(links) == 5
     for link in links:
         assert ElementTree.fromstring((run_dir / link).read_bytes()).tag.endswith("svg")
-    assert SHOWN.replace("\\|", "\\|") in text and "| code | 9.0000 | 6.0000 | -3.0000 |" in text
+    assert SHOWN in text and "| code | 9.0000 | 6.0000 | -3.0000 |" in text
 
 
 def test_another_place_with_an_odd_name(tmp_path, write_run):
