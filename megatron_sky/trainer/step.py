@@ -132,7 +132,7 @@ class StepRunner:
         if ids is None:
             return {"attention_mask": None}
         if self.model.backend == "te":
-            return {"attention_mask": None, "packed_seq_params": packed_documents(ids, self.context.device)}
+            return {"attention_mask": None, "packed_seq_params": packed_documents(batch.cu_seqlens, self.context.device)}
         return {"attention_mask": ids.to(self.context.device)}
 
     def _on_this_rank(self, batch: Batch) -> dict:

@@ -46,20 +46,15 @@ def open_user_buffers(
     )
 
 
-def packed_documents(document_ids, device):
+def packed_documents(cu_seqlens, device):
     """megatron-core's PackedSeqParams for one sequence of several documents: attention stays within each.
 
-    `document_ids` `[1, s]` on the CPU, so that counting the documents waits for no GPU; the result is on `device`.
+    `cu_seqlens`: int32 `[n + 1]` on the CPU, so that the longest document is known without waiting for a GPU.
     """
-    import torch
     from megatron.core.packed_seq_params import PackedSeqParams
 
-    assert document_ids.shape[0] == 1, "config.validate allows one sequence a micro batch"
-    ids = document_ids[0]
-    starts = torch.nonzero(ids[1:] != ids[:-1]).flatten() + 1
-    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), starts, torch.tensor([len(ids)])])
-    longest = int((bounds[1:] - bounds[:-1]).max())
-    on_device = bounds.to(torch.int32).to(device, non_blocking=True)
+    longest = int((cu_seqlens[1:] - cu_seqlens[:-1]).max())
+    on_device = cu_seqlens.to(device, non_blocking=True)
     return compat.call(
         PackedSeqParams,
         qkv_format="thd",
