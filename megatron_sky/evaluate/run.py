@@ -82,8 +82,7 @@ def evaluate_loss(
     domains = [_domain(name, files, characters, options) for name, files in parse_data(data).items()]
     if reference_tokenizer is None and len({each.coder.sha256 for each in checkpoints}) > 1:
         log.warning(
-            "the models have different tokenizers and --reference-tokenizer is not given: tokens are counted by "
-            "%s's; the order of the models stays the same under any other",
+            "the models have different tokenizers and --reference-tokenizer is not given: reference tokens are %s's",
             checkpoints[0].name,
         )
     prepared = [_prepare(each, domains, context, options) for each in checkpoints]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +12,8 @@ from megatron_sky.cli_eval import app
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, SkyError
 from megatron_sky.evaluate.results import read_leakage, read_loss
 from tests.evaluate.test_leakage import TABLE_8
+
+TABLE_8_FILE = Path(__file__).parents[2] / "examples/leakage/table_8.csv"
 
 
 def run(*arguments):
@@ -23,25 +26,21 @@ def run(*arguments):
 
 
 def test_the_reports_table_from_its_losses(tmp_path):
-    rows = [f"{model},{test},{train},{reference}" for model, (test, train, reference, *_) in TABLE_8.items()]
-    path = tmp_path / "published.csv"
-    path.write_text("\n".join(["model,L_test,L_train,L_ref", *rows]))
-    words = run("leakage", "--published", path, "--out", tmp_path / "out")
+    words = run("leakage", "--published", TABLE_8_FILE, "--out", tmp_path / "out")
     aquila = next(line for line in words.splitlines() if line.startswith("| Aquila2-34B"))
     cells = [each.strip() for each in aquila.strip("|").split("|")]
-    assert cells == [
-        "Aquila2-34B",
-        "0.78",
-        "0.39",
-        "1.29",
-        "-0.51",
-        "+0.39",
-        "test data leaked",
-        "trained on the train split",
-    ]
+    losses = ["0.78", "0.39", "1.29", "-0.51", "+0.39"]
+    assert cells == ["Aquila2-34B", *losses, "test data leaked", "trained on the train split"]
     found = read_leakage(tmp_path / "out")
     assert [each.model.name for each in found.models] == list(TABLE_8)
+    for each in found.models:
+        plain = each.comparisons[0]
+        test, train, reference, delta1, delta2, *_ = TABLE_8[each.model.name]
+        assert (plain.test.value, plain.train.value, plain.reference.value) == (test, train, reference)
+        assert plain.delta1.value == pytest.approx(delta1, abs=0.0101)
+        assert plain.delta2.value == pytest.approx(delta2, abs=0.0101)
     assert found.models[0].model.kind == "published" and found.setting is None
+    path = tmp_path / "published.csv"
     with pytest.raises(DataError, match="columns model, L_test, L_train, L_ref"):
         path.write_text("model,loss\na,1\n")
         run("leakage", "--published", path)
