@@ -89,6 +89,8 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
     import torch
     from megatron.core import dist_checkpointing
 
+    from megatron_sky.checkpoint import optimizer_shards
+
     saved = _content_metadata(folder)
     if optimizer is not None and not saved.get("holds_optimizer"):
         raise CheckpointError(
@@ -103,7 +105,9 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
         loaded = dist_checkpointing.load(state, str(folder), _load_strategy(context, folder))
         for name, chunk in _named(chunks):
             _fill(_bare(chunk), loaded[name])
-        if optimizer is not None:
+        if optimizer is not None and (inner := optimizer_shards.distributed_optimizer(optimizer)) is not None:
+            optimizer_shards.load_state(inner, loaded["optimizer"])
+        elif optimizer is not None:
             optimizer.load_state_dict(loaded["optimizer"])
         if fp8 is not None:
             fp8.restore(loaded["fp8"] if has_history else None)
@@ -141,6 +145,8 @@ def _fill(chunk, state: dict) -> None:
 
 def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bool, fp8=None) -> tuple[dict, dict]:
     """(what to save or to fill, the plain description of how it is laid out)."""
+    from megatron_sky.checkpoint import optimizer_shards
+
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
         "distrib_optim_fully_reshardable_mem_efficient": False,
@@ -153,7 +159,11 @@ def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bo
     state = {name: _bare(chunk).sharded_state_dict(metadata=with_group) for name, chunk in _named(chunks)}
     if optimizer is not None:
         weights = state if len(chunks) > 1 else state["model"]
-        state["optimizer"] = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=with_group)
+        inner = optimizer_shards.distributed_optimizer(optimizer)
+        if inner is not None:
+            state["optimizer"] = optimizer_shards.sharded_state(inner, weights, loading=loading)
+        else:
+            state["optimizer"] = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=with_group)
     if metadata["fp8"] is not None:
         state["fp8"] = _sharded_history(fp8, context)
     return state, metadata

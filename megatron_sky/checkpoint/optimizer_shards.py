@@ -1,0 +1,237 @@
+"""The distributed optimizer's state, from flat shards to whole parameters and back, each parameter by one rank alone.
+
+With ZeRO-1 a data-parallel rank holds an equal stretch of each flat gradient bucket: parts of parameters, cut anywhere.
+A checkpoint that any layout can load holds whole parameters (megatron-core's `fully_reshardable` form). megatron-core
+makes them by gathering all buckets on every rank of the group, which for 13 B parameters on 256 data-parallel ranks and
+two pipeline stages takes 80 GB of host memory a rank. Here every parameter has an owner among the ranks that hold a
+part of it; the owner is sent the parts it lacks, and is alone to write it. What crosses a border between two ranks
+travels, and nothing else; with one data-parallel rank nothing is even copied. Loading goes the same way back.
+
+What is written is the same, name by name, so checkpoints are exchanged with megatron-core's own form freely. (Where a
+bucket is padded, as with several buckets and ZeRO-1, its own gathering also misplaces what follows the padding.)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+KEYS = ("param", "exp_avg", "exp_avg_sq")
+SHARDING_TYPE = "fully_reshardable"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A rank's part of a parameter: elements `start` to `end` of the flat parameter. `owner` writes the whole of it."""
+
+    param: torch.nn.Parameter
+    rank: int
+    owner: int
+    start: int
+    end: int
+
+
+def distributed_optimizer(optimizer):
+    """The one DistributedOptimizer behind megatron-core's optimizer; None where there is none, or several."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    inner = getattr(optimizer, "chained_optimizers", [optimizer])
+    return inner[0] if len(inner) == 1 and isinstance(inner[0], DistributedOptimizer) else None
+
+
+def sharded_state(optimizer, model_state: dict, *, loading: bool) -> dict:
+    """What megatron-core is to save, or to fill, of a DistributedOptimizer.
+
+    Args:
+        optimizer: the DistributedOptimizer.
+        model_state: the model's sharded state; its entries tell each parameter's name, place and shape.
+        loading: the tensors are to be filled, so that none is exchanged.
+    """
+    if loading:
+        optimizer.load_state_dict(optimizer.state_dict())  # makes moments that are not there yet
+    state = optimizer.state_dict()
+    described = _by_parameter(model_state)
+    owned = _empty(optimizer) if loading else _collect(optimizer)
+    state["param_state"] = {
+        number: {key: _entry(described[param], key, tensors[key]) for key in KEYS}
+        for number, (param, tensors) in enumerate(owned.items())
+    }
+    state["param_state_sharding_type"] = SHARDING_TYPE
+    return state
+
+
+@torch.no_grad()
+def load_state(optimizer, loaded: dict) -> None:
+    """Fills the DistributedOptimizer from `sharded_state(..., loading=True)` once megatron-core has filled that."""
+    rest = {name: value for name, value in loaded.items() if not name.startswith("param_state")}
+    optimizer.load_state_dict(rest)
+    params = [bucket_params for bucket in _buckets(optimizer) for bucket_params in _owned_params(optimizer, bucket)]
+    whole = dict(zip(params, loaded["param_state"].values(), strict=True))
+    for bucket in _buckets(optimizer):
+        received = {key: _scatter(optimizer, bucket, {p: tensors[key] for p, tensors in whole.items()}) for key in KEYS}
+        for piece in _of_rank(bucket, optimizer.data_parallel_group.rank()):
+            tensors = {key: received[key][piece.param] for key in KEYS}
+            optimizer._set_main_param_and_optimizer_states(piece.param, tensors)
+
+
+def _buckets(optimizer) -> Iterator[list[_Piece]]:
+    """Every bucket's pieces, of all ranks, in the order of the bucket; the same on each rank of the group."""
+    world_size = optimizer.data_parallel_group.size()
+    load = [0] * world_size  # elements that each rank owns so far
+    for buffer, ranges in zip(optimizer.buffers, optimizer.gbuf_ranges, strict=True):
+        (bucket_ranges,) = ranges.values()
+        for bucket, local in zip(buffer.buckets, bucket_ranges, strict=True):
+            shard = bucket.grad_data.numel() // world_size
+            pieces = [
+                piece
+                for param, (start, end, number) in buffer.param_index_map.items()
+                if number == bucket.bucket_id
+                for piece in _cut(param, start - bucket.offset, end - bucket.offset, shard, load)
+            ]
+            pieces.sort(key=lambda piece: piece.rank)
+            _check_ranges(pieces, local["param_map"], optimizer.data_parallel_group.rank())
+            yield pieces
+
+
+def _cut(param, start: int, end: int, shard: int, load: list[int]) -> list[_Piece]:
+    """A parameter that lies at `start` to `end` of its bucket, cut where a rank's `shard` elements end. Of the ranks
+    that hold a part, the one with the least to write becomes its owner."""
+    holders = range(start // shard, (end - 1) // shard + 1)
+    owner = min(holders, key=lambda rank: (load[rank], rank))
+    load[owner] += end - start
+    return [
+        _Piece(param, rank, owner, max(start, rank * shard) - start, min(end, (rank + 1) * shard) - start)
+        for rank in holders
+    ]
+
+
+def _check_ranges(pieces: list[_Piece], param_map: dict, rank: int) -> None:
+    ours = {piece.param: (piece.start, piece.end) for piece in _of_rank(pieces, rank)}
+    theirs = {param: (ranges["param"].start, ranges["param"].end) for param, ranges in param_map.items()}
+    assert ours == theirs, "megatron-core cuts its buckets in another way than is known here"
+
+
+def _of_rank(pieces: list[_Piece], rank: int) -> list[_Piece]:
+    return [piece for piece in pieces if piece.rank == rank]
+
+
+def _owned_params(optimizer, pieces: list[_Piece]) -> list:
+    rank = optimizer.data_parallel_group.rank()
+    return list(dict.fromkeys(piece.param for piece in pieces if piece.owner == rank))
+
+
+def _empty(optimizer) -> dict:
+    """Room for the parameters that this rank owns: parameter -> key -> fp32 tensor of its shape."""
+    return {
+        param: {key: torch.empty(param.shape, dtype=torch.float32, device=param.device) for key in KEYS}
+        for pieces in _buckets(optimizer)
+        for param in _owned_params(optimizer, pieces)
+    }
+
+
+def _collect(optimizer) -> dict:
+    """The parameters that this rank owns, whole: parameter -> key -> tensor of its shape. Collective in the group."""
+    rank, owned = optimizer.data_parallel_group.rank(), {}
+    for pieces in _buckets(optimizer):
+        held = {
+            piece.param: optimizer._get_main_param_and_optimizer_states(piece.param) for piece in _of_rank(pieces, rank)
+        }
+        whole = {
+            key: _gather(optimizer, pieces, {param: tensors[key].detach() for param, tensors in held.items()})
+            for key in KEYS
+        }
+        for param in _owned_params(optimizer, pieces):
+            owned[param] = {key: whole[key][param].view(param.shape) for key in KEYS}
+    return owned
+
+
+def _gather(optimizer, pieces: list[_Piece], held: dict) -> dict:
+    """The owned parameters' flat tensors, made of this rank's own parts and those that the others send."""
+    rank = optimizer.data_parallel_group.rank()
+    sent = [piece for piece in pieces if piece.rank == rank and piece.owner != rank]
+    due = [piece for piece in pieces if piece.owner == rank and piece.rank != rank]
+    received = _exchange(
+        optimizer,
+        {piece: held[piece.param] for piece in sent},
+        due,
+        to=lambda piece: piece.owner,
+        source=lambda piece: piece.rank,
+        needed=any(piece.rank != piece.owner for piece in pieces),
+    )
+    received |= {piece: held[piece.param].flatten() for piece in pieces if piece.rank == rank == piece.owner}
+    whole = {}
+    for param in _owned_params(optimizer, pieces):
+        parts = [received[piece] for piece in pieces if piece.param is param]  # in the order of the parameter
+        whole[param] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return whole
+
+
+def _scatter(optimizer, pieces: list[_Piece], whole: dict) -> dict:
+    """This rank's parts of the bucket's parameters, from their owners: parameter -> flat tensor."""
+    rank = optimizer.data_parallel_group.rank()
+    own = {
+        piece.param: whole[piece.param].flatten()[piece.start : piece.end]
+        for piece in pieces
+        if piece.rank == rank == piece.owner
+    }
+    sent = {
+        piece: whole[piece.param].flatten()[piece.start : piece.end]
+        for piece in pieces
+        if piece.owner == rank and piece.rank != rank
+    }
+    due = [piece for piece in pieces if piece.rank == rank and piece.owner != rank]
+    received = _exchange(
+        optimizer,
+        sent,
+        due,
+        to=lambda piece: piece.rank,
+        source=lambda piece: piece.owner,
+        needed=any(piece.rank != piece.owner for piece in pieces),
+    )
+    return own | {piece.param: part for piece, part in received.items()}
+
+
+def _exchange(optimizer, sent: dict, due: list[_Piece], *, to, source, needed: bool) -> dict:
+    """Sends each piece's tensor to rank `to(piece)` and returns those that come from `source(piece)`.
+
+    `needed`: whether any rank of the group sends anything; all of them know.
+    """
+    if not needed:
+        return {}
+    group = optimizer.data_parallel_group
+    outgoing = sorted(sent, key=to)  # stable: the bucket's order within each rank
+    incoming = sorted(due, key=source)
+    device = optimizer.buffers[0].grad_data.device
+    flat = [sent[piece].flatten().to(torch.float32) for piece in outgoing]
+    message = torch.cat(flat) if flat else torch.empty(0, dtype=torch.float32, device=device)
+    sizes = [[0] * group.size(), [0] * group.size()]
+    for piece in outgoing:
+        sizes[0][to(piece)] += piece.end - piece.start
+    for piece in incoming:
+        sizes[1][source(piece)] += piece.end - piece.start
+    answer = torch.empty(sum(sizes[1]), dtype=torch.float32, device=device)
+    torch.distributed.all_to_all_single(answer, message, sizes[1], sizes[0], group=group)
+    return dict(zip(incoming, answer.split([piece.end - piece.start for piece in incoming]), strict=True))
+
+
+def _by_parameter(model_state: dict) -> dict:
+    """parameter -> its ShardedTensor, or the factory that makes several of it."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
+
+    sharded, _ = extract_sharded_tensors_and_factories(model_state)
+    return {entry.data: entry for entry in nested_values(sharded)}
+
+
+def _entry(described, key: str, tensor: torch.Tensor):
+    """The parameter's ShardedTensor with the optimizer's tensor in it; only its owner has it."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+
+    changes = {
+        "key": f"optimizer.state.{key}.{described.key}",
+        "data": tensor,
+        "replica_id": (*described.replica_id[:2], 0),
+    }
+    if not isinstance(described, ShardedTensorFactory):
+        changes["dtype"] = tensor.dtype
+    return replace(described, **changes)
