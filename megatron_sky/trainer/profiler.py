@@ -49,13 +49,13 @@ class Profiler:
         name = f"rank_{self._rank:05d}_steps_{self._steps.start}-{self._steps.stop - 1}"
         trace = self._folder / f"{name}.json.gz"
         profile.export_chrome_trace(str(trace))
-        text = table(_times(profile), steps=len(self._steps))
+        text = table(kernel_times(profile), steps=len(self._steps))
         (self._folder / f"{name}.txt").write_text(text, encoding="utf-8")
         self._steps = range(0)
         self._tell(f"profile of rank {self._rank} in {trace}; time by kernel class:\n{text}")
 
 
-def _times(profile) -> list[KernelTime]:
+def kernel_times(profile) -> list[KernelTime]:
     """Own time of every kernel on a GPU, of every operator on a CPU; ranges that we named hold them and don't count."""
     on_gpu = device.has_gpu()
     return [

@@ -132,7 +132,8 @@ class StepRunner:
         if ids is None:
             return {"attention_mask": None}
         if self.model.backend == "te":
-            return {"attention_mask": None, "packed_seq_params": packed_documents(batch.cu_seqlens, self.context.device)}
+            bounds = packed_documents(batch.cu_seqlens, self.context.device)
+            return {"attention_mask": None, "packed_seq_params": bounds}
         return {"attention_mask": ids.to(self.context.device)}
 
     def _on_this_rank(self, batch: Batch) -> dict:
