@@ -143,9 +143,7 @@ def report(
     ] = None,
     evals: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--eval", help="Result file of `eval loss` or `eval leakage`, beside those in the runs' eval folders."
-        ),
+        typer.Option("--eval", help="Result file of `megatron-sky eval`, beside those in the runs' eval folders."),
     ] = None,
     page_format: Annotated[
         str | None,

@@ -13,7 +13,7 @@ from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import ConfigError, DataError, MissingDependency, Problem
 from megatron_sky.evaluate.checkpoints import Checkpoint, open_checkpoints
 from megatron_sky.evaluate.results import write_text
-from megatron_sky.evaluate.tables import markdown_table
+from megatron_sky.evaluate.tables import Rows, markdown_table
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
@@ -64,18 +64,23 @@ def evaluate_tasks(
 
 def write_tasks(scores: Sequence[TaskScore], out: Path | None) -> str:
     """Writes tasks.json and tasks.md into `out`, if given; returns the Markdown."""
+    words = markdown_table(*task_rows(scores)) + "\n"
+    if out is not None:
+        content = {"kind": "tasks", "format_version": FORMAT_VERSION, "scores": [each.__dict__ for each in scores]}
+        write_text(out / "tasks.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        write_text(out / "tasks.md", words)
+    return words
+
+
+def task_rows(scores: Sequence[TaskScore]) -> Rows:
+    """A row for each task and metric, a column for each model."""
     models = list(dict.fromkeys(each.model for each in scores))
     found = {(each.model, each.task, each.metric): each for each in scores}
     rows = [
         [task, metric, *(_shown(found.get((model, task, metric))) for model in models)]
         for task, metric in dict.fromkeys((each.task, each.metric) for each in scores)
     ]
-    words = markdown_table(["task", "metric", *models], rows) + "\n"
-    if out is not None:
-        content = {"kind": "tasks", "format_version": FORMAT_VERSION, "scores": [each.__dict__ for each in scores]}
-        write_text(out / "tasks.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-        write_text(out / "tasks.md", words)
-    return words
+    return ["task", "metric", *models], rows
 
 
 def read_tasks(path: Path) -> list[TaskScore]:
@@ -85,9 +90,17 @@ def read_tasks(path: Path) -> list[TaskScore]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if (content["kind"], content["format_version"]) != ("tasks", FORMAT_VERSION):
             raise ValueError(f"is no tasks file of format_version {FORMAT_VERSION}")
-        return [TaskScore(**each) for each in content["scores"]]
+        return [_score(each) for each in content["scores"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: can't be read as task scores: {error}") from error
+
+
+def _score(given: dict) -> TaskScore:
+    """Of one entry of the file's scores."""
+    stderr = given["stderr"]
+    numbers = {"value": float(given["value"]), "stderr": None if stderr is None else float(stderr)}
+    names = {name: str(given[name]) for name in ("model", "task", "metric")}
+    return TaskScore(**given | names | numbers)
 
 
 def _task_manager(tasks: Sequence[str], include_path: Path | None):

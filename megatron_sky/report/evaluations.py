@@ -1,4 +1,4 @@
-"""Result files of `megatron-sky eval` -> the report's tables on perplexity and leakage.
+"""Result files of `megatron-sky eval` -> the report's tables on perplexity, leakage and benchmarks.
 
 They are looked for in a run's `eval` folder and the folders below it. One that can't be understood is told in `notes`.
 Results of one kind that were taken in the same way on the same texts become one table of all their models.
@@ -21,10 +21,11 @@ from megatron_sky.evaluate.results import (
     read_loss,
 )
 from megatron_sky.evaluate.tables import leakage_rows, loss_rows, setting_words
-from megatron_sky.report.content import Block, Notes, Section, Table
+from megatron_sky.evaluate.tasks import TaskScore, read_tasks, task_rows
+from megatron_sky.report.content import Block, Notes, Section, Table, table
 
 EVAL_FOLDER = "eval"
-_READERS = {LOSS: read_loss, LEAKAGE: read_leakage}
+_READERS = {LOSS: read_loss, LEAKAGE: read_leakage, "tasks": read_tasks}
 _LOSS_FIGURES = (
     ("Perplexity", "perplexity", 2),
     ("Normalised loss, nats per reference token", "normalised_loss", 4),
@@ -39,6 +40,7 @@ class Evaluations:
 
     loss: list[tuple[LossResults, list[str]]] = field(default_factory=list)
     leakage: list[tuple[LeakageResults, list[str]]] = field(default_factory=list)
+    tasks: list[tuple[list[TaskScore], str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -46,9 +48,13 @@ def load_evaluations(run_dirs: Sequence[Path], files: Sequence[Path] = ()) -> Ev
     """The results in the runs' `eval` folders, the newest first, and then those in `files` (which may be folders)."""
     found = Evaluations()
     for path in _all_files(run_dirs, files):
-        results = _read(path, found.notes)
-        if results is not None:
-            _add(found.loss if isinstance(results, LossResults) else found.leakage, results, _short(path, run_dirs))
+        results, file = _read(path, found.notes), _short(path, run_dirs)
+        if isinstance(results, LossResults):
+            _add(found.loss, results, file)
+        elif isinstance(results, LeakageResults):
+            _add(found.leakage, results, file)
+        elif results is not None:
+            found.tasks.append((results, file))
     return found
 
 
@@ -56,7 +62,12 @@ def evaluation_sections(found: Evaluations) -> list[Section]:
     """The tables, each with what it was taken from."""
     loss = [block for results, files in found.loss for block in _loss_blocks(results, files)]
     leakage = [block for results, files in found.leakage for block in _leakage_blocks(results, files)]
-    return [Section("Domain perplexity", loss), Section("Leakage, nats per token", leakage)]
+    tasks = [block for scores, file in found.tasks for block in _task_blocks(scores, file)]
+    return [
+        Section("Domain perplexity", loss),
+        Section("Leakage, nats per token", leakage),
+        Section("Benchmarks", tasks),
+    ]
 
 
 def _all_files(run_dirs: Sequence[Path], given: Sequence[Path]) -> list[Path]:
@@ -80,7 +91,7 @@ def _short(path: Path, run_dirs: Sequence[Path]) -> str:
     return str(path.relative_to(inside[0].parent)) if inside else str(path)
 
 
-def _read(path: Path, notes: list[str]) -> Results | None:
+def _read(path: Path, notes: list[str]) -> Results | list[TaskScore] | None:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         kind = given.get("kind") if isinstance(given, dict) else None
@@ -130,8 +141,14 @@ def _leakage_blocks(results: LeakageResults, files: Sequence[str]) -> list[Block
     ]
     brackets = f"Brackets: {results.confidence:.0%} intervals, bootstrap over documents."
     setting = [setting_words(results.setting)] if results.setting else []
-    table = Table(head, rows, "nrrrrrnn")
-    return [table, Notes([*reasons, brackets, *setting, *_origin(results, files)])]
+    lines = [*reasons, brackets, *setting, *_origin(results, files)]
+    return [Table(head, rows, "nrrrrrnn"), Notes(lines)]
+
+
+def _task_blocks(scores: Sequence[TaskScore], file: str) -> list[Block]:
+    """The metrics of the field's benchmarks, with their standard errors."""
+    head, rows = task_rows(scores)
+    return [*table(head, rows, "nn" + "r" * (len(head) - 2)), Notes([f"From {file}."])]
 
 
 def _origin(results: Results, files: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from megatron_sky.evaluate.results import (
     Setting,
     write_json,
 )
+from megatron_sky.evaluate.tasks import TaskScore, write_tasks
 from megatron_sky.report.content import Notes, Table
 from megatron_sky.report.evaluations import evaluation_sections, load_evaluations
 
@@ -77,6 +78,14 @@ def test_leakage_as_table_8(tmp_path):
     assert table.rows[1][6] == "test data leaked"
 
 
+def test_benchmarks(tmp_path):
+    scores = [TaskScore(model, 5, 100, "arc", "acc", value, 0.01, 99) for model, value in (("a", 0.5), ("b", 0.25))]
+    write_tasks(scores, tmp_path / "eval")
+    (table,) = tables(load_evaluations([tmp_path]))
+    assert table.headings == ["task", "metric", "a", "b"]
+    assert table.rows == [["arc", "acc", "0.5000 ± 0.0100", "0.2500 ± 0.0100"]]
+
+
 def test_results_taken_alike_become_one_table_the_newest_first(tmp_path):
     put(losses("old", "both", per_token=1.0), tmp_path / "eval" / "first", age=100)
     put(losses("new", "both"), tmp_path / "eval" / "second")
@@ -121,6 +130,8 @@ def test_files_that_are_given_come_after_and_count_once(tmp_path):
         ('{"kind": "loss", "format_version": 99}', "format_version 1"),
         ('{"kind": "loss", "format_version": 1}', "no whole loss file"),
         ('{"kind": "leakage", "format_version": 1, "models": 3}', "no whole leakage file"),
+        ('{"kind": "tasks", "format_version": 1, "scores": [3]}', "can't be read as task scores"),
+        ('{"kind": "tasks", "format_version": 1, "scores": [{"value": "x", "stderr": 1}]}', "can't be read as task"),
     ],
 )
 def test_a_file_that_is_no_result_is_told(tmp_path, text, told):
