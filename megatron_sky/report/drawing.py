@@ -172,7 +172,8 @@ def draw_noisy(axes: "Axes", curves: Sequence[Curve], window: int) -> list[Legen
         axes.plot(*thin(curve.x, _finite(curve.y)), color=curve.pale, linewidth=0.7)
     for curve in curves:
         x, y = thin(curve.x, smooth(curve.y, window))
-        axes.plot(x, y, color=curve.colour, linestyle=LINE_STYLES[curve.entry.line], linewidth=1.5)
+        dot = "o" if len(x) == 1 else ""  # a session just entered
+        axes.plot(x, y, color=curve.colour, linestyle=LINE_STYLES[curve.entry.line], linewidth=1.5, marker=dot, ms=3)
     mean = f"mean over {window // 2 * 2 + 1:,} steps"
     if len(curves) == 1 and not curves[0].name:
         return [LegendEntry("each step", curves[0].pale), LegendEntry(mean, curves[0].colour)]

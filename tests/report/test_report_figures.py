@@ -94,6 +94,12 @@ def test_steps_before_the_first_session_told_keep_a_curve_of_their_own(drawn, tm
     assert [each.name for each in picture.legend] == ["before late", "late", "session bounds"]
 
 
+def test_a_session_of_one_step_is_a_dot(drawn, tmp_path, write_run):
+    figures.draw_run(load_run(write_run(tmp_path, losses=[2.0] * 101, events=SESSIONS)))
+    *_, last, _, _ = drawn["train_loss"].lines
+    assert list(last.get_xdata()) == [101_000] and last.get_marker() == "o"
+
+
 def test_a_run_without_sessions_has_one_curve(drawn, tmp_path, write_run):
     picture = figures.draw_run(load_run(write_run(tmp_path)))[0]
     assert lines(drawn["train_loss"]) == [(ACCENT, [1000, 2000, 3000], [4.0, 3.0, 2.0])]

@@ -39,6 +39,28 @@ def test_resume_marks_stand_at_the_tokens_of_their_step(tmp_path, write_run):
     assert load_run(tmp_path).resume_tokens == [2000]
 
 
+def test_what_validation_cost(tmp_path, write_run):
+    assert load_run(write_run(tmp_path / "a")).validation_share == pytest.approx((0.2, 0.2 / 6.2))
+    assert load_run(write_run(tmp_path / "b", sets=())).validation_share is None
+    assert load_run(write_run(tmp_path / "c", losses=())).validation_share is None
+
+
+def test_steps_belong_to_the_session_that_they_end_in(tmp_path, write_run):
+    sessions = [
+        ("session", {"step": 0, "session": "one", "first_token": 0, "end_token": 2000}),
+        ("session", {"step": 2, "session": "two", "first_token": 2000, "end_token": 9000}),
+    ]
+    run = load_run(write_run(tmp_path, events=sessions))
+    parts = [(session.name, [record.step for record in train]) for session, train in run.train_by_session]
+    assert parts == [("one", [1, 2]), ("two", [3])] and run.session_bounds == [2000]
+
+
+def test_what_events_tell_of_another_shape_is_noted(tmp_path, write_run):
+    run = load_run(write_run(tmp_path, events=[("data", {"mixture": 3, "references": [{}]}), ("session", {})]))
+    assert run.mixture == [] and run.references == [] and run.sessions == []
+    assert [note.split(":")[0] for note in run.notes] == ["metrics.jsonl"] * 3
+
+
 def test_losses_that_are_not_finite_do_not_enter_the_mean(tmp_path, write_run):
     assert load_run(write_run(tmp_path / "a", losses=(math.nan, 2.0, math.inf))).final_loss == 2.0
     assert load_run(write_run(tmp_path / "b", losses=(math.nan,))).final_loss is None
