@@ -46,7 +46,7 @@ def main() -> None:
     if options.wheels is not None:
         _unpack(options.wheels)
     if options.side is not None:
-        print(json.dumps(measure(options)))
+        print(json.dumps(measure_or_tell(options)))
         return
     started, results = time.monotonic(), []
     layers = options.layers or layers_that_fit(options)
@@ -129,6 +129,20 @@ def layers_that_fit(options) -> int:
             f"{found[0]['name']} with {found[0]['memory_gib']} GiB holds not one layer of this model with its optimizer"
         )
     return min(fits, model.num_layers)
+
+
+def measure_or_tell(options) -> dict:
+    """One side's numbers, or why it has none: a package that is absent, or what this card can't do."""
+    import torch
+
+    from megatron_sky.errors import ConfigError, SkyError
+
+    try:
+        return measure(options)
+    except ConfigError as error:
+        return {"left out": str(error.problems[0]).splitlines()[0]}
+    except (SkyError, ImportError, torch.OutOfMemoryError) as error:
+        return {"left out": str(error).splitlines()[0]}
 
 
 def measure(options) -> dict:
