@@ -75,9 +75,10 @@ def submit(
     config = load_recipe(recipe)
     run_dir = Path(config.train.run_dir)
     wanted = Wanted(nodes, name or run_dir.resolve().name, Path.cwd(), tuple(evaluate or ()), release)
+    wanted.check()
     ranks = world_size(profile, nodes)
+    check(config, ranks)  # its rules alone, before torch is imported for the rest
     if print_only:
-        check(config, ranks)
         for job in plan_jobs(config, profile, wanted):
             print(render(job, profile))
         return

@@ -9,6 +9,7 @@ import ast
 import operator
 import re
 import shlex
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -53,13 +54,27 @@ class _Array:
     elements: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _If:
+    """Conditions with what follows each; an empty condition is `else`."""
+
+    branches: list[tuple[list, list]]
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A loop, a `case` or a function."""
+
+    what: str
+
+
 _Token = str | _Array  # an operator, "\n", a raw word with its quotes, or an array
 
 
 def read_script(text: str, arguments: Sequence[str] = ()) -> Script:
     """Follows `text` as bash would with `arguments` as $1, $2 ..."""
     reader = _Reader(list(arguments))
-    reader.run(_statements(_tokens(text.replace("\\\r\n", "\\\n").replace("\r\n", "\n"))))
+    reader.run(_block(deque(_statements(_tokens(text.replace("\r\n", "\n"))))))
     return reader.script
 
 
@@ -171,6 +186,42 @@ def _statements(tokens: list[_Token]) -> list[list[_Token]]:
     return [statement for statement in statements if statement]
 
 
+def _block(statements: deque, ends: tuple[str, ...] = ()) -> list:
+    """Statements up to one that begins with a word of `ends`, each `if` with its branches as one node."""
+    block: list = []
+    while statements and statements[0][0] not in ends:
+        statement = statements.popleft()
+        first = statement[0]
+        if first == "if":
+            block.append(_branches(statement[1:], statements))
+        elif first in _SKIPPED:
+            _skip_to(_SKIPPED[first], first, statements)
+            block.append(_Unread(f"a `{first}`"))
+        elif first == "function" or statement[1:3] == ["(", ")"]:
+            _skip_to("}", "{", statements)
+            block.append(_Unread("a function"))
+        elif first not in ("then", "do", "{", "}"):
+            block.append(statement)
+    return block
+
+
+def _branches(condition: list[_Token], statements: deque) -> _If:
+    branches = []
+    while True:
+        branches.append((condition, _block(statements, ("elif", "else", "fi"))))
+        ending = statements.popleft() if statements else ["fi"]
+        if ending[0] == "fi":
+            return _If(branches)
+        condition = ending[1:] if ending[0] == "elif" else []
+
+
+def _skip_to(closing: str, opening: str, statements: deque) -> None:
+    depth = 1
+    while statements and depth:
+        first = statements.popleft()[0]
+        depth += (first == opening) - (first == closing)
+
+
 def _compute(node: ast.expr) -> int:
     """Whole-number arithmetic; KeyError for anything else."""
     if isinstance(node, ast.BinOp):
@@ -186,43 +237,15 @@ class _Reader:
         self.variables = self.script.variables
         self.variables |= {str(number): value for number, value in enumerate(arguments, 1)}
 
-    def run(self, statements: list[list[_Token]]) -> None:
-        taken: list[bool | None] = []  # of each open `if`: whether a branch was taken; None: inside one not to be read
-        reading: list[bool] = []
-        skip_to: list[str] = []
-        for statement in statements:
-            first = statement[0]
-            if skip_to:
-                if first == skip_to[-1]:
-                    skip_to.pop()
-                elif first in _SKIPPED:
-                    skip_to.append(_SKIPPED[first])
-            elif first == "if":
-                outer = all(reading)
-                truth = self.truth(statement[1:]) if outer else False
-                taken.append(truth if outer else None)
-                reading.append(bool(truth))
-            elif first == "elif" and reading:
-                before = taken[-1]
-                truth = before is not None and not before and self.truth(statement[1:])
-                taken[-1] = before if before is None else before or truth
-                reading[-1] = bool(truth)
-            elif first == "else" and reading:
-                reading[-1] = taken[-1] is not None and not taken[-1]
-            elif first == "fi" and reading:
-                taken.pop()
-                reading.pop()
-            elif first in ("then", "{", "}"):
-                continue
-            elif all(reading):
-                if isinstance(first, str) and first in _SKIPPED:
-                    self.note(f"a `{first}` is not followed")
-                    skip_to.append(_SKIPPED[first])
-                elif statement[1:3] == ["(", ")"] or first == "function":
-                    self.note("a function is not followed")
-                    skip_to.append("}")
-                else:
-                    self.simple(statement)
+    def run(self, block: list) -> None:
+        for node in block:
+            if isinstance(node, _Unread):
+                self.note(f"{node.what} is not followed")
+            elif isinstance(node, _If):
+                body = next((body for condition, body in node.branches if not condition or self.truth(condition)), [])
+                self.run(body)
+            else:
+                self.simple(node)
 
     def note(self, text: str) -> None:
         if text not in self.script.notes:

@@ -1,6 +1,7 @@
 """From a recipe to jobs in the queue: a chain of one job a session, then evaluation, then release."""
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,19 @@ class Wanted:
     evaluate: tuple[str, ...] = ()
     """NAME=FILE.jsonl of each set on which every checkpoint is evaluated after training."""
     release: bool = False
+
+    def check(self) -> None:
+        """Raises ConfigError for what would fail in the queue only."""
+        problems = []
+        if not re.fullmatch(r"[\w.\-]+", self.name):
+            problems.append(Problem("--name", "must be letters, digits, _ . -", "give --name another", self.name))
+        for each in self.evaluate:
+            name, _, file = each.partition("=")
+            if not name or not (self.folder / file).is_file():
+                mend = "give a name and a file that is there, as --evaluate news=data/news.jsonl"
+                problems.append(Problem("--evaluate", "must be NAME=FILE.jsonl", mend, each))
+        if problems:
+            raise ConfigError(problems)
 
 
 def world_size(site: Site, nodes: int) -> int:

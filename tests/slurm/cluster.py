@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-CLIENT_SECONDS = 30
-START_SECONDS = 40
+CLIENT_SECONDS = 60
+START_SECONDS = 120
 NUM_GPUS = 8
 
 _CONF = """\
@@ -48,6 +48,8 @@ ReturnToService=2
 MpiDefault=none
 SwitchType=switch/none
 AccountingStorageType=accounting_storage/none
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 GresTypes=gpu
 KillWait=5
 MinJobAge=900
@@ -113,7 +115,7 @@ class Cluster:
 
     def wait_for_nodes(self) -> None:
         def all_idle() -> bool:
-            states = self.client("sinfo", "-h", "-N", "-o", "%T", check=False).split()
+            states = self.client("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()
             return len(states) == len(self.nodes) and set(states) == {"idle"}
 
         wait_until(all_idle, START_SECONDS, "all nodes are idle")
@@ -163,7 +165,8 @@ class Cluster:
                 f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=64 Boards=1 "
                 f"SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=200000 Gres=gpu:{NUM_GPUS}\n"
             )
-        lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n")
+        lines.append("PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE GraceTime=120 State=UP\n")
+        lines.append("PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=9 State=UP\n")
         (self.folder / "slurm.conf").write_text("".join(lines))
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/dev/gpu[0-{NUM_GPUS - 1}]\n")
         names = ["localhost", socket.gethostname(), *self.nodes]

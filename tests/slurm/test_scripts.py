@@ -64,11 +64,14 @@ def test_a_bad_recipe_is_refused_before_it_is_queued(cluster, sky, recipe_file, 
     partition = sky("slurm", "submit", recipe_file(), "--partition", "none", "--gpus-per-node", "1")
     assert partition.returncode == 5 and "invalid partition" in partition.stderr, partition.stderr
     assert cluster.client("squeue", "--noheader", "--states=all") == before
+    evaluation = sky("slurm", "submit", recipe_file(), "--evaluate", "news=nowhere.jsonl", "--name", "a/b")
+    assert evaluation.returncode == 2 and "news=nowhere.jsonl" in evaluation.stderr and "--name" in evaluation.stderr
     assert not (tmp_path / "run/slurm/jobs.json").exists()
 
 
 def test_print_queues_nothing(cluster, sky, recipe_file, tmp_path):
-    done = sky("slurm", "submit", recipe_file(), "--print", "--nodes", "2", "--container", "sky.sqsh", "--release")
+    options = ("--print", "--nodes", "2", "--container", "sky.sqsh", "--release")
+    done = sky("slurm", "submit", recipe_file("train.global_batch_size=16"), *options)
     assert done.returncode == 0 and "--container-image=sky.sqsh" in done.stdout
     assert done.stdout.count("#!/usr/bin/env bash") == 2 and "set -- release" in done.stdout
     assert not (tmp_path / "run").exists()
@@ -99,7 +102,7 @@ def test_tokenizing_in_an_array_and_joining(cluster, sky, corpus, tmp_path):
         str(tmp_path / "joined"),
         cwd=tmp_path,
     ).strip()
-    ended = cluster.wait_for_state(merge, "COMPLETED", "FAILED", "CANCELLED", seconds=60)
+    ended = cluster.wait_for_state(merge, "COMPLETED", "FAILED", "CANCELLED", seconds=240)
     said = "\n".join(path.read_text() for path in tmp_path.glob("slurm-*.log"))
     assert ended["JobState"] == "COMPLETED", said
     for ending in ("bin", "idx"):
@@ -108,5 +111,5 @@ def test_tokenizing_in_an_array_and_joining(cluster, sky, corpus, tmp_path):
 
     (tmp_path / "joined_shard_00001_of_00003.idx").unlink()
     again = cluster.client(*common, str(scripts() / "merge.sbatch"), str(tmp_path / "joined"), cwd=tmp_path).strip()
-    assert cluster.wait_for_state(again, "COMPLETED", "FAILED", seconds=30)["JobState"] == "FAILED"
+    assert cluster.wait_for_state(again, "COMPLETED", "FAILED", seconds=120)["JobState"] == "FAILED"
     assert "2 of 3 parts are there" in (tmp_path / f"slurm-merge-{again}.log").read_text()

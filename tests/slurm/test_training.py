@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from megatron_sky.config import dump_config
+from megatron_sky.distributed.device import available_cores
 from megatron_sky.monitor.metrics import TrainRecord, read_metrics
 from megatron_sky.slurm.attempts import read_jobs
 from tests.conftest import SEQ_LENGTH
@@ -20,7 +23,7 @@ from tests.slurm.conftest import ROOT
 STEP_TOKENS = 8 * SEQ_LENGTH
 STEPS = 100
 ONE_TASK_A_NODE = ("--nodes", "2", "--gpus-per-node", "0", "--cpus-per-task", "1")
-JOB_SECONDS = 90
+JOB_SECONDS = 240
 
 
 @pytest.fixture
@@ -35,15 +38,33 @@ def queued(sky, tmp_path):
     return submit
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A run of `STEPS` steps of the tiny recipe in two processes, uninterrupted and without Slurm."""
+
+    losses: list[float]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def kept() -> list[Reference]:
+    """Filled by the first test that needs it."""
+    return []
+
+
 @pytest.fixture
-def reference(recipe, tmp_path, cluster) -> list[float]:
-    """Losses of `STEPS` steps of the tiny recipe in two processes, uninterrupted and without Slurm."""
-    path = tmp_path / "reference.yaml"
-    path.write_text(dump_config(recipe(f"train.run_dir={tmp_path}/reference", f"train.tokens={STEPS * STEP_TOKENS}")))
-    command = [sys.executable, "-m", "megatron_sky", "train", str(path), "--nproc", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return [record.lm_loss for record in trained(tmp_path / "reference")]
+def reference(kept, recipe, tmp_path, cluster) -> Reference:
+    if not kept:
+        start = time.monotonic()
+        config = recipe(f"train.run_dir={tmp_path}/reference", f"train.tokens={STEPS * STEP_TOKENS}")
+        path = tmp_path / "reference.yaml"
+        path.write_text(dump_config(config))
+        command = [sys.executable, "-m", "megatron_sky", "train", str(path), "--nproc", "2"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        losses = [record.lm_loss for record in trained(tmp_path / "reference")]
+        kept.append(Reference(losses, time.monotonic() - start))
+    return kept[0]
 
 
 def trained(run_dir: Path) -> list[TrainRecord]:
@@ -60,6 +81,11 @@ def attempts(run_dir: Path) -> list[dict]:
 def told(run_dir: Path) -> str:
     """All that the run's jobs wrote, for the message of a test that fails."""
     return "\n".join(f"--- {path}\n{path.read_text()}" for path in sorted(run_dir.glob("slurm/**/*.txt")))
+
+
+def soon(seconds: float, limit: float) -> bool:
+    """Whether it took at most `limit`, which is for a machine that does nothing else."""
+    return seconds < limit * max(1.0, os.getloadavg()[0] / available_cores())
 
 
 def wait_for_steps(run_dir: Path, count: int) -> None:
@@ -83,7 +109,7 @@ def test_a_script_sent_by_hand_with_gpus(cluster, recipe_file, tmp_path):
     assert "training from the start" in (run_dir / attempt["slurm"]["log"]).read_text()
     started = time.mktime(time.strptime(ended["StartTime"], "%Y-%m-%dT%H:%M:%S"))
     first = trained(run_dir)[0].time
-    assert first - started < 30, f"{first - started:.1f} s from the job's start to its first step"
+    assert soon(first - started, 30), f"{first - started:.1f} s from the job's start to its first step"
     print(f"sbatch to first step {first - sent:.1f} s")
 
 
@@ -94,11 +120,13 @@ def test_the_time_limit_and_the_way_on(cluster, queued, recipe_file, reference, 
     """
     run_dir = tmp_path / "run"
     recipe = recipe_file(f"train.tokens={STEPS * STEP_TOKENS}", "resilience.exit_before_seconds=10")
-    (job,) = queued(recipe, "--time", "1")
+    minutes = 1 + int(reference.seconds / 20)  # one, on a machine that does nothing else
+    (job,) = queued(recipe, "--time", minutes)
     wait_for_steps(run_dir, 15)
     cluster.client("scancel", "--signal=STOP", job)
     assert len(trained(run_dir)) < STEPS, "the run ended before it could be held"
-    wait_until(lambda: cluster.job(job)["Restarts"] == "1", JOB_SECONDS, lambda: told(run_dir))
+    limit = 60 * minutes + JOB_SECONDS
+    wait_until(lambda: cluster.job(job)["Restarts"] == "1", limit, lambda: told(run_dir))
     requeued = time.time()
     ended = cluster.wait_for_state(job, "COMPLETED", "FAILED", seconds=JOB_SECONDS)
     assert ended["JobState"] == "COMPLETED", told(run_dir)
@@ -110,9 +138,9 @@ def test_the_time_limit_and_the_way_on(cluster, queued, recipe_file, reference, 
     assert second["ended"]["action"] == "done"
     logs = [run_dir / each["slurm"]["log"] for each in (first, second)]
     assert logs[0] != logs[1] and "training from step" in logs[1].read_text()
-    assert [record.lm_loss for record in trained(run_dir)] == reference
+    assert [record.lm_loss for record in trained(run_dir)] == reference.losses
     next_step = next(record for record in trained(run_dir) if record.step == second["resumed_from_step"] + 1)
-    assert next_step.time - requeued < 60
+    assert soon(next_step.time - requeued, 60)
     print(f"requeue to next step {next_step.time - requeued:.1f} s")
 
 
@@ -132,7 +160,7 @@ def test_a_node_goes_down(cluster, queued, recipe_file, reference, tmp_path):
     first, second = attempts(run_dir)
     assert first["ended"]["exit_code"] is None and "node failed" in first["ended"]["reason"]
     assert second["resumed_from_step"] >= 10 and second["ended"]["action"] == "done"
-    assert [record.lm_loss for record in trained(run_dir)] == reference
+    assert [record.lm_loss for record in trained(run_dir)] == reference.losses
 
 
 SESSIONS = (
@@ -142,29 +170,36 @@ SESSIONS = (
 
 
 def test_a_chain_of_sessions_and_what_follows(cluster, sky, queued, recipe_file, corpus, tmp_path):
+    """One job a session, then evaluation and release; `--follow` stays until all have ended."""
     run_dir = tmp_path / "run"
     recipe = recipe_file(*SESSIONS, f"checkpoint.release_marks=[{10 * STEP_TOKENS}]")
-    texts = corpus / "text"
-    heldout = next(
-        path for path in sorted(texts.rglob("*.jsonl")) if "en_web" in path.name and "train" not in str(path)
-    )
-    jobs = queued(recipe, "--evaluate", f"en={heldout}", "--release", "--name", "chain")
+    heldout = corpus / "text/validation/en_web.jsonl"
+    jobs = queued(recipe, "--evaluate", f"en={heldout}", "--release", "--name", "chain", "--follow")
     assert [job.name for job in read_jobs(run_dir)] == ["chain-one", "chain-two", "chain-evaluate", "chain-release"]
-    states = [cluster.job(job) for job in jobs]
-    assert all(before in after["Dependency"] for before, after in zip(jobs, states[1:], strict=False))
-    for job in jobs[:2]:
-        assert (
-            cluster.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", seconds=JOB_SECONDS)["JobState"]
-            == "COMPLETED"
-        ), told(run_dir)
+    ended = [cluster.job(job) for job in jobs]
+    assert [job["JobState"] for job in ended] == ["COMPLETED"] * 4, told(run_dir)
+    assert all(after["StartTime"] >= before["EndTime"] for before, after in pairwise(ended))
     assert [each["ended"]["step"] for each in attempts(run_dir)] == [6, 10]
-    for job in jobs[2:]:
-        wait_until(lambda job=job: cluster.job(job)["JobState"] == "COMPLETED", JOB_SECONDS, lambda: told(run_dir))
-    evaluated = "".join(path.read_text() for path in run_dir.glob("slurm/evaluate_*.txt"))
-    assert "step_0000006" in evaluated or "step_0000010" in evaluated, evaluated
+    evaluated = {path.parent.name for path in run_dir.glob("eval/*/*.json")}
+    assert evaluated == {"step_0000006", "step_0000010"}, told(run_dir)
     assert list((run_dir / "release").iterdir())
     again = sky("slurm", "submit", recipe, *ONE_TASK_A_NODE)
     assert again.returncode == 2 and "trained to their ends" in again.stderr
+
+
+def test_preempted_by_a_job_that_comes_first(cluster, queued, recipe_file, reference, tmp_path):
+    run_dir = tmp_path / "run"
+    (job,) = queued(recipe_file(f"train.tokens={STEPS * STEP_TOKENS}"), "--time", "10")
+    wait_for_steps(run_dir, 10)
+    urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    first = cluster.client(*urgent, "--wrap=sleep 1").strip()
+    cluster.wait_for_state(first, "COMPLETED", seconds=JOB_SECONDS, lift_hold=False)
+    ended = cluster.wait_for_state(job, "COMPLETED", "FAILED", seconds=JOB_SECONDS)
+    assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", told(run_dir)
+    before, after = attempts(run_dir)
+    assert "SIGTERM" in before["ended"]["cause"] and before["ended"]["exit_code"] == 75
+    assert after["resumed_from_step"] == before["ended"]["step"] >= 10
+    assert [record.lm_loss for record in trained(run_dir)] == reference.losses
 
 
 def test_status_and_cancel_in_order(cluster, sky, queued, recipe_file, tmp_path):
