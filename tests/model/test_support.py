@@ -1,7 +1,11 @@
 """What is refused before the start: by the recipe alone, by the backend, and by the machine."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
+from megatron_sky.config import load_config
 from megatron_sky.config.validate import backend_problems, find_problems
 from megatron_sky.distributed.machine import Machine, release
 from megatron_sky.model.backends.support import machine_problems
@@ -41,8 +45,6 @@ def test_8_bits_need_the_gpu_for_it(machine, fp8_recipe, told, recipe):
 
 
 def test_versions_are_named(recipe):
-    import dataclasses
-
     config = recipe("precision.dtype=bf16", fp8("blockwise"))
     old = dataclasses.replace(H100, cuda_version="12.4", te="2.1", te_cuda=13)
     found = words(old, config)
@@ -128,3 +130,15 @@ def test_training_here_names_what_only_a_gpu_can_do(recipe, tmp_path):
 def test_releases_compare():
     assert release("2.13.0+cu129") == (2, 13, 0) > release("2.2") and release("2.3.0.dev0") == (2, 3, 0)
     assert release(None) == ()
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples/skywork_13b"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("gpu_*.yaml")), ids=lambda path: path.stem)
+def test_the_gpu_recipes_suit_their_machine(path):
+    config = load_config([EXAMPLES / "model.yaml", EXAMPLES / "sessions.yaml", path])
+    backend = "torch" if config.model.backend == "torch" else "te"
+    machine = dataclasses.replace(B200 if "blackwell" in path.stem else H100, apex=True)
+    assert find_problems(config, 512) == [] and backend_problems(config, backend) == []
+    assert words(machine, config, backend) == ""
