@@ -55,7 +55,7 @@ app.add_typer(cli_eval.app, name="eval")
 app.add_typer(cli_tokenizer.app, name="tokenizer")
 app.command()(cli_convert.release)
 app.command()(cli_doctor.doctor)
-app.command("from-args")(cli_migrate.from_args)
+app.command("from-args", context_settings={"ignore_unknown_options": True})(cli_migrate.from_args)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,5 +1,6 @@
 """`megatron-sky from-args`: a Megatron-LM launch script's arguments as a recipe."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +12,8 @@ def from_args(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="SCRIPT [ARGS...] | -- ARGUMENTS...",
-            help="Launch script (with its $1, $2 ...), or Megatron-LM's arguments after --, or as one quoted line.",
+            metavar="SCRIPT [ARGS...] | ARGUMENTS...",
+            help="Launch script (with its $1, $2 ...), or Megatron-LM's arguments, as words or as one quoted line.",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Recipe to write; default: print it.")] = None,
@@ -27,7 +28,7 @@ def from_args(
         raise ConfigError(Problem(f"--out {out}", "is there already", "give --overwrite, or another name"))
     script = read_arguments(arguments)
     translation = translate(script.words)
-    source = Path(arguments[0]).name if Path(arguments[0]).is_file() else "given on the command line"
+    source = Path(arguments[0]).name if os.path.isfile(arguments[0]) else "given on the command line"
     text = recipe_text(translation, source)
     if out is None:
         print(text)

@@ -1,5 +1,6 @@
 """A translation for people: the recipe as YAML, and the list of what became of each argument."""
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -15,15 +16,15 @@ def read_arguments(given: Sequence[str]) -> Script:
 
     Raises ConfigError where no argument is found.
     """
-    path = Path(given[0])
-    if not given[0].startswith("-") and path.is_file():
-        script = read_script(path.read_text(encoding="utf-8", errors="replace"), given[1:])
+    is_file = os.path.isfile(given[0])  # of a whole line of arguments too, which pathlib finds too long for a name
+    if is_file:
+        script = read_script(Path(given[0]).read_text(encoding="utf-8", errors="replace"), given[1:])
     else:
         script = read_script(given[0] if len(given) == 1 else shlex.join(given))
     if not script.words:
-        what = "the script" if path.is_file() else "what was given"
-        mend = "give a launch script, or its arguments after --, as: from-args -- --num-layers 32 ..."
-        raise ConfigError(Problem(given[0], f"{what} starts no command with --arguments", mend))
+        rule = "starts no command with --arguments" if is_file else "is no file, and no --arguments are given"
+        mend = "give a launch script, or Megatron-LM's arguments themselves, as --num-layers 32 ..."
+        raise ConfigError(Problem(given[0], rule, mend))
     return script
 
 

@@ -1,0 +1,54 @@
+"""`megatron-sky from-args` as a user meets it."""
+
+import sys
+
+import pytest
+
+from megatron_sky import cli
+from megatron_sky.config import load_config
+from tests.migrate.test_recipe import LLAMA_8B, LLAMA_70B
+
+
+@pytest.fixture
+def from_args(monkeypatch, capsys):
+    """`from_args(...)`: (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["megatron-sky", "from-args", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as left:
+            code = left.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_a_script_to_a_file(from_args, tmp_path):
+    script, recipe = tmp_path / "train.sh", tmp_path / "recipe.yaml"
+    script.write_text(LLAMA_8B)
+    code, out, _ = from_args(script, "--out", recipe)
+    assert code == 0 and f"{recipe} written" in out
+    for title in ("mapped (", "no effect here (", "no counterpart ("):
+        assert title in out
+    assert load_config([recipe]).model.num_layers == 32
+    code, _, err = from_args(script, "--out", recipe)
+    assert code == 2 and "--overwrite" in err
+    assert from_args(script, "--out", recipe, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("given", [(LLAMA_70B,), tuple(LLAMA_70B.split()), ("--", *LLAMA_70B.split())])
+def test_arguments_in_any_form(from_args, given, tmp_path):
+    code, out, err = from_args(*given)
+    assert code == 0 and "num_layers: 80" in out and "no counterpart (" in err
+    (tmp_path / "recipe.yaml").write_text(out)
+    assert load_config([tmp_path / "recipe.yaml"]).parallel.vpp_size == 4
+
+
+def test_what_is_no_script(from_args, tmp_path):
+    assert "is no file" in from_args(tmp_path / "nothing.sh")[2]
+    (tmp_path / "empty.sh").write_text("echo hello\n")
+    code, _, err = from_args(tmp_path / "empty.sh")
+    assert code == 2 and "starts no command" in err and "mend:" in err
