@@ -36,7 +36,7 @@ def describe_comparison(runs: Sequence[RunData], evaluations: Evaluations) -> Do
         sections=[
             Section("", _runs(runs)),
             Section("", [Pictures(draw_comparison(runs), "pairs")]),
-            Section("Validation loss by domain, nats per token", ([Pictures(sets, "pairs")] if sets else [])),
+            Section("Validation loss by domain", [Pictures(sets, "pairs")] if sets else []),
             Section("First and last validation losses, nats per token", _sets(runs)),
             *evaluation_sections(evaluations),
             Section("Where the recipes differ", differences),
