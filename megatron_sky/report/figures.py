@@ -231,7 +231,8 @@ def _mixture(run: RunData) -> Picture | None:
     colours = [_area_colour(number) for number in range(len(names))]
     x = [token for stretch in plan for token in (stretch.first_token, stretch.end_token)]
     y = [[share for stretch in plan for share in stretch.shares.get(name, (0.0, 0.0))] for name in names]
-    axes.stackplot(x, y, colors=colours, linewidth=0)
+    axes.grid(False)
+    axes.stackplot(x, y, colors=colours, linewidth=0, zorder=0.4)  # below the marks
     axes.set_ylim(0, 1)
     axes.set_xlim(x[0], x[-1])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

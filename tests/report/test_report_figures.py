@@ -127,6 +127,7 @@ def test_the_mixture_is_drawn_as_areas_with_ramps_and_steps(drawn, staged):
     assert areas == ["web", "code"]  # not the one that has no share anywhere
     marks = [x[0] for _, x, _ in lines(axes)]
     assert marks == [120_000, 60_000, 100_000]  # trained so far, and the sessions' bounds
+    assert min(each.get_zorder() for each in axes.lines) > max(each.get_zorder() for each in axes.collections)
     assert axes.get_xlim() == (0, 140_000) and axes.get_ylim() == (0, 1)
 
 
