@@ -56,10 +56,5 @@ class Profiler:
 
 
 def kernel_times(profile) -> list[KernelTime]:
-    """Own time of every kernel on a GPU, of every operator on a CPU; ranges that we named hold them and don't count."""
-    on_gpu = device.has_gpu()
-    return [
-        KernelTime(each.key, each.count, each.self_device_time_total if on_gpu else each.self_cpu_time_total)
-        for each in profile.key_averages()
-        if not each.is_user_annotation and (not on_gpu or each.self_device_time_total > 0)
-    ]
+    """Own time of every kernel on a GPU, of every operator on a CPU."""
+    return [KernelTime(*each) for each in device.kernel_times(profile)]
