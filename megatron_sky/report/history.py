@@ -4,7 +4,7 @@ An entry of another shape is left out and told in `notes`: a damaged line never 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_sky.monitor.metrics import EventRecord
 
@@ -47,7 +47,10 @@ def read_sessions(events: Sequence[EventRecord], notes: list[str]) -> list[Sessi
         elif event.event == "session":
             for step, session in _entries([event.fields], _entered, "event session", notes):
                 found = [each for each in found if _before(each[1], session)] + [(step, session)]
-    return [session for _, session in found]
+    sessions = [session for _, session in found]
+    # A budget that was cut while its session ran is told by where the next one began.
+    ends = [*(each.first_token for each in sessions[1:]), *(each.end_token for each in sessions[-1:])]
+    return [replace(session, end_token=end) for session, end in zip(sessions, ends, strict=True)]
 
 
 def read_references(data: dict, notes: list[str]) -> list[ReferenceLoss]:

@@ -73,7 +73,7 @@ pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; margin: 12px 0 0; }
   .pictures.pairs > * { grid-column: 1 / -1; } }
 @media screen and (max-width: 600px) { main { padding: 20px 10px 32px; } .card { padding: 10px; }
   th, td { padding-right: 10px; } .text { min-width: 10em; }
-  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
+  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9em; }
   .figures { grid-template-columns: 1fr 1fr; gap: 8px; } .figures > div { padding: 10px; } dd { font-size: 1.1rem; } }
 @media print { html { font-size: 11px; } body { background: #fff; } .card { break-inside: avoid; }
   .pictures { gap: 12px; } .pictures > * { grid-column: span 3; } .scroll { overflow: visible; }

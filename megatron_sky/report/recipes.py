@@ -1,23 +1,18 @@
 """Where the resolved recipes of several runs differ, key by key."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from megatron_sky.report.content import Block, table
 
-_ABSENT = "-"
+_ABSENT = object()
 
 
 def recipe_differences(recipes: Mapping[str, str | None], notes: list[str]) -> list[Block]:
     """A table of the keys whose values differ, a column a run; runs whose recipe can't be read are told in `notes`."""
     read = {name: _read(name, text, notes) for name, text in recipes.items()}
-    known = {name: dict(_leaves(value, "")) for name, value in read.items() if value is not None}
-    keys = dict.fromkeys(key for values in known.values() for key in values)
-    rows = [
-        [key, *(values.get(key, _ABSENT) for values in known.values())]
-        for key in keys
-        if len({values.get(key, _ABSENT) for values in known.values()}) > 1
-    ]
+    known = {name: value for name, value in read.items() if value is not None}
+    rows = list(_rows("", list(known.values())))
     return table(["key", *known], rows, "n" + "t" * len(known))
 
 
@@ -28,7 +23,7 @@ def _read(name: str, text: str | None, notes: list[str]) -> dict | None:
         notes.append(f"{name}: has no config.yaml to compare")
         return None
     try:
-        found = yaml.safe_load(text)
+        found = _by_name(yaml.safe_load(text))
     except (yaml.YAMLError, RecursionError) as error:
         notes.append(f"{name}: config.yaml is not YAML ({' '.join(str(error).split())})")
         return None
@@ -38,12 +33,34 @@ def _read(name: str, text: str | None, notes: list[str]) -> dict | None:
     return found
 
 
-def _leaves(value: object, key: str) -> Iterator[tuple[str, str]]:
-    """Dotted keys with their values as text; the entries of a list that have names are told apart by them."""
+def _by_name(value: object) -> object:
+    """Lists whose entries all have names as mappings by name, at every depth."""
     if isinstance(value, list) and value and all(isinstance(each, dict) and "name" in each for each in value):
-        value = {str(each["name"]): {k: v for k, v in each.items() if k != "name"} for each in value}
-    if isinstance(value, dict) and value:
-        for name, each in value.items():
-            yield from _leaves(each, f"{key}.{name}" if key else str(name))
+        value = {str(each["name"]): {key: of for key, of in each.items() if key != "name"} for each in value}
+    if isinstance(value, list):
+        return [_by_name(each) for each in value]
+    return {str(key): _by_name(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _rows(key: str, values: Sequence[object]) -> Iterator[list[str]]:
+    """The rows of what lies under `key`, of which each run has a value or none.
+
+    A section that some runs lack is one row where the others have it alike.
+    """
+    if len({_text(each) for each in values}) <= 1:
+        return
+    sections = [each for each in values if isinstance(each, dict) and each]
+    if not sections or any(each not in sections and each not in (_ABSENT, None, [], {}) for each in values):
+        yield [key, *map(_text, values)]
+    elif len(sections) < len(values) and all(each == sections[0] for each in sections):
+        yield [key, *("given" if each in sections else _text(_ABSENT) for each in values)]
     else:
-        yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        for name in dict.fromkeys(name for each in sections for name in each):
+            own = [each.get(name, _ABSENT) if isinstance(each, dict) else _ABSENT for each in values]
+            yield from _rows(f"{key}.{name}" if key else name, own)
+
+
+def _text(value: object) -> str:
+    if value is _ABSENT:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

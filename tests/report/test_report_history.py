@@ -47,7 +47,7 @@ def test_sessions_as_the_run_has_them(told, names):
 
 def test_a_session_entered_again_has_its_new_bounds():
     found = read_sessions(events(ONE, TWO, ("resume", {"step": 2}), entered(4, "two", 400, 600)), [])
-    assert found == [Session("one", 0, 300), Session("two", 400, 600)]
+    assert found == [Session("one", 0, 400), Session("two", 400, 600)]
 
 
 @pytest.mark.parametrize(
