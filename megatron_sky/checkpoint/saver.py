@@ -136,6 +136,7 @@ class Saver:
         state, metadata = checkpoints.sharded_state(
             self._chunks, self._optimizer, self._context, loading=False, fp8=self._fp8
         )
+        compat.write_views_in_place()
         queue = compat.async_calls_queue()
         try:
             request = compat.call(

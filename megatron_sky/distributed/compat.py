@@ -49,6 +49,33 @@ def start_result_collector() -> None:
         filesystem_async._results_manager = manager  # it lives as long as somebody holds it
 
 
+def write_views_in_place() -> None:
+    """Lets megatron-core hand a CPU tensor that is a part of a larger one to its writers without a copy.
+
+    It copies such parts while training waits, since a tensor is written with all of its storage. The same memory under
+    a storage of its own size is as good: the writers are forked, and a fork's memory is a snapshot.
+    """
+    from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
+
+    if "resolve_data" in vars(MCoreSavePlanner):
+        return
+    inherited = MCoreSavePlanner.resolve_data
+
+    def resolve_data(self, write_item):
+        return _with_own_storage(inherited(self, write_item))
+
+    MCoreSavePlanner.resolve_data = resolve_data
+
+
+def _with_own_storage(data):
+    import torch
+
+    if not isinstance(data, torch.Tensor) or data.device.type != "cpu" or not data.is_contiguous() or data.dim() == 0:
+        return data
+    numbers = data.detach().view(torch.uint8).numpy()  # numpy has no bf16
+    return torch.from_numpy(numbers).view(data.dtype)
+
+
 def async_calls_queue():
     """megatron-core's queue of checkpoint writers, each save in a process forked for it."""
     from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
