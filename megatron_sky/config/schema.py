@@ -218,14 +218,22 @@ class Fp8Config(Section):
         False, description="te only: keep weights in 8 bits and gather them so over the data-parallel ranks."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_recipe_alone(cls, given: object) -> object:
+        return {"recipe": given} if isinstance(given, str) else given
+
 
 class PrecisionConfig(Section):
     """Number formats."""
 
     dtype: Literal["fp32", "bf16", "fp16"] = Field("bf16", description="Format of weights and activations.")
-    fp8: Fp8Config | None = Field(None, description="8-bit products; null: none.")
+    fp8: Fp8Config | None = Field(None, description="8-bit products, or a recipe's name alone; null: none.")
     initial_loss_scale: float = Field(2.0**16, gt=0, description="First loss scale of dynamic scaling (fp16 only).")
     grad_reduce_in_fp32: bool = Field(True, description="Accumulate and reduce gradients in fp32.")
+
+    def __str__(self) -> str:
+        return self.dtype if self.fp8 is None else f"{self.dtype} with fp8 products ({self.fp8.recipe})"
 
 
 class KernelsConfig(Section):

@@ -23,13 +23,14 @@ from megatron_sky.trainer.sessions import Sessions, sessions_of
 from megatron_sky.trainer.sessions import find_notes as find_session_notes
 
 GIB = 1 << 30
+_OTHER = {"te": "torch", "torch": "te"}
 
 
 def print_plan(config: Config, world_size: int) -> None:
     """Prints what the recipe would do on `world_size` ranks; raises the SkyError of what would stop it."""
     notes = check(config, world_size)
     if config.model.backend == "auto":
-        _check_either_backend(config)
+        notes += _check_either_backend(config)
     layout = Layout.of(config.parallel, world_size)
     print(f"layout      {layout} on {world_size} rank(s)")
     _print_model(config, layout)
@@ -42,11 +43,13 @@ def print_plan(config: Config, world_size: int) -> None:
     print("every check passed")
 
 
-def _check_either_backend(config: Config) -> None:
-    """Where the backend is chosen on the machine that will run, the recipe must suit one of them."""
+def _check_either_backend(config: Config) -> list[str]:
+    """Where the backend is chosen on the machine that will run, the recipe must suit one of them; tells a lone one."""
     wrong = {backend: backend_problems(config, backend) for backend in ("te", "torch")}
     if all(wrong.values()):
         raise ConfigError(wrong["te"])
+    lone = [name for name, other in _OTHER.items() if wrong[other]]
+    return [f"only the {name} backend can do what the recipe asks for" for name in lone]
 
 
 def stage_parameters(config: Config, layout: Layout) -> list[int]:

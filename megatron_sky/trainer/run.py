@@ -403,7 +403,7 @@ def _tell(
         context.layout,
         context.world_size,
         device.name(),
-        config.precision.dtype,
+        config.precision,
         model.backend,
         model.backend_reason,
     )

@@ -142,3 +142,16 @@ def test_the_gpu_recipes_suit_their_machine(path):
     machine = dataclasses.replace(B200 if "blackwell" in path.stem else H100, apex=True)
     assert find_problems(config, 512) == [] and backend_problems(config, backend) == []
     assert words(machine, config, backend) == ""
+
+
+def test_a_recipes_name_is_enough(recipe):
+    config = recipe("precision.dtype=bf16", "precision.fp8=tensorwise")
+    assert config.precision.fp8.recipe == "tensorwise"
+    assert str(config.precision) == "bf16 with fp8 products (tensorwise)"
+
+
+def test_a_dry_run_says_which_backend_it_takes(recipe, capsys):
+    from megatron_sky.trainer.dry_run import print_plan
+
+    print_plan(recipe("precision.dtype=bf16", "precision.fp8=tensorwise", "kernels.rope_fusion=true"), 1)
+    assert "only the te backend can do what the recipe asks for" in capsys.readouterr().out
