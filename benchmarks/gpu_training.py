@@ -332,18 +332,10 @@ def _unpack(wheels: Path) -> None:
     target = Path(tempfile.gettempdir()) / f"megatron_sky_wheels_{os.getuid()}"
     if not target.exists():
         found = [str(path) for path in sorted(wheels.glob("*.whl"))]
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-index",
-            "--no-deps",
-            "--target",
-            str(target),
-        ]
+        half = target.with_name(target.name + ".half")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", half]
         subprocess.run([*command, *found], check=True)
+        half.rename(target)
     sys.path.append(str(target))
 
 
