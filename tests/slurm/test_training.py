@@ -193,7 +193,7 @@ def test_preempted_by_a_job_that_comes_first(cluster, queued, recipe_file, refer
     wait_for_steps(run_dir, 10)
     urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
     first = cluster.client(*urgent, "--wrap=sleep 1").strip()
-    cluster.wait_for_state(first, "COMPLETED", seconds=JOB_SECONDS, lift_hold=False)
+    cluster.wait_for_state(first, "COMPLETED", seconds=JOB_SECONDS)
     ended = cluster.wait_for_state(job, "COMPLETED", "FAILED", seconds=JOB_SECONDS)
     assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", told(run_dir)
     before, after = attempts(run_dir)
