@@ -1,6 +1,6 @@
 """Tokens per second of `eval loss` against a plain loop over the Hugging Face model, same weights, same batches.
 
-    python benchmarks/eval_speed.py [--shape small|large] [--rounds 8]
+    python benchmarks/eval_speed.py [--shape small|large] [--rounds 8] [--threads 1]
 
 Both sides run in this one process, in turns, on the same batches of spans of mixed lengths. The plain loop pads a
 batch, calls `LlamaForCausalLM` without a mask (its fastest way) and takes torch's cross-entropy of the logits. Needs
@@ -84,7 +84,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=("small", "large"), default="small")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=0, help="tokens of a round; 0: 40,000 (small) or 8,000 (large)")
-    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     args = parser.parse_args()
     shape = SMALL if args.shape == "small" else SHAPE
     spans = make_spans(shape, args.tokens or {"small": 40_000, "large": 8_000}[args.shape])
@@ -98,7 +99,7 @@ def measure(hf: Path, native: Path, spans: list, args) -> None:
     from megatron_sky.distributed.context import open_context
     from megatron_sky.distributed.launch import RankInfo
 
-    with open_context(ParallelConfig(distributed_optimizer=False), RankInfo()) as context:
+    with open_context(ParallelConfig(distributed_optimizer=False), RankInfo(), num_threads=args.threads) as context:
         from megatron_sky.evaluate.hf_model import HfModel
         from megatron_sky.evaluate.native_model import NativeModel
         from megatron_sky.evaluate.scoring import score_spans

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_sky.checkpoint import state, store
 from megatron_sky.data.tokenizer import load_tokenizer
 from megatron_sky.errors import CheckpointError, ConfigError, MissingDependency, Problem
+from megatron_sky.evaluate.results import file_name
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
@@ -88,7 +89,7 @@ def open_checkpoints(given: Sequence[str]) -> list[Checkpoint]:
         ConfigError: two would have the same name.
     """
     opened = [_open(each) for each in given]
-    names = [each.name for each in opened]
+    names = [file_name(each.name) for each in opened]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(

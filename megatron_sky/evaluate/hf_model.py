@@ -1,5 +1,6 @@
 """A Hugging Face folder run by transformers. No code of the folder runs."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -7,6 +8,9 @@ import torch
 from megatron_sky.errors import CheckpointError
 from megatron_sky.evaluate.checkpoints import hf_settings, is_skywork, transformers_for
 from megatron_sky.evaluate.scoring import losses_of_logits, row_chunks
+
+# Their logits are lm_head(hidden states) and nothing more, so it can run where a prediction counts alone.
+_PLAIN_HEADS = ("LlamaForCausalLM", "GPT2LMHeadModel", "MistralForCausalLM", "Qwen2ForCausalLM")
 
 
 class HfModel:
@@ -16,23 +20,32 @@ class HfModel:
 
     def __init__(self, folder: Path, context):
         self.device, self.share, self.shares = context.device, context.rank, context.world_size
-        self._model = _load(folder)
-        wide = torch.float32 if context.device.type == "cpu" else self._model.config.dtype or torch.float32
-        self._model = self._model.to(device=context.device, dtype=wide).eval()
+        dtype = torch.float32 if context.device.type == "cpu" else _own_dtype(folder)
+        self._model = _load(folder).to(device=context.device, dtype=dtype).eval()
 
     def losses(self, tokens, places, targets):
-        logits = self._logits(tokens)
-        parts = [
-            losses_of_logits(logits[places[rows]], targets[rows]) for rows in row_chunks(len(places), len(logits[0]))
-        ]
+        logits = self._logits(tokens, places)
+        chunks = row_chunks(len(places), self._model.config.vocab_size)
+        parts = [losses_of_logits(logits(rows), targets[rows]) for rows in chunks]
         return tuple(torch.cat(each) for each in zip(*parts, strict=True))
 
     def next_logits(self, tokens, places):
-        return self._logits(tokens)[places].float()
+        return self._logits(tokens, places)(slice(None)).float()
 
-    def _logits(self, tokens):
-        """`[b * s, V]`. Without a mask: padding lies to the right, where a causal model does not look."""
-        return self._model(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
+    def _logits(self, tokens, places) -> Callable:
+        """A function from a slice of `places` to their logits `[n, V]`. Without a mask: padding lies to the right,
+        where a causal model does not look."""
+        if type(self._model).__name__ in _PLAIN_HEADS:
+            hidden = self._model.base_model(input_ids=tokens, use_cache=False)[0].flatten(0, 1)
+            return lambda rows: self._model.lm_head(hidden[places[rows]])
+        logits = self._model(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
+        return lambda rows: logits[places[rows]]
+
+
+def _own_dtype(folder: Path) -> torch.dtype:
+    """The number format of the weights, as config.json says it; the name of the field has changed over the years."""
+    settings = hf_settings(folder)
+    return getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
 
 
 def _load(folder: Path):

@@ -27,7 +27,7 @@ class NativeModel:
         self.answers = context.is_last_stage and context.place.tp_rank == 0
         on_cpu = context.device.type == "cpu"
         precision = PrecisionConfig(dtype="fp32") if on_cpu else config.precision
-        chunk = build_model(
+        built = build_model(
             config.model.model_copy(update={"hidden_dropout": 0.0, "attention_dropout": 0.0}),
             parallel=ParallelConfig(tp_size=layout.tp_size, pp_size=layout.pp_size, distributed_optimizer=False),
             precision=precision,
@@ -35,9 +35,15 @@ class NativeModel:
             context=context,
             ddp=False,
             init=False,
-        ).chunks[0]
+        )
+        (chunk,) = built.chunks
+        if config.model.activation == "swiglu":
+            built.config.bias_activation_fusion = True  # the other way takes a pass through memory to add zero
         state.load(folder, context=context, chunks=[chunk])
         self._model = (chunk if precision.dtype == "fp32" else chunk.module).eval()
+        if on_cpu and layout.tp_size == 1:
+            for layer in self._model.decoder.layers:
+                layer.mlp.forward = _in_pieces(layer.mlp)
         self._model.post_process = False  # it stops at the hidden states; the output layer runs where it is needed
         self._output = _output_weight(self._model) if context.is_last_stage else None
         self._vocab_size, self._hidden_size = config.model.vocab_size, config.model.hidden_size
@@ -97,6 +103,19 @@ class NativeModel:
         dist.all_reduce(total, group=group)
         dist.all_reduce(own, group=group)
         return total.log() + largest - own, own >= largest
+
+
+def _in_pieces(mlp):
+    """The feed-forward layer's forward, a few hundred tokens at a time: what lies between its two products stays in a
+    processor's cache, which is a tenth of a small model's time. Tokens don't see each other there."""
+    whole, width = mlp.forward, len(mlp.linear_fc1.weight)
+
+    def forward(hidden, *args, **kwargs):
+        rows = hidden.flatten(0, -2)
+        parts, biases = zip(*(whole(rows[each], *args, **kwargs) for each in row_chunks(len(rows), width)), strict=True)
+        return torch.cat(parts).view(hidden.shape), biases[0]
+
+    return forward
 
 
 def _sequence_first(places, tokens):

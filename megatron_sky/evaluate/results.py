@@ -127,7 +127,7 @@ def write_json(results: LossResults | LeakageResults, folder: Path) -> Path:
 def write_documents(folder: Path, model: str, documents: Iterable[DocumentLoss], prefix: str = "") -> Path:
     """Writes `<folder>/documents/<prefix><model>.jsonl`, one object a document."""
     lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in documents]
-    return write_text(folder / "documents" / f"{prefix}{_file_name(model)}.jsonl", "".join(lines))
+    return write_text(folder / "documents" / f"{prefix}{file_name(model)}.jsonl", "".join(lines))
 
 
 def read_documents(path: Path) -> list[DocumentLoss]:
@@ -153,7 +153,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
-def _file_name(model: str) -> str:
+def file_name(model: str) -> str:
+    """A model's name as a file may have it."""
     return re.sub(r"[^\w.\-]+", "_", model)
 
 

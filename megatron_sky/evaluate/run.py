@@ -90,7 +90,9 @@ def evaluate_loss(
     models = []
     with _open(checkpoints, options, info) as parallel:
         for checkpoint, encoded in zip(checkpoints, prepared, strict=True):
-            scored, record = _score(checkpoint, domains, encoded, context, options, parallel)
+            warnings = _overlaps(checkpoint, domains)
+            scored, seconds = _score(checkpoint, encoded, options, parallel)
+            record = _record(checkpoint, context, options, seconds, warnings)
             losses = _document_losses(checkpoint, domains, encoded, scored, counts)
             by_domain = {name: figures_of(some) for name, some in losses.items()}
             everything = list(itertools.chain.from_iterable(losses.values()))
@@ -134,7 +136,9 @@ def evaluate_leakage(
     models = []
     with _open(checkpoints, options, info) as parallel:
         for checkpoint, encoded in zip(checkpoints, prepared, strict=True):
-            scored, record = _score(checkpoint, domains, encoded, context, options, parallel)
+            warnings = _overlaps(checkpoint, domains[1:])  # the train split may be trained on
+            scored, seconds = _score(checkpoint, encoded, options, parallel)
+            record = _record(checkpoint, context, options, seconds, warnings)
             losses = _document_losses(checkpoint, domains, encoded, scored, None)
             models.append(_model_leakage(record, encoded, scored, seed, margin))
             if out is not None and info.rank == 0:
@@ -262,42 +266,33 @@ def _open(checkpoints: Sequence[Checkpoint], options: Options, info: RankInfo):
 
 
 def _score(
-    checkpoint: Checkpoint,
-    domains: Sequence[Domain],
-    encoded: list[list[Encoded]],
-    context: int,
-    options: Options,
-    parallel: ParallelContext,
-) -> tuple[list[list[np.ndarray]], results.ModelRecord]:
-    """Each document's token losses, by domain, and the model's record."""
+    checkpoint: Checkpoint, encoded: list[list[Encoded]], options: Options, parallel: ParallelContext
+) -> tuple[list[list[np.ndarray]], float]:
+    """(each document's token losses, by domain; the seconds they took)."""
     from megatron_sky.evaluate.scoring import score_spans
 
-    warnings = _overlaps(checkpoint, domains, options)
-    for warning in warnings:
-        log.warning("%s: %s", checkpoint.name, warning)
     model = checkpoint.load(parallel)
     spans = [span for documents in encoded for each in documents for span in each.spans]
     start = time.monotonic()
-    found = score_spans(
-        model, spans, batch_tokens=options.batch_tokens, gather=parallel.gather_objects, what=checkpoint.name
+    scores = iter(
+        score_spans(
+            model, spans, batch_tokens=options.batch_tokens, gather=parallel.gather_objects, what=checkpoint.name
+        )
     )
     seconds = time.monotonic() - start
     tokens = sum(span.scored for span in spans)
-    log.info(
-        "%s: %s tokens in %.1f s, %s tokens/s", checkpoint.name, f"{tokens:,}", seconds, f"{tokens / seconds:,.0f}"
-    )
-    scores = iter(found)
+    log.info("%s: %s tokens, %s tokens/s", checkpoint.name, f"{tokens:,}", f"{tokens / seconds:,.0f}")
+    none = np.empty(0, np.float32)
     losses = [
-        [
-            np.concatenate([next(scores).losses for _ in each.spans]) if each.spans else np.empty(0, np.float32)
-            for each in documents
-        ]
+        [np.concatenate([none, *(next(scores).losses for _ in each.spans)]) for each in documents]
         for documents in encoded
     ]
-    return losses, _record(checkpoint, context, options, seconds, warnings)
+    return losses, seconds
 
 
-def _record(checkpoint: Checkpoint, context: int, options: Options, seconds: float, warnings: Sequence[str]):
+def _record(
+    checkpoint: Checkpoint, context: int, options: Options, seconds: float, warnings: Sequence[str]
+) -> results.ModelRecord:
     return results.ModelRecord(
         name=checkpoint.name,
         path=str(checkpoint.path),
@@ -313,23 +308,24 @@ def _record(checkpoint: Checkpoint, context: int, options: Options, seconds: flo
     )
 
 
-def _overlaps(checkpoint: Checkpoint, domains: Sequence[Domain], options: Options) -> list[str]:
-    """Warnings for domains that stand in the mixture the model was trained on. The train split may, and is left out."""
+def _overlaps(checkpoint: Checkpoint, domains: Sequence[Domain]) -> list[str]:
+    """Warnings, told at once, for domains that stand in the mixture the model was trained on."""
     if checkpoint.kind != NATIVE:
         return []
     sources = [(each.name, each.path) for each in state.read_saved(checkpoint.path).config.data.train]
     asked = [
         (
             domain.name,
-            [path for path in domain.files if Path(path).is_file()],
+            [path for path in domain.files if Path(path).is_file()],  # a generated set has none
             [checkpoint.coder.encode(each.whole) for each in domain.documents],
         )
         for domain in domains
-        if domain.name != leakage.TRAIN
     ]
     found, unknown = overlap.find_overlaps(asked, sources, tokenizer_sha256=checkpoint.coder.sha256)
     for each in unknown:
         log.info("%s: %s", checkpoint.name, each)
+    for each in found:
+        log.warning("%s: %s", checkpoint.name, each)
     return [str(each) for each in found]
 
 

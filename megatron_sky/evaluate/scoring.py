@@ -19,7 +19,8 @@ from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
 
-_LOGITS_AT_ONCE = 1 << 22  # elements; few enough to stay in a processor's cache
+_LOGITS_AT_ONCE = 1 << 20  # elements; few enough to stay in a processor's cache
+_LEAST_ROWS = 256  # at once: a product of fewer rows is slow
 _SECONDS_BETWEEN_NEWS = 30
 
 
@@ -99,8 +100,8 @@ def _score_batch(model: Model, spans: list[Span]) -> list[SpanScore] | None:
 
 
 def row_chunks(num_rows: int, width: int):
-    """Slices of rows, each of at most about `_LOGITS_AT_ONCE` elements of `width` columns."""
-    step = max(16, _LOGITS_AT_ONCE // width)
+    """Slices of rows of `width` columns, for the output layer and what follows it."""
+    step = max(_LEAST_ROWS, _LOGITS_AT_ONCE // width)
     return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
 
 
