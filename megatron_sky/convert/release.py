@@ -17,7 +17,7 @@ from megatron_sky.convert.hf_folder import write_hf
 from megatron_sky.convert.model_card import Facts, build_card
 from megatron_sky.convert.output import DEFAULT_FILE_SIZE
 from megatron_sky.convert.sources import open_source
-from megatron_sky.data.plan import RunPlan
+from megatron_sky.data.plan import tokens_given
 from megatron_sky.errors import CheckpointError, MissingDependency
 from megatron_sky.log import get_logger
 from megatron_sky.monitor.metrics import METRICS_FILE, read_metrics
@@ -133,17 +133,9 @@ def _facts(mark: Mark, run_dir: Path, name: str) -> Facts:
         consumed_tokens=saved.progress["consumed_tokens"],
         layout=saved.layout,
         config=saved.config,
-        tokens_per_source=_tokens_per_source(saved),
+        tokens_per_source=tokens_given(saved.data, saved.progress["consumed_samples"]),
         validation=_validation(run_dir, saved.progress["step"]),
     )
-
-
-def _tokens_per_source(saved: native.Saved) -> dict[str, int]:
-    """Tokens each source had given at the checkpoint; empty for a run whose data order is not our plan's."""
-    if "segments" not in saved.data:
-        return {}
-    plan = RunPlan.from_fingerprint(saved.data, saved.config.data.max_epochs)
-    return plan.tokens_given(saved.progress["consumed_samples"])
 
 
 def _validation(run_dir: Path, step: int) -> dict[str, tuple[float, int]]:

@@ -483,6 +483,14 @@ class RunPlan:
         return {"version": 2, "segments": [segment.fingerprint() for segment in self.segments]}
 
 
+def tokens_given(saved: Mapping, sample_count: int) -> dict[str, int]:
+    """Tokens that each source had given after `sample_count` samples of the run whose plan's fingerprint is `saved`.
+
+    Empty where the order was not a plan's (megatron-core's), or no training made the checkpoint.
+    """
+    return RunPlan.from_fingerprint(saved, math.inf).tokens_given(sample_count) if "segments" in saved else {}
+
+
 def continue_plan(saved: Mapping, plan: RunPlan, used_samples: int) -> RunPlan:
     """The plan of a run that is resumed: the saved one, or from here on another where the recipe's mixture was changed.
 

@@ -12,6 +12,7 @@ import numpy as np
 from megatron_sky.checkpoint import state
 from megatron_sky.config.schema import ParallelConfig
 from megatron_sky.config.validate import find_problems
+from megatron_sky.data.plan import tokens_given
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
@@ -312,7 +313,9 @@ def _overlaps(checkpoint: Checkpoint, domains: Sequence[Domain]) -> list[str]:
     """Warnings, told at once, for domains that stand in the mixture the model was trained on."""
     if checkpoint.kind != NATIVE:
         return []
-    sources = [(each.name, each.path) for each in state.read_saved(checkpoint.path).config.data.train]
+    saved = state.read_saved(checkpoint.path)
+    given = tokens_given(saved.data, saved.progress["consumed_samples"])
+    sources = [(each.name, each.path) for each in saved.config.data.train if given.get(each.name, 1)]
     asked = [
         (
             domain.name,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_sky.data.plan import BLOCK, SHARE_UNIT, Permutation, RunPlan, build_plan, continue_plan
+from megatron_sky.data.plan import BLOCK, SHARE_UNIT, Permutation, RunPlan, build_plan, continue_plan, tokens_given
 from megatron_sky.errors import ConfigError
 
 
@@ -330,3 +330,10 @@ def test_pure_modules_import_no_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_tokens_given_are_those_drawn_so_far():
+    plan = in_sessions(({"a": 1.0}, 1000), ({"b": 1.0, "d": 1.0}, 1800))
+    assert tokens_given(plan.fingerprint(), 1000) == {"a": 16_000, "b": 0, "c": 0, "d": 0, "e": 0}
+    assert tokens_given(plan.fingerprint(), 1400)["d"] == pytest.approx(16 * 200, abs=16)
+    assert tokens_given({"sampling": "megatron"}, 10) == {}
