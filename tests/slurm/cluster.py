@@ -153,6 +153,8 @@ class Cluster:
                 held_since.append(time.monotonic())
                 if held_since[-1] - held_since[0] > HOLD_SECONDS:
                     self.client("scontrol", "update", f"JobId={job_id}", "StartTime=now", check=False)
+            else:
+                held_since.clear()
             return job["JobState"] in states
 
         wait_until(there, seconds, lambda: f"job {job_id} is {' or '.join(states)}: {self.job(job_id)}", pause=0.3)
