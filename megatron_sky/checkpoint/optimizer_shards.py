@@ -133,16 +133,24 @@ def _collect(optimizer) -> dict:
     """The parameters that this rank owns, whole: parameter -> key -> tensor of its shape. Collective in the group."""
     rank, owned = optimizer.data_parallel_group.rank(), {}
     for pieces in _buckets(optimizer):
-        held = {
-            piece.param: optimizer._get_main_param_and_optimizer_states(piece.param) for piece in _of_rank(pieces, rank)
-        }
+        held = {piece.param: _tensors(optimizer, piece.param) for piece in _of_rank(pieces, rank)}
         whole = {
-            key: _gather(optimizer, pieces, {param: tensors[key].detach() for param, tensors in held.items()})
-            for key in KEYS
+            key: _gather(optimizer, pieces, {param: tensors[key] for param, tensors in held.items()}) for key in KEYS
         }
         for param in _owned_params(optimizer, pieces):
             owned[param] = {key: whole[key][param].view(param.shape) for key in KEYS}
     return owned
+
+
+def _tensors(optimizer, param) -> dict:
+    """This rank's flat part of a parameter's master weight and moments; before the first step the moments are zero."""
+    group, place = optimizer.model_param_group_index_map[param]
+    main = optimizer.optimizer.param_groups[group]["params"][place]
+    if main not in optimizer.optimizer.state:  # asking for it would make an empty entry
+        zeros = torch.zeros_like(main, dtype=torch.float32).detach()
+        return {"param": main.detach(), "exp_avg": zeros, "exp_avg_sq": zeros}
+    found = optimizer._get_main_param_and_optimizer_states(param)
+    return {key: found[key].detach() for key in KEYS}
 
 
 def _gather(optimizer, pieces: list[_Piece], held: dict) -> dict:

@@ -31,6 +31,8 @@ def collect_and_give_back(info, config_text: str) -> dict:
         model = build_model(config.model, **sections, train=config.train, context=context)
         outer = build_optimizer(config.optimizer, schedule=config.schedule, **sections, chunks=model.chunks)
         inner = shards.distributed_optimizer(outer)
+        fresh = list(shards._collect(inner).values())  # before any step
+        assert not any(tensors["exp_avg"].any() or tensors["exp_avg_sq"].any() for tensors in fresh)
         inner.load_state_dict(inner.state_dict())
         order = [param for buffer in inner.buffers for param in buffer.param_index_map]
         truth = {
