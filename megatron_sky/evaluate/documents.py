@@ -12,6 +12,8 @@ from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
 
+AVERAGE = "average"
+
 
 @dataclass(frozen=True)
 class Document:
@@ -54,6 +56,8 @@ def parse_data(given: Sequence[str]) -> dict[str, list[str]]:
             name, path = Path(each).name.partition(".")[0], each
         if not name or not path:
             raise ConfigError(Problem("--data", "must be NAME=FILE", "as --data news=news.jsonl", each))
+        if name == AVERAGE:
+            raise ConfigError(Problem("--data", "is what all domains together are called", "give another name", name))
         domains.setdefault(name, []).append(path)
     return domains
 

@@ -96,10 +96,9 @@ def evaluate_loss(
             record = _record(checkpoint, context, options, seconds, warnings)
             losses = _document_losses(checkpoint, domains, encoded, scored, counts)
             by_domain = {name: figures_of(some) for name, some in losses.items()}
-            everything = list(itertools.chain.from_iterable(losses.values()))
-            models.append(results.ModelLosses(record, by_domain, figures_of(everything)))
+            models.append(results.ModelLosses(record, by_domain, figures_of(_all(losses))))
             if out is not None and info.rank == 0:
-                results.write_documents(out, checkpoint.name, everything)
+                results.write_documents(out, checkpoint.name, _all(losses))
     setting = _setting(context, characters, options, reference)
     return results.LossResults(setting, _domain_records(domains), tuple(models))
 
@@ -143,8 +142,7 @@ def evaluate_leakage(
             losses = _document_losses(checkpoint, domains, encoded, scored, None)
             models.append(_model_leakage(record, encoded, scored, seed, margin))
             if out is not None and info.rank == 0:
-                everything = itertools.chain.from_iterable(losses.values())
-                results.write_documents(out, checkpoint.name, everything, prefix="leakage_")
+                results.write_documents(out, checkpoint.name, _all(losses), prefix="leakage_")
     setting = _setting(context, characters, options, None)
     return results.LeakageResults(margin, leakage.CONFIDENCE, setting, _domain_records(domains), (*listed, *models))
 
@@ -172,9 +170,11 @@ def published_leakage(path: Path, margin: float = leakage.MARGIN) -> tuple[resul
     import csv
 
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         losses = [(row["model"], *(float(row[name]) for name in ("L_test", "L_train", "L_ref"))) for row in rows]
+        if bad := [name for name, *values in losses if not all(0 < each < math.inf for each in values)]:
+            raise ValueError(f"a loss of {bad[0]} is no positive number")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: can't be read as published losses: {error}\n"
@@ -358,6 +358,10 @@ def _document_losses(
         ]
     _check_finite(checkpoint, found)
     return found
+
+
+def _all(losses: dict[str, list[DocumentLoss]]) -> list[DocumentLoss]:
+    return list(itertools.chain.from_iterable(losses.values()))
 
 
 def _check_finite(checkpoint: Checkpoint, losses: dict[str, list[DocumentLoss]]) -> None:

@@ -44,6 +44,9 @@ def test_the_reports_table_from_its_losses(tmp_path):
     with pytest.raises(DataError, match="columns model, L_test, L_train, L_ref"):
         path.write_text("model,loss\na,1\n")
         run("leakage", "--published", path)
+    with pytest.raises(DataError, match="a loss of b is no positive number"):
+        path.write_text("model,L_test,L_train,L_ref\nb,nan,1,1\n")
+        run("leakage", "--published", path)
 
 
 def test_wrong_input_is_told_in_words(tmp_path):

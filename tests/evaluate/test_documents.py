@@ -20,6 +20,8 @@ def test_names_and_files(tmp_path):
     assert parse_data(given) == {"news": ["one.jsonl", "two.jsonl"], "code": ["data/code.jsonl.gz"], "a=b": [odd]}
     with pytest.raises(ConfigError, match="NAME=FILE"):
         parse_data(["news="])
+    with pytest.raises(ConfigError, match="together"):
+        parse_data(["average=one.jsonl"])
 
 
 def test_documents_are_cut_counted_and_joined(tmp_path):
