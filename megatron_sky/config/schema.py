@@ -379,7 +379,7 @@ class ValidationConfig(Section):
     references: str | None = Field(
         None,
         description="CSV file of other models' losses on the sets, drawn as lines into the same pictures; its columns: "
-        "model, domain, loss (nats per token), as `eval loss` writes them; null: none.",
+        "model, domain, loss (nats per token), or normalised_loss (as `eval loss` writes them); null: none.",
     )
 
     @model_validator(mode="after")

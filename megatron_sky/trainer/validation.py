@@ -44,7 +44,9 @@ def read_references(config: ValidationConfig) -> list[dict]:
     try:
         with open(config.references, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
-        found = [Reference(row["model"], row["domain"], float(row["loss"])) for row in rows]
+        found = [
+            Reference(row["model"], row["domain"], float(row.get("normalised_loss") or row["loss"])) for row in rows
+        ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         problem = Problem("validation.references", f"can't be read: {error}", mend, config.references)
         raise ConfigError(problem) from error

@@ -53,6 +53,12 @@ def test_a_set_that_is_also_trained_on_is_told(ranks, recipe, corpus):
     assert "validation.sets[seen]" in log and "also in the training source en_web" in log
 
 
+def test_normalised_losses_are_taken_where_there_are(recipe, references):
+    text = "model,domain,loss,normalised_loss\nOther,en_web,2.0,1.5\nThird,en_web,2.5,\n"
+    told = read_references(recipe(f"validation.references={references(text)}").validation)
+    assert [each["lm_loss"] for each in told] == [1.5, 2.5]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
