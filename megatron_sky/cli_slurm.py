@@ -56,7 +56,7 @@ def submit(
     from megatron_sky.config.validate import check
     from megatron_sky.slurm.render import render
     from megatron_sky.slurm.site import load_site, overridden
-    from megatron_sky.slurm.submit import Wanted, plan_jobs, world_size
+    from megatron_sky.slurm.submit import Wanted, check_idle, plan_jobs, world_size
     from megatron_sky.slurm.submit import follow as follow_jobs
     from megatron_sky.slurm.submit import submit as queue_jobs
 
@@ -84,6 +84,7 @@ def submit(
         return
     from megatron_sky.trainer.dry_run import print_plan
 
+    check_idle(run_dir)
     print_plan(config, ranks)
     for job in queue_jobs(config, plan_jobs(config, profile, wanted), profile):
         print(f"job {job.job_id}: {job.name} ({job.script})")

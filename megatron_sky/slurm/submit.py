@@ -121,13 +121,7 @@ def submit(config: Config, jobs: list[Job], site: Site) -> list[QueuedJob]:
     if not jobs:
         raise ConfigError(Problem("sessions", "are all trained to their ends", "add one, or ask for --release"))
     run_folder.prepare(run_dir)
-    live = live_jobs(run_dir)
-    if live:
-        job = live[0]
-        raise RunError(
-            f"{run_dir}: job {job.job_id} of this run is {queue.find_jobs([job.job_id])[job.job_id].state}\n"
-            f"  mend: wait for it, or megatron-sky slurm cancel {run_dir}"
-        )
+    check_idle(run_dir)
     (run_dir / "slurm").mkdir(exist_ok=True)
     (run_dir / RECIPE).write_text(dump_config(config), encoding="utf-8")
     queued: list[QueuedJob] = []
@@ -143,6 +137,16 @@ def submit(config: Config, jobs: list[Job], site: Site) -> list[QueuedJob]:
         raise
     add_jobs(run_dir, queued)
     return queued
+
+
+def check_idle(run_dir: Path) -> None:
+    """Raises RunError where a job of this run waits or runs."""
+    live = live_jobs(run_dir)
+    if live:
+        raise RunError(
+            f"{run_dir}: job {live[0].job_id} of this run is queued or running\n"
+            f"  mend: wait for it, or megatron-sky slurm cancel {run_dir}"
+        )
 
 
 def live_jobs(run_dir: Path) -> list[QueuedJob]:
