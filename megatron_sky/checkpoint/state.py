@@ -99,6 +99,7 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
         )
     _check_pickle(folder / ".metadata")
     has_history = fp8 is not None and fp8.kind is not None and saved.get("fp8") == fp8.kind
+    compat.read_files_side_by_side()
     state, _ = sharded_state(chunks, optimizer, context, loading=True, fp8=fp8 if has_history else None)
     _ask_only_for_what_is_there(state, folder)
     with torch.no_grad():

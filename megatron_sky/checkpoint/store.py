@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,16 +95,19 @@ def resolve(path: Path, warn: Callable[[str], None]) -> Path:
 
 
 def hash_files(folder: Path, names: Iterable[str], algorithm: str = "sha256") -> dict[str, FileRecord]:
-    """Size and hash (`sha256` or `xxh3`) of each named file."""
-    records = {}
-    for name in names:
-        digest, size = _ALGORITHMS[algorithm](), 0
-        with open(folder / name, "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                size += len(block)
-        records[name] = FileRecord(size, **{algorithm: digest.hexdigest()})
-    return records
+    """Size and hash (`sha256` or `xxh3`) of each named file, a few files at once."""
+    names = list(names)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(lambda name: _hash_file(folder / name, algorithm), names), strict=True))
+
+
+def _hash_file(path: Path, algorithm: str) -> FileRecord:
+    digest, size, block = _ALGORITHMS[algorithm](), 0, memoryview(bytearray(_BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            size += count
+    return FileRecord(size, **{algorithm: digest.hexdigest()})
 
 
 def files_of(folder: Path) -> list[str]:
@@ -147,9 +151,12 @@ def check_sizes(folder: Path) -> dict[str, FileRecord]:
 
 def verify(folder: Path) -> None:
     """Raises CheckpointError naming the first file that is missing, of another size, or of another content."""
-    for name, record in check_sizes(folder).items():
-        algorithm = "xxh3" if record.xxh3 else "sha256"
-        if hash_files(folder, [name], algorithm)[name] != record:
+    records = check_sizes(folder)
+    found: dict[str, FileRecord] = {}
+    for algorithm in _ALGORITHMS:
+        found |= hash_files(folder, [name for name, record in records.items() if getattr(record, algorithm)], algorithm)
+    for name, record in records.items():
+        if found[name] != record:
             raise CheckpointError(f"{folder / name}: its content is not what was written (its hash differs)")
 
 
