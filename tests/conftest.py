@@ -106,3 +106,22 @@ def recipe(corpus, tmp_path) -> Callable:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(base))
     return lambda *overrides: load_config([path], overrides)
+
+
+@pytest.fixture
+def sky(monkeypatch, capsys):
+    """`sky("train", ...)`: (exit code, standard output, standard error) of the command, run in this process."""
+
+    from megatron_sky import cli
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["megatron-sky", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as left:
+            code = left.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -8,27 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_sky import cli
 from megatron_sky.config import dump_config
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def sky(monkeypatch, capsys):
-    """`sky("train", ...)`: (exit code, standard output, standard error) of the command, run in this process."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["megatron-sky", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as left:
-            code = left.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

@@ -1,29 +1,17 @@
 """`megatron-sky from-args` as a user meets it."""
 
-import sys
+from functools import partial
 
 import pytest
 
-from megatron_sky import cli
 from megatron_sky.config import load_config
 from tests.migrate.test_recipe import LLAMA_8B, LLAMA_70B
 
 
 @pytest.fixture
-def from_args(monkeypatch, capsys):
+def from_args(sky):
     """`from_args(...)`: (exit code, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["megatron-sky", "from-args", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as left:
-            code = left.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return partial(sky, "from-args")
 
 
 def test_a_script_to_a_file(from_args, tmp_path):

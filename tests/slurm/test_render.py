@@ -11,7 +11,7 @@ from megatron_sky.slurm.render import BEGIN, END, Job, render, scripts
 from megatron_sky.slurm.site import Container, Site
 
 SCRIPTS = sorted(path.stem for path in scripts().glob("*.sbatch"))
-JOB = Job("train", "sky", ("runs/a b/recipe.yaml", "x=1"), folder="/work/me", output="runs/job_%j.txt", nodes=64)
+JOB = Job("train", "sky", ("runs/a b/recipe.yaml", "x=1"), folder="/home/me", output="runs/job_%j.txt", nodes=64)
 
 
 def job(script: str, **more) -> Job:
@@ -82,7 +82,7 @@ SITE = Site(
 
 def test_what_the_site_says():
     site = parts(render(JOB, SITE))[1]
-    for line in ("--partition=cpu", "--account=proj", "--mem=0", "--nodes=64", "--chdir=/work/me", "--time=24:00:00"):
+    for line in ("--partition=cpu", "--account=proj", "--mem=0", "--nodes=64", "--chdir=/home/me", "--time=24:00:00"):
         assert f"#SBATCH {line}\n" in site
     assert "module load cuda/12.8" in site and "--gpus-per-node" not in site
     assert shell(site, 'echo "$INTERFACE/$MAX_REQUEUES/$NCCL_IB_HCA/$A/$#/$1/$PYTHON"') == (
@@ -101,8 +101,8 @@ def test_pyxis():
     rendered = parts(render(JOB, site))[1]
     assert shell(rendered, 'printf "%s\\n" "${CONTAINER_FLAGS[@]}"').splitlines() == [
         "--container-image=/images/sky.sqsh",
-        "--container-mounts=/work/me:/work/me,/data:/data",
-        "--container-workdir=/work/me",
+        "--container-mounts=/home/me:/home/me,/data:/data",
+        "--container-workdir=/home/me",
         "--no-container-entrypoint",
     ]
     assert shell(rendered, 'echo "${#CONTAINER_COMMAND[@]} $PYTHON"') == "0 python3"
@@ -110,7 +110,7 @@ def test_pyxis():
 
 def test_apptainer():
     site = Site(container=Container(image="/images/sky.sif", mounts=("/data:/data",)))
-    words = "apptainer exec --bind /work/me:/work/me --bind /data:/data --pwd /work/me /images/sky.sif"
+    words = "apptainer exec --bind /home/me:/home/me --bind /data:/data --pwd /home/me /images/sky.sif"
     assert shell(parts(render(JOB, site))[1], 'echo "${CONTAINER_COMMAND[@]}"') == words
     with_gpus = render(job("train", gpus_per_node=8), site)
     assert shell(parts(with_gpus)[1], 'echo "${CONTAINER_COMMAND[@]:0:3}"') == "apptainer exec --nv"
