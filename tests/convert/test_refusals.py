@@ -77,7 +77,7 @@ def test_a_missing_file_is_named(checkpoint):
 
 def test_a_truncated_file_is_named(checkpoint):
     for path in checkpoint.glob("*.distcp"):
-        os.truncate(path, 100)  
+        os.truncate(path, 100)
     with pytest.raises(CheckpointError, match=r"__\d_\d.distcp: has .* the file is truncated"):
         open_source(checkpoint)
 
