@@ -92,13 +92,12 @@ def train(
 
     Ranks come from --nproc, from torchrun's or Slurm's variables, or it is one process alone.
     """
-    from megatron_sky.config import load_config
+    from megatron_sky.config.load import load_recipe
     from megatron_sky.distributed.launch import guard, rank_info, run_local
     from megatron_sky.errors import ConfigError, Problem
 
     if session is not None:
         recipe = [*recipe, f"train.session={session}"]
-    files, overrides = _split(recipe)
     info = rank_info()
     if world_size is not None and not dry_run:
         raise ConfigError(
@@ -107,7 +106,7 @@ def train(
     if nproc is not None and info.world_size > 1:
         mend = "leave --nproc out under torchrun or srun, which start the processes themselves"
         raise ConfigError(Problem("--nproc", f"this is already rank {info.rank} of {info.world_size}", mend, nproc))
-    config = load_config(files, overrides)
+    config = load_recipe(recipe)
     ranks = nproc or info.world_size
     if dry_run:
         from megatron_sky.trainer.dry_run import print_plan
@@ -188,9 +187,3 @@ def schema() -> None:
     from megatron_sky.config import json_schema
 
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Recipe files end in .yaml or .yml; everything else is taken for an override, and told when it is none."""
-    files = [each for each in arguments if each.endswith((".yaml", ".yml")) and "=" not in each]
-    return files, [each for each in arguments if each not in files]

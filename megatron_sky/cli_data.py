@@ -147,12 +147,11 @@ def mix(
     recipe: Annotated[list[str], typer.Argument(help="Recipe files and key=value overrides, as for train.")],
 ) -> None:
     """Show how many tokens and epochs each source of a recipe gives over its run, and what the plan can't keep."""
-    from megatron_sky.config.load import load_config
+    from megatron_sky.config.load import load_recipe
     from megatron_sky.data.mixture import mixture_table, open_plan
     from megatron_sky.trainer.sessions import sessions_of
 
-    files = [each for each in recipe if "=" not in each]
-    config = load_config(files, [each for each in recipe if "=" in each])
+    config = load_recipe(recipe)
     sessions = sessions_of(config).every
     plan = open_plan(
         config.data, seq_length=config.model.seq_length, sessions=[session.mixture for session in sessions]

@@ -11,7 +11,7 @@ What is written is the same, name by name, so checkpoints are exchanged with meg
 bucket is padded, as with several buckets and ZeRO-1, its own gathering also misplaces what follows the padding.)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -155,62 +155,46 @@ def _tensors(optimizer, param) -> dict:
 
 def _gather(optimizer, pieces: list[_Piece], held: dict) -> dict:
     """The owned parameters' flat tensors, made of this rank's own parts and those that the others send."""
-    rank = optimizer.data_parallel_group.rank()
-    sent = [piece for piece in pieces if piece.rank == rank and piece.owner != rank]
-    due = [piece for piece in pieces if piece.owner == rank and piece.rank != rank]
-    received = _exchange(
+    parts = _exchange(
         optimizer,
-        {piece: held[piece.param] for piece in sent},
-        due,
-        to=lambda piece: piece.owner,
+        pieces,
+        lambda piece: held[piece.param].flatten(),
         source=lambda piece: piece.rank,
-        needed=any(piece.rank != piece.owner for piece in pieces),
+        to=lambda piece: piece.owner,
     )
-    received |= {piece: held[piece.param].flatten() for piece in pieces if piece.rank == rank == piece.owner}
     whole = {}
     for param in _owned_params(optimizer, pieces):
-        parts = [received[piece] for piece in pieces if piece.param is param]  # in the order of the parameter
-        whole[param] = torch.cat(parts) if len(parts) > 1 else parts[0]
+        own = [parts[piece] for piece in pieces if piece.param is param]  # in the order of the parameter
+        whole[param] = torch.cat(own) if len(own) > 1 else own[0]
     return whole
 
 
 def _scatter(optimizer, pieces: list[_Piece], whole: dict) -> dict:
     """This rank's parts of the bucket's parameters, from their owners: parameter -> flat tensor."""
-    rank = optimizer.data_parallel_group.rank()
-    own = {
-        piece.param: whole[piece.param].flatten()[piece.start : piece.end]
-        for piece in pieces
-        if piece.rank == rank == piece.owner
-    }
-    sent = {
-        piece: whole[piece.param].flatten()[piece.start : piece.end]
-        for piece in pieces
-        if piece.owner == rank and piece.rank != rank
-    }
-    due = [piece for piece in pieces if piece.rank == rank and piece.owner != rank]
-    received = _exchange(
+    parts = _exchange(
         optimizer,
-        sent,
-        due,
-        to=lambda piece: piece.rank,
+        pieces,
+        lambda piece: whole[piece.param].flatten()[piece.start : piece.end],
         source=lambda piece: piece.owner,
-        needed=any(piece.rank != piece.owner for piece in pieces),
+        to=lambda piece: piece.rank,
     )
-    return own | {piece.param: part for piece, part in received.items()}
+    return {piece.param: part for piece, part in parts.items()}
 
 
-def _exchange(optimizer, sent: dict, due: list[_Piece], *, to, source, needed: bool) -> dict:
-    """Sends each piece's tensor to rank `to(piece)` and returns those that come from `source(piece)`.
+def _exchange(optimizer, pieces: list[_Piece], tensor_of: Callable, *, source: Callable, to: Callable) -> dict:
+    """Moves each piece from rank `source(piece)`, which has it as `tensor_of(piece)`, to rank `to(piece)`.
 
-    `needed`: whether any rank of the group sends anything; all of them know.
+    Returns the pieces that are this rank's then, its own untouched. Collective where any rank sends anything.
     """
-    if not needed:
-        return {}
-    group = optimizer.data_parallel_group
-    outgoing = sorted(sent, key=to)  # stable: the bucket's order within each rank
-    incoming = sorted(due, key=source)
+    group, rank = optimizer.data_parallel_group, optimizer.data_parallel_group.rank()
+    kept = {piece: tensor_of(piece) for piece in pieces if source(piece) == rank == to(piece)}
+    moving = [piece for piece in pieces if source(piece) != to(piece)]  # the same on every rank
+    if not moving:
+        return kept
+    outgoing = sorted((piece for piece in moving if source(piece) == rank), key=to)  # stable: the bucket's order
+    incoming = sorted((piece for piece in moving if to(piece) == rank), key=source)
     device = optimizer.buffers[0].grad_data.device
-    flat = [sent[piece].flatten().to(torch.float32) for piece in outgoing]
+    flat = [tensor_of(piece).to(torch.float32) for piece in outgoing]
     message = torch.cat(flat) if flat else torch.empty(0, dtype=torch.float32, device=device)
     sizes = [[0] * group.size(), [0] * group.size()]
     for piece in outgoing:
@@ -219,7 +203,8 @@ def _exchange(optimizer, sent: dict, due: list[_Piece], *, to, source, needed: b
         sizes[1][source(piece)] += piece.end - piece.start
     answer = torch.empty(sum(sizes[1]), dtype=torch.float32, device=device)
     torch.distributed.all_to_all_single(answer, message, sizes[1], sizes[0], group=group)
-    return dict(zip(incoming, answer.split([piece.end - piece.start for piece in incoming]), strict=True))
+    parts = answer.split([piece.end - piece.start for piece in incoming])
+    return kept | dict(zip(incoming, parts, strict=True))
 
 
 def _by_parameter(model_state: dict) -> dict:
