@@ -1,16 +1,19 @@
 """Loading, and what is saved, in megatron-core's torch_dist format: any layout reads what any other wrote.
 
-Tensors go through megatron-core's dist_checkpointing under global names; everything else (progress, recipe, data
-position) is JSON and YAML beside them, so that it can be read without torch and nothing is unpickled. Random number
-generators have no state to save: every step seeds them (see `distributed.seeding`).
+Tensors go through megatron-core's dist_checkpointing under global names; everything else of ours (progress, recipe,
+data position) is JSON and YAML beside them, so that it can be read without torch. megatron-core's format holds pickles
+too; they are read as data and can't run anything (see `pickles`). Random number generators have no state to save: every
+step seeds them (see `distributed.seeding`).
 """
 
+import contextlib
 import json
-import pickle
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_sky.checkpoint import pickles
 from megatron_sky.checkpoint.store import TRAIN_STATE
 from megatron_sky.config import Config, dump_config, load_config
 from megatron_sky.config.schema import ModelConfig
@@ -91,20 +94,23 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
 
     from megatron_sky.checkpoint import optimizer_shards
 
+    pickles.check_index(folder / ".metadata")
+    compat.read_objects_as_data()
     saved = _content_metadata(folder)
     if optimizer is not None and not saved.get("holds_optimizer"):
         raise CheckpointError(
             f"{folder}: was saved without its optimizer state, so a run can't be resumed from it\n"
             f"  mend: start a new run with checkpoint.init_from={folder}"
         )
-    _check_pickle(folder / ".metadata")
     has_history = fp8 is not None and fp8.kind is not None and saved.get("fp8") == fp8.kind
     compat.read_files_side_by_side()
     state, _ = sharded_state(chunks, optimizer, context, loading=True, fp8=fp8 if has_history else None)
     _ask_only_for_what_is_there(state, folder)
     with torch.no_grad():
-        loaded = dist_checkpointing.load(state, str(folder), _load_strategy(context, folder))
+        with _refusals_named(folder):
+            loaded = dist_checkpointing.load(state, str(folder), _load_strategy(context, folder))
         for name, chunk in _named(chunks):
+            _check_extra_states(loaded[name], folder)
             _fill(_bare(chunk), loaded[name])
         if optimizer is not None and (inner := optimizer_shards.distributed_optimizer(optimizer)) is not None:
             optimizer_shards.load_state(inner, loaded["optimizer"])
@@ -120,12 +126,34 @@ def _content_metadata(folder: Path) -> dict:
     from megatron.core.dist_checkpointing.core import CheckpointingException
 
     try:
-        return dist_checkpointing.load_content_metadata(folder) or {}
-    except CheckpointingException as error:
+        with _refusals_named(folder):
+            return dist_checkpointing.load_content_metadata(folder) or {}
+    except (CheckpointingException, AttributeError) as error:  # the latter where 0.16 makes its own message
         raise CheckpointError(
             f"{folder}: megatron-core {compat.version()} finds no {compat.COMMON_FILE} in it: {error}\n"
             f"  mend: a newer megatron-core wrote it; load it with that one and save it again"
         ) from None
+
+
+@contextlib.contextmanager
+def _refusals_named(folder: Path) -> Iterator[None]:
+    """Brings out of torch's report of all ranks what `compat.read_objects_as_data` refused."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        refused = [cause for cause, _ in error.failures.values() if isinstance(cause, CheckpointError)]
+        if not refused:
+            raise
+        raise CheckpointError(f"{folder}: {refused[0]}") from None
+
+
+def _check_extra_states(state: dict, folder: Path) -> None:
+    """Modules unpickle their extra state themselves."""
+    for name, value in state.items():
+        if name.endswith(_EXTRA):
+            pickles.check_extra_state(value, f"{folder}: {name}")
 
 
 def _ask_only_for_what_is_there(state: dict, folder: Path) -> None:
@@ -219,36 +247,3 @@ def describe(folder: Path, config: Config, described: dict) -> None:
     (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
     if config.tokenizer.path is not None:
         shutil.copyfile(config.tokenizer.path, folder / TOKENIZER)
-
-
-def _check_pickle(path: Path) -> None:
-    """Raises CheckpointError where the index of tensors, a pickle, names anything but what such an index is made of."""
-    try:
-        with open(path, "rb") as file:
-            _IndexUnpickler(file).load()
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{path}: is not an index of tensors: {error}") from None
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    """Loads torch.distributed.checkpoint's `.metadata` and refuses every name outside a fixed list."""
-
-    def find_class(self, module: str, name: str):
-        if name in _INDEX_NAMES.get(module, "").split():
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
-
-
-_DCP = "torch.distributed.checkpoint"
-_INDEX_NAMES = {
-    f"{_DCP}.metadata": "Metadata MetadataIndex TensorProperties TensorStorageMetadata ChunkStorageMetadata "
-    "BytesStorageMetadata StorageMeta _MEM_FORMAT_ENCODING",
-    f"{_DCP}.planner": "SavePlan WriteItem WriteItemType TensorWriteData BytesIOWriteData",
-    f"{_DCP}.filesystem": "_StorageInfo _StoragePrefix",
-    "megatron.core.dist_checkpointing.strategies.torch": "MCoreMetadata MCoreSavePlan",
-    "torch": "Size float32 float16 bfloat16 float64 int64 int32 uint8 bool",
-    "torch.serialization": "_get_layout",
-    "collections": "OrderedDict",
-    "pathlib": "PosixPath PurePosixPath",
-    "pathlib._local": "PosixPath PurePosixPath",
-}

@@ -4,10 +4,15 @@ Everything else calls megatron-core through its names, which both versions share
 """
 
 import inspect
+import io
+import pickle
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+
+from megatron_sky.errors import CheckpointError
 
 COMMON_FILE = "common.pt"
 
@@ -99,6 +104,43 @@ def read_files_side_by_side() -> None:
 
     read_data.side_by_side = True
     FileSystemReader.read_data = read_data
+
+
+def read_objects_as_data() -> None:
+    """Lets torch's reader of checkpoints take what is no tensor for data; it would run whatever such an object names.
+
+    Raises CheckpointError, within torch's CheckpointException, naming the object.
+    """
+    import torch
+    from torch.distributed.checkpoint import DefaultLoadPlanner
+
+    if getattr(DefaultLoadPlanner.load_bytes, "data_alone", False):
+        return
+    inherited = DefaultLoadPlanner.load_bytes
+
+    def load_bytes(self, read_item, value):
+        harmless = io.BytesIO()
+        torch.save(read_as_data(value, read_item.storage_index.fqn), harmless)
+        harmless.seek(0)
+        return inherited(self, read_item, harmless)
+
+    load_bytes.data_alone = True
+    DefaultLoadPlanner.load_bytes = load_bytes
+
+
+def read_as_data(saved, name: str):
+    """What torch.save wrote into the file `saved`: tensors, numbers, texts, containers.
+
+    Raises CheckpointError, with `name` for the object, where it is anything else.
+    """
+    import torch
+
+    try:
+        return torch.load(saved, weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"names {named.group(1)}, which no checkpoint needs" if named else "can't be read as data"
+        raise CheckpointError(f"{name}: {what}; it was not run\n  mend: do not use this checkpoint") from None
 
 
 def async_calls_queue():
