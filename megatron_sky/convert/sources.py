@@ -94,7 +94,8 @@ class _Given:
 
 def _kind(folder: Path) -> str:
     if (folder / torch_dist.METADATA).is_file():
-        return NATIVE if (folder / native.TRAIN_STATE).is_file() else MEGATRON_DIST
+        ours = any((folder / name).is_file() for name in (native.TRAIN_STATE, store.MANIFEST))
+        return NATIVE if ours else MEGATRON_DIST
     if split_files.is_split(folder):
         return MEGATRON_SPLIT
     if (folder / hf_config.CONFIG).is_file():
@@ -106,7 +107,7 @@ def _kind(folder: Path) -> str:
 
 
 def _open_native(folder: Path, given: _Given) -> Source:
-    _check_sizes(folder)
+    store.check_sizes(folder)  # hashes would read the optimizer; each chunk read is checked by its own CRC-32
     saved = native.read_saved(folder)
     stored = torch_dist.read_stored(folder)
     torch_dist.check_files(folder, stored)
@@ -299,16 +300,6 @@ def _rows(found: dict[str, LazyTensor], folder: Path) -> int:
     if weights.WORD_EMBEDDING not in found:
         raise CheckpointError(f"{folder}: holds no {weights.WORD_EMBEDDING}: it is no language model of megatron-core")
     return found[weights.WORD_EMBEDDING].shape[0]
-
-
-def _check_sizes(folder: Path) -> None:
-    """The manifest's sizes. Its hashes would read the optimizer; each chunk read is checked by its own CRC-32."""
-    for name, record in store.read_manifest(folder).items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: is missing")
-        if path.stat().st_size != record.size:
-            raise CheckpointError(f"{path}: has {path.stat().st_size:,} bytes, the manifest says {record.size:,}")
 
 
 def _identity(files: list[Path]) -> str:

@@ -94,11 +94,20 @@ def test_a_flipped_byte_is_named_and_nothing_is_written(checkpoint, tmp_path):
     assert not (tmp_path / "hf").exists()
 
 
-def test_the_manifest_is_believed(native, tmp_path):
+@pytest.mark.parametrize("cut", ["the weights", "train_state.json", "common.pt", "tokenizer.model"])
+def test_the_manifest_is_believed(cut, native, tmp_path):
     folder = tmp_path / "step_0000002"
     shutil.copytree(native("tp2"), folder)
-    weight_file(folder).write_bytes(b"x")
+    (weight_file(folder) if cut == "the weights" else folder / cut).write_bytes(b"x")
     with pytest.raises(CheckpointError, match="has 1 bytes, the manifest says"):
+        open_source(folder)
+
+
+def test_a_checkpoint_without_its_progress_is_no_folder_of_another_program(native, tmp_path):
+    folder = tmp_path / "step_0000002"
+    shutil.copytree(native("tp2"), folder)
+    (folder / "train_state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"train_state.json: is missing"):
         open_source(folder)
 
 
