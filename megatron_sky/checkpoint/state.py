@@ -13,17 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_sky import __version__
 from megatron_sky.checkpoint import pickles
-from megatron_sky.checkpoint.store import TRAIN_STATE
+from megatron_sky.checkpoint.store import MANIFEST, TRAIN_STATE
 from megatron_sky.config import Config, dump_config, load_config
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
-from megatron_sky.errors import CheckpointError
+from megatron_sky.errors import CheckpointError, ConfigError
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 _EXTRA = "_extra_state"
+_WRITER = "megatron_sky"  # the version that saved a checkpoint, in train_state.json
 
 # The fields of a model that its weights are bound to; dropout, backend and the like may change on resume.
 _SHAPE = [
@@ -48,7 +50,7 @@ _SHAPE = [
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint's own description: its recipe and its progress (train_state.json: `progress`, `data`, `layout`)."""
+    """A checkpoint's own description: its recipe and its progress (train_state.json)."""
 
     folder: Path
     config: Config
@@ -58,14 +60,28 @@ class Saved:
 
 
 def read_saved(folder: Path) -> Saved:
-    """The description of the checkpoint in `folder`, read without torch."""
+    """The description of the checkpoint in `folder`, read without torch. Raises CheckpointError naming the file."""
     path = folder / TRAIN_STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         progress, data, layout = state["progress"], state["data"], state["layout"]
-    except (OSError, ValueError, KeyError) as error:
+        writer = state.get(_WRITER, "of an unknown version")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: can't be read: {error}") from None
-    return Saved(folder, load_config([folder / CONFIG]), progress, data, layout)
+    return Saved(folder, _recipe(folder / CONFIG, writer), progress, data, layout)
+
+
+def _recipe(path: Path, writer: str) -> Config:
+    """The recipe saved by megatron_sky `writer`, whose fields this version may not have any more."""
+    try:
+        return load_config([path])
+    except ConfigError as error:
+        told = "\n".join(f"  {problem}" for problem in error.problems)
+        raise CheckpointError(
+            f"{path}: was saved by megatron_sky {writer}, and megatron_sky {__version__} can't read it:\n{told}\n"
+            f"  mend: load the checkpoint with the version that saved it; or give those fields in {path} the names and "
+            f"values that this version has, and take {CONFIG} out of {MANIFEST} beside it"
+        ) from None
 
 
 def check_same_model(saved: ModelConfig, wanted: ModelConfig, folder: Path) -> None:
@@ -241,9 +257,14 @@ def _load_strategy(context: ParallelContext, folder: Path):
     return FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(folder)), context.dp_cp_group)
 
 
+def train_state(described: dict) -> str:
+    """The text of train_state.json: `progress`, `data` and `layout` of `described`, and the version that writes it."""
+    return json.dumps(described | {_WRITER: __version__}, indent=1)
+
+
 def describe(folder: Path, config: Config, described: dict) -> None:
     """Writes into `folder` what a checkpoint says of itself besides its tensors."""
-    (folder / TRAIN_STATE).write_text(json.dumps(described, indent=1), encoding="utf-8")
+    (folder / TRAIN_STATE).write_text(train_state(described), encoding="utf-8")
     (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
     if config.tokenizer.path is not None:
         shutil.copyfile(config.tokenizer.path, folder / TOKENIZER)

@@ -210,7 +210,7 @@ def _write_description(source: Source, output: Output, config: Config, names: li
     output.write_text(native.CONFIG, dump_config(config))
     progress = {"step": 0, "consumed_samples": 0, "consumed_tokens": 0}
     described = {"progress": progress, "data": {}, "layout": f"converted from a {source.kind}: {source.folder.name}"}
-    output.write_text(native.TRAIN_STATE, json.dumps(described, indent=1))
+    output.write_text(native.TRAIN_STATE, native.train_state(described))
     if source.tokenizer is not None:
         name = "tokenizer.json" if source.tokenizer.suffix == ".json" else native.TOKENIZER
         shutil.copyfile(source.tokenizer, folder / name)
