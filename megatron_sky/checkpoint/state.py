@@ -8,7 +8,6 @@ step seeds them (see `distributed.seeding`).
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from pathlib import Path
 from megatron_sky import __version__
 from megatron_sky.checkpoint import pickles
 from megatron_sky.checkpoint.store import MANIFEST, TRAIN_STATE
-from megatron_sky.config import Config, dump_config, load_config
+from megatron_sky.config import Config, dump_config, load_config, tokenizer_files
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError, ConfigError
 
 CONFIG = "config.yaml"
-TOKENIZER = "tokenizer.model"
 _EXTRA = "_extra_state"
 _WRITER = "megatron_sky"  # the version that saved a checkpoint, in train_state.json
 
@@ -267,4 +265,15 @@ def describe(folder: Path, config: Config, described: dict) -> None:
     (folder / TRAIN_STATE).write_text(train_state(described), encoding="utf-8")
     (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
     if config.tokenizer.path is not None:
-        shutil.copyfile(config.tokenizer.path, folder / TOKENIZER)
+        tokenizer_files.copy(Path(config.tokenizer.path), folder)
+
+
+def tokenizer_in(folder: Path) -> Path:
+    """The file of the checkpoint's tokenizer. Raises CheckpointError where it has none."""
+    found = tokenizer_files.find(folder)
+    if found is None:
+        raise CheckpointError(
+            f"{folder}: holds no tokenizer, so texts and its tokens can't become each other\n"
+            f"  mend: set tokenizer.path in the recipe of the run, or copy the tokenizer's file there"
+        )
+    return found

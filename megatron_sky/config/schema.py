@@ -112,7 +112,11 @@ class ModelConfig(Section):
 class TokenizerConfig(Section):
     """The tokenizer that made the data files; needed to generate text and to check the data against."""
 
-    path: str | None = Field(None, description="SentencePiece model file (.model).")
+    path: str | None = Field(
+        None,
+        description="SentencePiece .model, Hugging Face tokenizer.json or tiktoken .tiktoken file, or a folder that "
+        "holds one.",
+    )
 
 
 class Ramp(Section):

@@ -8,7 +8,6 @@ written. Padding rows of the vocabulary are zeros. Everything is read back by th
 
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from megatron_sky.checkpoint import state as native
 from megatron_sky.checkpoint import store
-from megatron_sky.config import Config, dump_config
+from megatron_sky.config import Config, dump_config, tokenizer_files
 from megatron_sky.convert import weights
 from megatron_sky.convert.lazy import LazyTensor, read_ahead
 from megatron_sky.convert.output import (
@@ -212,8 +211,7 @@ def _write_description(source: Source, output: Output, config: Config, names: li
     described = {"progress": progress, "data": {}, "layout": f"converted from a {source.kind}: {source.folder.name}"}
     output.write_text(native.TRAIN_STATE, native.train_state(described))
     if source.tokenizer is not None:
-        name = "tokenizer.json" if source.tokenizer.suffix == ".json" else native.TOKENIZER
-        shutil.copyfile(source.tokenizer, folder / name)
+        tokenizer_files.copy(source.tokenizer, folder)
     elif source.kind == HF:
         log.warning("%s: has no tokenizer, so the checkpoint gets none", source.folder)
 

@@ -9,6 +9,7 @@ import yaml
 
 from megatron_sky.checkpoint import state as native
 from megatron_sky.checkpoint import store
+from megatron_sky.config import tokenizer_files
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert import families, hf_config, megatron_args, split_files, torch_dist, vocabulary, weights
 from megatron_sky.convert.lazy import LazyTensor
@@ -61,7 +62,7 @@ def open_source(
     """
     folder = resolve(path)
     kind = _kind(folder)
-    given = _Given(tokenizer, vocab_size, recipe)
+    given = _Given(None if tokenizer is None else tokenizer_files.file_of(tokenizer), vocab_size, recipe)
     opener = {NATIVE: _open_native, MEGATRON_DIST: _open_dist, MEGATRON_SPLIT: _open_split, HF: _open_hf}[kind]
     return opener(folder, given)
 
@@ -112,7 +113,7 @@ def _open_native(folder: Path, given: _Given) -> Source:
     stored = torch_dist.read_stored(folder)
     torch_dist.check_files(folder, stored)
     found = torch_dist.weight_tensors(folder, stored)
-    tokenizer = given.tokenizer or vocabulary.find_tokenizer(folder)
+    tokenizer = given.tokenizer or tokenizer_files.find(folder)
     vocab = given.settled_vocab_size(folder, _rows(found, folder), saved.config.model.vocab_size, tokenizer)
     model = saved.config.model.model_copy(update={"vocab_size": vocab})
     return Source(
@@ -207,7 +208,7 @@ def _open_hf(folder: Path, given: _Given) -> Source:
         raise CheckpointError(
             f"{folder}: vocab_size = {model.vocab_size:,} in {hf_config.CONFIG}, but {embedding} has {rows:,} rows"
         )
-    tokenizer = given.tokenizer or vocabulary.find_tokenizer(folder)
+    tokenizer = given.tokenizer or tokenizer_files.find_named(folder)
     vocab = given.settled_vocab_size(folder, rows, model.vocab_size, tokenizer)
     model = model.model_copy(update={"vocab_size": vocab})
     found = _from_hf(tensors, model, architecture, folder, rows)

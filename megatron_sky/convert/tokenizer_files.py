@@ -7,9 +7,9 @@ piece with SentencePiece's leading space, which is how the published Skywork cha
 """
 
 import json
-import shutil
 from pathlib import Path
 
+from megatron_sky.config import tokenizer_files
 from megatron_sky.convert.sample_text import SAMPLES
 from megatron_sky.convert.sources import Source
 from megatron_sky.data.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -28,13 +28,6 @@ CHAT_TEMPLATE = (
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}[BOT]{% endif %}"
 )
-_HF_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 
 def write(source: Source, folder: Path) -> dict[str, int]:
@@ -45,9 +38,9 @@ def write(source: Source, folder: Path) -> dict[str, int]:
     tokenizer = load_tokenizer(source.tokenizer)
     if isinstance(tokenizer, SentencePieceTokenizer):
         return _write_sentencepiece(tokenizer, folder)
-    for name in _HF_FILES:
-        if (source.tokenizer.parent / name).is_file():
-            shutil.copyfile(source.tokenizer.parent / name, folder / name)
+    tokenizer_files.copy(source.tokenizer, folder)
+    if source.tokenizer.suffix == tokenizer_files.RANKS:
+        log.warning("%s goes along as it is: transformers reads no tiktoken ranks by themselves", source.tokenizer.name)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eod_id}
     return {name: token_id for name, token_id in ids.items() if token_id is not None}
 

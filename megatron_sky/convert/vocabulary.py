@@ -6,8 +6,6 @@ from pathlib import Path
 from megatron_sky.data.tokenizer import load_tokenizer
 from megatron_sky.errors import CheckpointError
 
-_FILES = ("tokenizer.model", "tokenizer.json")
-
 
 def true_vocab_size(where: Path, *, rows: int, described: int | None, tokenizer: int | None, flag: int | None) -> int:
     """The true vocabulary size, in tokens.
@@ -37,11 +35,6 @@ def true_vocab_size(where: Path, *, rows: int, described: int | None, tokenizer:
             "  mend: give the tokenizer that the model was trained with"
         )
     return size
-
-
-def find_tokenizer(folder: Path) -> Path | None:
-    """The tokenizer in a checkpoint folder, if it has one."""
-    return next((folder / name for name in _FILES if (folder / name).is_file()), None)
 
 
 def tokenizer_size(tokenizer: Path | None) -> int | None:

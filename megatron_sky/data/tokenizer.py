@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from megatron_sky.config import tokenizer_files
 from megatron_sky.errors import DataError, MissingDependency
 
 _EOD_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<eos>", "<|im_end|>")
@@ -172,7 +173,7 @@ class TiktokenTokenizer(Tokenizer):
     def __init__(self, path: Path):
         super().__init__(path.read_bytes(), path.name)
         gigatoken = gigatoken_for(f"the tokenizer {path}")
-        beside = path.with_name(path.name + ".json")
+        beside = tokenizer_files.settings_of_ranks(path)
         settings = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
         if settings:
             self.data += beside.read_bytes()
@@ -208,16 +209,21 @@ class TiktokenTokenizer(Tokenizer):
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load a tokenizer: SentencePiece's `.model`, Hugging Face's `tokenizer.json`, or tiktoken's `.tiktoken`.
 
+    `path` is the file, or a folder that holds one.
+
     Raises:
         DataError: the file is missing or not what its ending says.
     """
-    path = Path(path)
+    path = tokenizer_files.file_of(Path(path))
     if path.is_dir():
-        path = next((path / name for name in ("tokenizer.model", "tokenizer.json") if (path / name).exists()), path)
+        raise DataError(
+            f"tokenizer {path}: the folder holds neither tokenizer.model nor tokenizer.json nor one .tiktoken file\n"
+            "  mend: name the file"
+        )
     try:
-        if path.suffix == ".tiktoken":
+        if path.suffix == tokenizer_files.RANKS:
             return TiktokenTokenizer(path)
-        kind = HuggingFaceTokenizer if path.suffix == ".json" else SentencePieceTokenizer
+        kind = HuggingFaceTokenizer if tokenizer_files.is_json(path) else SentencePieceTokenizer
         return kind(path.read_bytes(), path.name)
     except OSError as error:
         raise DataError(

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from megatron_sky.checkpoint import state, store
+from megatron_sky.config import tokenizer_files
 from megatron_sky.data.tokenizer import load_tokenizer
 from megatron_sky.errors import CheckpointError, ConfigError, MissingDependency, Problem
 from megatron_sky.evaluate.results import file_name
@@ -68,7 +69,7 @@ class Checkpoint:
     @cached_property
     def coder(self) -> TextCoder:
         """Its tokenizer. Raises CheckpointError where it has none."""
-        return _hf_coder(self.path) if self.kind == HF else file_coder(_tokenizer_in(self.path))
+        return _hf_coder(self.path) if self.kind == HF else file_coder(state.tokenizer_in(self.path))
 
     def load(self, context):
         """The model with its weights, on this rank of `context` (a ParallelContext): a `scoring.Model`."""
@@ -129,20 +130,6 @@ def file_coder(path: Path) -> TextCoder:
     )
 
 
-def _tokenizer_in(folder: Path) -> Path:
-    found = _tokenizer_file(folder)
-    if found is None:
-        raise CheckpointError(
-            f"{folder}: holds no tokenizer, so texts can't become its tokens\n"
-            f"  mend: set tokenizer.path in the recipe of the run, or copy the tokenizer to {folder / state.TOKENIZER}"
-        )
-    return found
-
-
-def _tokenizer_file(folder: Path) -> Path | None:
-    return next((folder / name for name in (state.TOKENIZER, "tokenizer.json") if (folder / name).is_file()), None)
-
-
 def hf_settings(folder: Path) -> dict:
     """config.json of a Hugging Face folder. Raises CheckpointError."""
     path = folder / _HF_CONFIG
@@ -171,7 +158,7 @@ def _hf_context(folder: Path) -> int:
 
 def _hf_coder(folder: Path) -> TextCoder:
     """The tokenizer as those who load the folder get it; its file alone where transformers does not know it."""
-    found = _tokenizer_file(folder)
+    found = tokenizer_files.find_named(folder)
     if found is not None and not (folder / "tokenizer_config.json").is_file():
         return file_coder(found)
     if is_skywork(hf_settings(folder)) and found is not None:

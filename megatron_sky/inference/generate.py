@@ -14,7 +14,6 @@ from megatron_sky.config.schema import ParallelConfig, PrecisionConfig
 from megatron_sky.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sky.distributed.context import open_context
 from megatron_sky.distributed.launch import RankInfo
-from megatron_sky.errors import CheckpointError
 from megatron_sky.log import get_logger
 from megatron_sky.model.build import build_model
 
@@ -37,7 +36,7 @@ def generate_texts(checkpoint: Path, prompts: Sequence[str], sampling: Sampling)
     """
     folder = store.resolve(checkpoint, log.warning)
     saved = checkpoints.read_saved(folder)
-    tokenizer = _tokenizer_of(folder)
+    tokenizer = load_tokenizer(checkpoints.tokenizer_in(folder))
     single = ParallelConfig(distributed_optimizer=False)
     with open_context(single, RankInfo()) as context:
         precision = saved.config.precision if context.device.type != "cpu" else PrecisionConfig(dtype="fp32")
@@ -55,16 +54,6 @@ def generate_texts(checkpoint: Path, prompts: Sequence[str], sampling: Sampling)
         model.eval()
         limit = saved.config.model.seq_length
         return [_continue(model, tokenizer, prompt, limit, sampling, context.device) for prompt in prompts]
-
-
-def _tokenizer_of(folder: Path) -> Tokenizer:
-    path = folder / checkpoints.TOKENIZER
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder}: holds no tokenizer, so its tokens can't be read as text\n"
-            f"  mend: set tokenizer.path in the recipe of the run, or copy the tokenizer to {path}"
-        )
-    return load_tokenizer(path)
 
 
 def _continue(model, tokenizer: Tokenizer, prompt: str, limit: int, sampling: Sampling, device) -> str:

@@ -1,0 +1,81 @@
+"""Text from checkpoints, with every kind of tokenizer that a recipe may name: trained, heard, evaluated, exported."""
+
+import base64
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from megatron_sky.config import dump_config
+from megatron_sky.convert.hf_folder import write_hf
+from megatron_sky.convert.sources import open_source
+from megatron_sky.data.tokenize import tokenize_jsonl
+from megatron_sky.data.tokenizer import load_tokenizer
+from tests.convert import workers as training
+from tests.evaluate import workers as evaluation
+
+
+def generated(info, checkpoint: str, prompt: str) -> str:
+    from megatron_sky.inference.generate import Sampling, generate_texts
+
+    return generate_texts(Path(checkpoint), [prompt], Sampling(max_tokens=3))[0]
+
+
+def as_tokenizer_json(model: Path, folder: Path) -> Path:
+    pytest.importorskip("tokenizers")
+    load_tokenizer(model).as_huggingface().save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def as_named_json(model: Path, folder: Path) -> Path:
+    return as_tokenizer_json(model, folder).rename(folder / "mine.json")
+
+
+def as_folder_of_json(model: Path, folder: Path) -> Path:
+    return as_tokenizer_json(model, folder).parent
+
+
+def as_folder_of_model(model: Path, folder: Path) -> Path:
+    return Path(shutil.copy(model, folder / "tokenizer.model")).parent
+
+
+def as_ranks(model: Path, folder: Path) -> Path:
+    """Bytes and pairs of letters, by gigatoken."""
+    pytest.importorskip("gigatoken")
+    tokens = [bytes([each]) for each in range(256)] + [a.encode() + b"e" for a in "rhtds"]
+    lines = [base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(tokens)]
+    (folder / "own.tiktoken").write_bytes(b"\n".join(lines) + b"\n")
+    settings = {"pretokenizer": "gpt2", "special_tokens": {"<|endoftext|>": len(tokens)}}
+    (folder / "own.tiktoken.json").write_text(json.dumps(settings))
+    return folder / "own.tiktoken"
+
+
+@pytest.mark.parametrize("kind", [as_tokenizer_json, as_named_json, as_folder_of_json, as_folder_of_model, as_ranks])
+def test_every_kind_of_tokenizer_goes_with_the_checkpoint(kind, recipe, corpus, ranks, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    path = kind(corpus / "tokenizer.model", tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(path)
+    texts = min((corpus / "text").rglob("*en_web*.jsonl"), key=lambda each: each.stat().st_size)
+    tokenize_jsonl([texts], tmp_path / "tokens", tokenizer)
+    config = recipe(
+        f"tokenizer.path={path}",
+        f"model.vocab_size={tokenizer.vocab_size}",
+        f"data.train=[{{name: en_web, path: {tmp_path / 'tokens'}, weight: 1}}]",
+        "data.max_epochs=99",
+        "validation.sets=[]",
+        "train.max_steps=2",
+    )
+    (tmp_path / "resolved.yaml").write_text(dump_config(config))
+    ranks(1, training.train, str(tmp_path / "resolved.yaml"))
+    shutil.rmtree(tmp_path / "tokenizer")  # what is in the checkpoint must do
+
+    (checkpoint,) = (Path(config.train.run_dir) / "checkpoints").iterdir()
+    (text,) = ranks(1, generated, str(checkpoint), "The river")
+    assert text.startswith("The river")
+    told = ranks(1, evaluation.loss, [str(checkpoint)], [f"en={texts}"], str(tmp_path / "out"))
+    assert told == [None]
+    (model,) = json.loads((tmp_path / "out" / "loss.json").read_text())["models"]
+    assert model["model"]["tokenizer_sha256"] == tokenizer.sha256
+    exported = write_hf(open_source(checkpoint), tmp_path / "hf").folder
+    assert load_tokenizer(exported).encode("The river") == tokenizer.encode("The river")
