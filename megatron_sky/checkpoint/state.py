@@ -56,6 +56,15 @@ class Saved:
     data: dict
     layout: str
 
+    @property
+    def model(self) -> ModelConfig:
+        """The model as any machine runs it: where Transformer Engine is missing, torch computes from the same names.
+
+        What else of a recipe a machine may lack (8-bit products, fused kernels, overlaps) is training's alone.
+        """
+        backend = "auto" if self.config.model.backend == "te" else self.config.model.backend
+        return self.config.model.model_copy(update={"backend": backend})
+
 
 def read_saved(folder: Path) -> Saved:
     """The description of the checkpoint in `folder`, read without torch. Raises CheckpointError naming the file."""

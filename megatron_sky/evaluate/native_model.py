@@ -28,7 +28,7 @@ class NativeModel:
         on_cpu = context.device.type == "cpu"
         precision = PrecisionConfig(dtype="fp32") if on_cpu else config.precision
         built = build_model(
-            config.model.model_copy(update={"hidden_dropout": 0.0, "attention_dropout": 0.0}),
+            saved.model.model_copy(update={"hidden_dropout": 0.0, "attention_dropout": 0.0}),
             parallel=ParallelConfig(tp_size=layout.tp_size, pp_size=layout.pp_size, distributed_optimizer=False),
             precision=precision,
             train=config.train,

@@ -258,8 +258,10 @@ def _open(checkpoints: Sequence[Checkpoint], options: Options, info: RankInfo):
     parallel = ParallelConfig(tp_size=options.tp_size, pp_size=options.pp_size, distributed_optimizer=False)
     for each in checkpoints:
         if each.kind == NATIVE:
-            config = state.read_saved(each.path).config.model_copy(update={"parallel": parallel})
-            found = find_problems(config, info.world_size)
+            config = state.read_saved(each.path).config
+            wide = config.precision.model_copy(update={"fp8": None})  # products in 8 bits are training's alone
+            asked = config.model_copy(update={"parallel": parallel, "precision": wide})
+            found = find_problems(asked, info.world_size)
             wrong = [problem for problem in found if problem.where.startswith(("parallel.", "model."))]
             if wrong:
                 raise ConfigError(wrong)

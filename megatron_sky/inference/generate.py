@@ -42,7 +42,7 @@ def generate_texts(checkpoint: Path, prompts: Sequence[str], sampling: Sampling)
         precision = saved.config.precision if context.device.type != "cpu" else PrecisionConfig(dtype="fp32")
         context.seed_step(sampling.seed, 0)
         model = build_model(
-            saved.config.model,
+            saved.model,
             parallel=single,
             precision=precision,
             train=saved.config.train,

@@ -7,19 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from megatron_sky.config import dump_config
+from megatron_sky.checkpoint import store
+from megatron_sky.config import dump_config, load_config
 from megatron_sky.convert.hf_folder import write_hf
 from megatron_sky.convert.sources import open_source
 from megatron_sky.data.tokenize import tokenize_jsonl
 from megatron_sky.data.tokenizer import load_tokenizer
 from tests.convert import workers as training
+from tests.convert.conftest import native
 from tests.evaluate import workers as evaluation
+
+__all__ = ["native"]
+GPU_SETTINGS = sorted((Path(__file__).parents[2] / "examples/skywork_13b").glob("gpu_*.yaml"))
 
 
 def generated(info, checkpoint: str, prompt: str) -> str:
     from megatron_sky.inference.generate import Sampling, generate_texts
 
     return generate_texts(Path(checkpoint), [prompt], Sampling(max_tokens=3))[0]
+
+
+def evaluated(ranks, checkpoint: Path, texts: Path, out: Path) -> dict:
+    """loss.json's record of the model."""
+    assert ranks(1, evaluation.loss, [str(checkpoint)], [f"en={texts}"], str(out)) == [None]
+    return json.loads((out / "loss.json").read_text())["models"][0]["model"]
+
+
+def english(corpus: Path) -> Path:
+    return min((corpus / "text").rglob("*en_web*.jsonl"), key=lambda each: each.stat().st_size)
 
 
 def as_tokenizer_json(model: Path, folder: Path) -> Path:
@@ -56,7 +71,7 @@ def test_every_kind_of_tokenizer_goes_with_the_checkpoint(kind, recipe, corpus, 
     (tmp_path / "tokenizer").mkdir()
     path = kind(corpus / "tokenizer.model", tmp_path / "tokenizer")
     tokenizer = load_tokenizer(path)
-    texts = min((corpus / "text").rglob("*en_web*.jsonl"), key=lambda each: each.stat().st_size)
+    texts = english(corpus)
     tokenize_jsonl([texts], tmp_path / "tokens", tokenizer)
     config = recipe(
         f"tokenizer.path={path}",
@@ -73,9 +88,19 @@ def test_every_kind_of_tokenizer_goes_with_the_checkpoint(kind, recipe, corpus, 
     (checkpoint,) = (Path(config.train.run_dir) / "checkpoints").iterdir()
     (text,) = ranks(1, generated, str(checkpoint), "The river")
     assert text.startswith("The river")
-    told = ranks(1, evaluation.loss, [str(checkpoint)], [f"en={texts}"], str(tmp_path / "out"))
-    assert told == [None]
-    (model,) = json.loads((tmp_path / "out" / "loss.json").read_text())["models"]
-    assert model["model"]["tokenizer_sha256"] == tokenizer.sha256
+    assert evaluated(ranks, checkpoint, texts, tmp_path / "out")["tokenizer_sha256"] == tokenizer.sha256
     exported = write_hf(open_source(checkpoint), tmp_path / "hf").folder
     assert load_tokenizer(exported).encode("The river") == tokenizer.encode("The river")
+
+
+@pytest.mark.parametrize("settings", GPU_SETTINGS, ids=lambda each: each.stem)
+def test_a_checkpoint_of_a_gpu_is_heard_and_evaluated_on_a_cpu(settings, native, corpus, ranks, tmp_path):
+    checkpoint = Path(shutil.copytree(native("one"), tmp_path / "step_0000002"))
+    config = load_config([checkpoint / "config.yaml", settings])
+    (checkpoint / "config.yaml").write_text(dump_config(config))
+    manifest = json.loads((checkpoint / store.MANIFEST).read_text())
+    manifest["files"] |= {"config.yaml": store.hash_files(checkpoint, ["config.yaml"])["config.yaml"].to_dict()}
+    (checkpoint / store.MANIFEST).write_text(json.dumps(manifest))
+    (text,) = ranks(1, generated, str(checkpoint), "The river")
+    assert text.startswith("The river")
+    assert evaluated(ranks, checkpoint, english(corpus), tmp_path / "out")["kind"] == "native"
