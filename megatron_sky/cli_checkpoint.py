@@ -60,18 +60,58 @@ def prune(
     keep_every_tokens: Annotated[str | None, typer.Option(help="Also keep one per so many tokens, as 100B.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
-    """Delete old checkpoints; the release marks of the run's recipe are kept."""
+    """Delete old checkpoints and what cut-off saves left; kept: release marks, sessions' ends, damaged ones.
+
+    The newest is verified first: where none is whole, nothing is deleted.
+    """
     from megatron_sky.checkpoint import store
-    from megatron_sky.config import load_config
     from megatron_sky.config.units import parse_count
+    from megatron_sky.log import get_logger
+    from megatron_sky.trainer.sessions import kept_marks
+
+    log = get_logger(__name__)
+    every = None if keep_every_tokens is None else parse_count(keep_every_tokens)
+    latest = store.find_latest(run_dir, log.warning)
+    if latest is not None:
+        for folder in store.to_prune(
+            run_dir,
+            newest=store.step_of(latest),
+            keep_last=keep_last,
+            keep_every_tokens=every,
+            marks=kept_marks(_recipe_of(run_dir, latest)),
+            warn=log.warning,
+        ):
+            if not dry_run:
+                store.remove(folder)
+            print(f"{'would delete' if dry_run else 'deleted'}  {folder}")
+    _sweep(run_dir, dry_run)
+
+
+def _recipe_of(run_dir: Path, checkpoint: Path):
+    """The run's recipe, from its folder or from its checkpoint."""
+    from megatron_sky.checkpoint.state import read_saved
+    from megatron_sky.config import load_config
 
     recipe = run_dir / "config.yaml"
-    marks = load_config([recipe]).checkpoint.release_marks if recipe.is_file() else ()
-    every = None if keep_every_tokens is None else parse_count(keep_every_tokens)
-    for folder in store.to_prune(run_dir, keep_last=keep_last, keep_every_tokens=every, marks=marks):
-        if not dry_run:
-            store.remove(folder)
-        print(f"{'would delete' if dry_run else 'deleted'}  {folder}")
+    return load_config([recipe]) if recipe.is_file() else read_saved(checkpoint).config
+
+
+def _sweep(run_dir: Path, dry_run: bool) -> None:
+    """Deletes what cut-off saves and deletions left, unless a live job has the folder, or may have it."""
+    from megatron_sky.checkpoint import store
+    from megatron_sky.errors import RunError
+    from megatron_sky.trainer import run_folder
+
+    found = store.leftovers(run_dir)
+    if dry_run or not found:
+        print("".join(f"would delete  {folder}\n" for folder in found), end="")
+        return
+    try:
+        with run_folder.locked(run_dir, print) as held:
+            if held:
+                run_folder.sweep(run_dir, print)
+    except RunError as error:
+        print(f"{len(found)} unfinished folders stay: {error}")
 
 
 @app.command()

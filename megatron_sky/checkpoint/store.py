@@ -23,6 +23,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TRAIN_STATE = "train_state.json"
 _NAME = re.compile(r"step_(\d{7,})")
+_LEFTOVER = re.compile(r"step_\d{7,}\.(tmp|deleted)")
 _BLOCK = 1 << 22
 _ALGORITHMS = {"sha256": hashlib.sha256, "xxh3": xxhash.xxh3_128}
 
@@ -46,6 +47,13 @@ class FileRecord:
 def folder_of(run_dir: Path, step: int) -> Path:
     """`<run_dir>/checkpoints/step_0001000`."""
     return run_dir / "checkpoints" / f"step_{step:07d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint folder of a run, from its name."""
+    match = _NAME.fullmatch(folder.name)
+    assert match, f"{folder} is no checkpoint of a run"
+    return int(match.group(1))
 
 
 def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
@@ -192,13 +200,22 @@ def consumed_tokens(folder: Path) -> int:
         raise CheckpointError(f"{path}: can't be read: {error}") from None
 
 
-def to_prune(run_dir: Path, *, keep_last: int, keep_every_tokens: int | None, marks: Sequence[int] = ()) -> list[Path]:
+def to_prune(
+    run_dir: Path,
+    *,
+    newest: int,
+    keep_last: int,
+    keep_every_tokens: int | None,
+    marks: Sequence[int] = (),
+    warn: Callable[[str], None],
+) -> list[Path]:
     """The checkpoints that retention lets go: older than the newest `keep_last`, and kept by nothing else.
 
     Kept for ever: the first checkpoint at or after each multiple of `keep_every_tokens`, and after each of `marks`
-    (consumed tokens).
+    (consumed tokens). `newest` is the step of the newest checkpoint that is known to be whole. Later ones, which a run
+    has passed over, are neither counted nor let go, and nor are damaged ones, of which `warn` is told.
     """
-    found = [(consumed_tokens(folder), folder) for _, folder in list_checkpoints(run_dir)]
+    found = _counted(run_dir, newest, warn)
     kept = {folder for _, folder in found[-keep_last:]}
     reached = 0
     for tokens, folder in found:
@@ -209,6 +226,27 @@ def to_prune(run_dir: Path, *, keep_last: int, keep_every_tokens: int | None, ma
             kept.add(folder)
         reached = tokens
     return [folder for _, folder in found if folder not in kept]
+
+
+def _counted(run_dir: Path, newest: int, warn: Callable[[str], None]) -> list[tuple[int, Path]]:
+    """(consumed tokens, folder) of the checkpoints up to step `newest` whose files have their sizes, oldest first."""
+    found = []
+    for folder in [folder for step, folder in list_checkpoints(run_dir) if step <= newest]:
+        try:
+            check_sizes(folder)
+            found.append((consumed_tokens(folder), folder))
+        except (CheckpointError, OSError) as error:
+            warn(f"retention passes over a damaged checkpoint, which stays: {error}")
+    return found
+
+
+def leftovers(run_dir: Path) -> list[Path]:
+    """Folders that saves and deletions which were cut off have left.
+
+    A live save writes into such a folder until it is whole: only who holds the run folder may sweep them.
+    """
+    root = run_dir / "checkpoints"
+    return sorted(each for each in root.iterdir() if _LEFTOVER.fullmatch(each.name)) if root.is_dir() else []
 
 
 def remove(folder: Path) -> None:

@@ -48,8 +48,8 @@ class RunFiles(Protocol):
     def usage(self, state: TrainState) -> list[dict]:
         """Tokens and epochs that each source has given: `name`, `tokens`, `epochs`."""
 
-    def prune(self) -> None:
-        """Deletes the checkpoints that retention lets go."""
+    def prune(self, newest: int) -> None:
+        """Deletes the checkpoints that retention lets go; that of step `newest` is known to be whole."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ class Trainer:
         for save in ended:
             if save.failure is None:
                 self.observer.saved(save)
-                self.files.prune()
+                self.files.prune(save.step)
             elif may_fail:
                 self.observer.event("checkpoint_failed", step=save.step, reason=save.failure)
                 self.observer.warn(f"checkpoint of step {save.step} failed, training goes on: {save.failure}")

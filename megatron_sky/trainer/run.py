@@ -29,7 +29,7 @@ from megatron_sky.trainer.garbage import GarbageCollection
 from megatron_sky.trainer.loop import Trainer
 from megatron_sky.trainer.observer import Observer
 from megatron_sky.trainer.profiler import Profiler
-from megatron_sky.trainer.sessions import Sessions, sessions_of
+from megatron_sky.trainer.sessions import Sessions, kept_marks, sessions_of
 from megatron_sky.trainer.sessions import find_notes as find_session_notes
 from megatron_sky.trainer.signals import LeaveRequests
 from megatron_sky.trainer.startup import check_disk, check_machine, rank_facts
@@ -137,7 +137,7 @@ def train(config: Config, info: RankInfo) -> None:
     compat.start_result_collector()
     lock = run_folder.locked(run_dir, log.warning) if info.rank == 0 else contextlib.nullcontext()
     with (
-        lock,
+        lock as held,
         LeaveRequests(config.resilience) as leave,
         open_context(
             config.parallel,
@@ -157,7 +157,7 @@ def train(config: Config, info: RankInfo) -> None:
         ) as watchdog,
         out_of_memory.explained(config, context.layout, rank=context.rank, run_dir=run_dir),
     ):
-        _train(config, context, data, run_dir, leave, watchdog)
+        _train(config, context, data, run_dir, leave, watchdog, sweeps=bool(held))
 
 
 def _train(
@@ -167,11 +167,14 @@ def _train(
     run_dir: Path,
     leave: LeaveRequests,
     watchdog: Watchdog,
+    sweeps: bool,
 ) -> None:
     data = _in_megatron_order(config, data, run_dir)
     sessions = sessions_of(config)
     folder, state = _starting_point(config, context, data, run_dir)
     sessions.check_begin(state.consumed_samples)
+    if sweeps:  # not before there is a checkpoint to go on from, or no need of one
+        run_folder.sweep(run_dir, log.warning)
     if context.rank == 0:
         check_disk(config, run_dir, log.warning)
     model = _build(config, context, fill=folder is None and config.checkpoint.init_from is None)
@@ -265,6 +268,7 @@ class _Files:
         self._config, self._context, self._data, self._run_dir = config, context, data, run_dir
         self._model, self._optimizer = model, optimizer
         self._open = contextlib.ExitStack()
+        self._told: set[str] = set()
 
     def __enter__(self) -> "_Files":
         return self
@@ -309,18 +313,29 @@ class _Files:
             for source, count, epochs in zip(plan.sources, plan.consumed(used), plan.epochs(used), strict=True)
         ]
 
-    def prune(self) -> None:
+    def prune(self, newest: int) -> None:
         keep = self._config.checkpoint
         if self._context.rank != 0 or keep.keep_last is None:
             return
         for old in store.to_prune(
             self._run_dir,
+            newest=newest,
             keep_last=keep.keep_last,
             keep_every_tokens=keep.keep_every_tokens,
-            marks=sorted([*keep.release_marks, *(each.end_token for each in sessions_of(self._config).every)]),
+            marks=kept_marks(self._config),
+            warn=self._warn_once,
         ):
-            store.remove(old)
-            log.info("checkpoint %s deleted (checkpoint.keep_last = %d)", old.name, keep.keep_last)
+            try:
+                store.remove(old)
+            except OSError as error:
+                self._warn_once(f"{old}: can't be deleted, training goes on: {error}")
+            else:
+                log.info("checkpoint %s deleted (checkpoint.keep_last = %d)", old.name, keep.keep_last)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            log.warning("%s", text)
 
 
 def _starting_point(

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from megatron_sky import __version__
+from megatron_sky.checkpoint import store
 from megatron_sky.config import Config, dump_config
 from megatron_sky.errors import RunError
 
@@ -45,21 +47,21 @@ def prepare(run_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path, warn: Callable[[str], None]) -> Iterator[None]:
+def locked(run_dir: Path, warn: Callable[[str], None]) -> Iterator[bool]:
     """Holds the run folder for this job. Raises RunError naming the holder when another live job has it.
 
-    The lock is the kernel's and ends with the process that holds it, so a killed job leaves none behind.
+    The lock is the kernel's and ends with the process that holds it, so a killed job leaves none behind. False: the
+    file system has no locks, so that nothing is known of other jobs.
     """
     path = run_dir / _LOCK
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _take(handle, path, warn)
-        yield
+        yield _take(handle, path, warn)
     finally:
         os.close(handle)
 
 
-def _take(handle: int, path: Path, warn: Callable[[str], None]) -> None:
+def _take(handle: int, path: Path, warn: Callable[[str], None]) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -70,11 +72,22 @@ def _take(handle: int, path: Path, warn: Callable[[str], None]) -> None:
         ) from None
     except OSError as error:
         warn(f"{path}: this file system has no locks ({error.strerror}); make sure that no other job uses the folder")
-        return
+        return False
     job = os.environ.get("SLURM_JOB_ID")
     text = f"pid {os.getpid()} on {socket.gethostname()}" + (f", Slurm job {job}" if job else "")
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{text}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
+    return True
+
+
+def sweep(run_dir: Path, tell: Callable[[str], None]) -> None:
+    """Deletes what saves and deletions that were cut off have left among the checkpoints. For who holds the lock."""
+    for folder in store.leftovers(run_dir):
+        try:
+            shutil.rmtree(folder)
+            tell(f"{folder}: deleted, left by a save or deletion that was cut off")
+        except OSError as error:
+            tell(f"{folder}: is left over and can't be deleted: {error}")
 
 
 def describe(

@@ -128,6 +128,11 @@ def sessions_of(config: Config) -> Sessions:
     return Sessions(tuple(made), config.train.session)
 
 
+def kept_marks(config: Config) -> list[int]:
+    """Consumed tokens after each of which retention keeps a checkpoint for ever: release marks and sessions' ends."""
+    return sorted([*config.checkpoint.release_marks, *(each.end_token for each in sessions_of(config).every)])
+
+
 def find_notes(sessions: Sessions, config: Config) -> list[str]:
     """What a recipe's author may not have meant: rates that jump, budgets no step ends at."""
     notes = []

@@ -1,6 +1,7 @@
 """What makes a checkpoint whole, and what a reader does with one that is not."""
 
 import json
+import shutil
 
 import pytest
 
@@ -10,12 +11,14 @@ from megatron_sky.errors import CheckpointError
 
 @pytest.fixture
 def make(tmp_path):
+    """`make(step)`: a whole checkpoint of that step, at 100 tokens a step."""
+
     def make(step: int):
         final = store.folder_of(tmp_path, step)
         temporary = final.with_name(final.name + ".tmp")
         temporary.mkdir(parents=True)
         (temporary / "weights").write_bytes(b"w" * 1000 + bytes([step % 256]))
-        (temporary / "state.json").write_text("{}")
+        (temporary / "train_state.json").write_text(json.dumps({"progress": {"consumed_tokens": step * 100}}))
         store.finish(temporary, final, step, store.hash_files(temporary, store.files_of(temporary)))
         return final
 
@@ -76,12 +79,15 @@ def test_a_folder_that_was_never_finished_is_not_listed(make, tmp_path):
     assert [step for step, _ in store.list_checkpoints(tmp_path)] == [5]
 
 
+def pruned(run_dir, told=None, **rules):
+    given = {"newest": 10_000_000, "keep_last": 2, "keep_every_tokens": None, "warn": pytest.fail} | rules
+    return store.to_prune(run_dir, **given | ({} if told is None else {"warn": told.append}))
+
+
 def retained(make, tmp_path, **rules) -> list[int]:
     for step in (1, 2, 3, 4, 10_000_000):
-        folder = make(step)
-        (folder / "train_state.json").write_text(json.dumps({"progress": {"consumed_tokens": step * 100}}))
-    gone = store.to_prune(tmp_path, **{"keep_last": 2, "keep_every_tokens": None} | rules)
-    for folder in gone:
+        make(step)
+    for folder in pruned(tmp_path, **rules):
         store.remove(folder)
     return [step for step, _ in store.list_checkpoints(tmp_path)]
 
@@ -96,6 +102,52 @@ def test_retention_keeps_one_per_so_many_tokens(make, tmp_path):
 
 def test_retention_keeps_release_marks(make, tmp_path):
     assert retained(make, tmp_path, keep_last=1, marks=[150, 260]) == [2, 3, 10_000_000]
+
+
+def test_retention_lets_nothing_whole_go_for_what_was_passed_over(make, tmp_path):
+    """The run went on from step 100, as that of step 200 was damaged, and has come to 150."""
+    for step in (100, 200, 150):
+        make(step)
+    (store.folder_of(tmp_path, 200) / "weights").write_bytes(b"v" * 1001)  # its size is right
+    assert [each.name for each in pruned(tmp_path, newest=150, keep_last=1)] == ["step_0000100"]
+
+
+def lose_the_progress(folder):
+    (folder / "train_state.json").unlink()
+
+
+def tear_the_progress(folder):
+    (folder / "train_state.json").write_text("{")
+
+
+def lose_the_folders_content(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage", [lose_the_progress, tear_the_progress, lose_the_folders_content, DAMAGE["truncated"][0]]
+)
+def test_retention_passes_over_the_damaged(damage, make, tmp_path):
+    """They take nobody's place, neither among the newest nor at a mark, and stay."""
+    for step in (1, 2, 3, 4, 5):
+        make(step)
+    damage(store.folder_of(tmp_path, 2))
+    damage(store.folder_of(tmp_path, 4))
+    told = []
+    gone = pruned(tmp_path, told, newest=5, marks=[150])
+    assert gone == [store.folder_of(tmp_path, 1)]  # 3 is at the mark and among the newest, 5 too
+    assert len(told) == 2 and all("damaged" in each for each in told)
+    assert "step_0000002" in told[0] and "step_0000004" in told[1]
+
+
+def test_leftovers(make, tmp_path):
+    make(1)
+    root = tmp_path / "checkpoints"
+    for name in ("step_0000002.tmp", "step_0000001.deleted", "mine.tmp", "step_0000003.copy"):
+        (root / name).mkdir()
+    assert [each.name for each in store.leftovers(tmp_path)] == ["step_0000001.deleted", "step_0000002.tmp"]
+    assert store.leftovers(tmp_path / "none") == []
 
 
 def test_resolve(make, tmp_path):

@@ -161,6 +161,28 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, told, 
     assert losses(run_dir) == expected
 
 
+def test_retention_does_not_stumble_over_a_damaged_checkpoint(hurt, run_dir, expected):
+    """The run goes on from step 4, as that of step 8 is damaged, is asked to leave at 6, and goes on from there."""
+    assert hurt("train.max_steps=8").code == 0
+    flip_a_bit(run_dir / "checkpoints/step_0000008")
+    shutil.copytree(run_dir / "checkpoints/step_0000004", run_dir / "checkpoints/step_0000002")
+    assert hurt("train.max_steps=6", "checkpoint.keep_last=1", "checkpoint.interval=1 steps").code == 0
+    assert [step for step, _ in store.list_checkpoints(run_dir)] == [2, 6, 8]
+    assert log_of(run_dir).count("retention passes over a damaged checkpoint") == 1  # the copy of another step
+    assert hurt("checkpoint.keep_last=1").code == 0
+    assert [event["step"] for event in events(run_dir, "resume")] == [4, 6]
+    assert losses(run_dir) == expected
+
+
+def test_what_a_cut_off_save_left_is_swept_at_the_next_start(hurt, run_dir):
+    assert hurt("train.max_steps=4").code == 0
+    for name in ("step_0000003.tmp", "step_0000002.deleted"):
+        shutil.copytree(run_dir / "checkpoints/step_0000004", run_dir / "checkpoints" / name)
+    assert hurt("train.max_steps=5").code == 0
+    assert sorted(each.name for each in (run_dir / "checkpoints").iterdir()) == ["step_0000004", "step_0000005"]
+    assert "step_0000003.tmp: deleted" in log_of(run_dir)
+
+
 def test_a_checkpoint_of_a_newer_format_is_not_passed_over(hurt, run_dir):
     assert hurt("train.max_steps=4").code == 0
     path = run_dir / "checkpoints/step_0000004/manifest.json"
