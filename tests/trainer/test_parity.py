@@ -26,7 +26,7 @@ def run_training(info, config_text: str) -> list[tuple[float, float]]:
 def numbers(config: Config) -> list[tuple[float, float]]:
     metrics = read_metrics(config.train.run_dir)
     steps = [(record.lm_loss, record.grad_norm) for record in metrics.train]
-    return [*steps, (metrics.validation[-1].lm_loss, 0.0)]
+    return [*steps, *((record.lm_loss, 0.0) for record in metrics.validation[-1:])]
 
 
 @pytest.fixture
