@@ -181,6 +181,10 @@ def _precision(config: Config) -> list[Problem]:
     if fp8.param_gather and not p.distributed_optimizer:
         mend = "set parallel.distributed_optimizer=true or precision.fp8.param_gather=false"
         problems.append(Problem("precision.fp8.param_gather", "needs parallel.distributed_optimizer", mend, True))
+    if fp8.param_gather and fp8.recipe == "mxfp8" and p.overlap_param_gather:
+        rule = "can't go with precision.fp8.param_gather of mxfp8, which gathers through the gradients' memory"
+        mend = "set parallel.overlap_param_gather=false or precision.fp8.param_gather=false"
+        problems.append(Problem("parallel.overlap_param_gather", rule, mend, True))
     validation = config.validation.micro_batch_size
     if validation is not None and validation * m.seq_length // p.cp_size % block:
         rule = f"must give a multiple of {block} tokens a rank for precision.fp8.recipe={fp8.recipe}"
