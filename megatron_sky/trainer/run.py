@@ -10,7 +10,7 @@ from megatron_sky.checkpoint import store
 from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config import Config
 from megatron_sky.config.validate import check, find_notes
-from megatron_sky.data.loader import TrainData, prefetch
+from megatron_sky.data.loader import DocumentBounds, TrainData, prefetch
 from megatron_sky.data.meta import Meta, check_source, shared_source
 from megatron_sky.data.plan import SHARE_UNIT
 from megatron_sky.data.tokenizer import load_tokenizer
@@ -198,6 +198,7 @@ def _train(
         seq_length=config.model.seq_length,
         vocab_size=config.model.vocab_size,
         micro_batch_size=config.train.micro_batch_size,
+        bounds=DocumentBounds(config.data.document_mask, config.data.mask_document_ends),
     )
     saver = Saver(
         run_dir,
