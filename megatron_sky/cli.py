@@ -114,9 +114,10 @@ def train(
         print_plan(config, world_size or ranks)
         return
     if nproc is not None and nproc > 1:
-        from megatron_sky.trainer.run import check_before
+        from megatron_sky.trainer.run import check_before, check_start
 
         check_before(config, nproc)
+        check_start(config)
         run_local(["train", *recipe], nproc)
         return
     from megatron_sky.log import get_logger

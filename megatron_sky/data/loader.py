@@ -181,7 +181,7 @@ class ValidationData:
         vocab_size: int,
         max_sequences: int | None = None,
         tokenizer_sha256: str | None = None,
-        bounds: DocumentBounds = DocumentBounds(),  # noqa: B008 (frozen)
+        bounds: DocumentBounds = DocumentBounds(),
     ):
         self.meta = check_source(prefix, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)
         self.file = IndexedTokens(prefix)
