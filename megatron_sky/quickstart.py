@@ -18,11 +18,13 @@ from pathlib import Path
 
 from megatron_sky.checkpoint import store
 from megatron_sky.config import Config, load_config
+from megatron_sky.distributed import device
 from megatron_sky.distributed.launch import run_local
 from megatron_sky.errors import RunError
 from megatron_sky.log import get_logger, screen, setup_logging
 
 VOCAB_SIZE = 1024
+PROCESSES = 2
 TOKENIZED = ("train", "validation")
 PROMPTS = (("English", "The reader"), ("中文", "清晨，"))
 
@@ -33,6 +35,8 @@ def run(out: Path, *, seed: int) -> None:
     """Everything, into `out`; at most three minutes on two cores."""
     start = time.monotonic()
     setup_logging(rank=0, world_size=1, run_dir=None)
+    if device.leave_gpus_out_below(PROCESSES):
+        log.warning("%d processes need a GPU each, and there are fewer: training on the CPU", PROCESSES)
     os.environ["QUICKSTART"] = str(out)
     recipe = [str(recipes() / "quickstart" / name) for name in ("model.yaml", "train.yaml")]
     seeds = [f"data.seed={seed}", f"train.seed={seed}"]
@@ -86,7 +90,7 @@ def _train(arguments: list[str], run_dir: Path, *, until: int, parallel: str) ->
         log.info("step %d is already reached in %s", until, run_dir)
         return
     log.info("training to step %d with parallel.%s, in two new processes", until, parallel)
-    run_local(["train", *arguments, f"parallel.{parallel}", f"train.max_steps={until}"], 2)
+    run_local(["train", *arguments, f"parallel.{parallel}", f"train.max_steps={until}"], PROCESSES)
 
 
 def _show_losses(run_dir: Path) -> None:

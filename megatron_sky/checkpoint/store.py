@@ -60,7 +60,8 @@ def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
 def find_latest(run_dir: Path, warn: Callable[[str], None], *, quick: bool = False) -> Path | None:
     """The newest checkpoint of a run that passes `verify`; `warn` is told of each that does not. None: there is none.
 
-    `quick`: look at the files' sizes alone. Raises CheckpointError when there are checkpoints but all are damaged: starting over would hide the loss.
+    `quick`: look at the files' sizes alone. Raises CheckpointError when there are checkpoints but all are damaged:
+    starting over would hide the loss.
     """
     checkpoints = list_checkpoints(run_dir)
     for _, folder in reversed(checkpoints):
