@@ -279,8 +279,8 @@ def main() -> None:
     parser.add_argument(
         "--distributed-optimizer",
         action="store_true",
-        help="our side shards its optimizer (ZeRO-1), which the Trainer's DDP does not: half the optimizer state with two "
-        "processes, for more communication",
+        help="our side shards its optimizer (ZeRO-1), which the Trainer's DDP does not: half the optimizer state with "
+        "two processes, for more communication",
     )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="megatron_sky_bench_") as folder:

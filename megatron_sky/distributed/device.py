@@ -116,7 +116,7 @@ def _gpu_of(local_rank: int, num_gpus: int) -> int:
     if num_gpus == 1 and "SLURM_STEP_ID" in os.environ and "LOCAL_RANK" not in os.environ:
         return 0
     raise RunError(
-        f"local rank {local_rank}: there is no GPU for it, as this process sees {num_gpus}; each process needs its own\n"
+        f"local rank {local_rank}: there is no GPU for it, as this process sees {num_gpus}, and each needs its own\n"
         f"  mend: start at most {num_gpus} on this machine, or train on its CPU with CUDA_VISIBLE_DEVICES= (empty)"
     )
 
