@@ -43,7 +43,14 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes what `_Loader` would not read as a string."""
 
 
+def _represent_str(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """In double quotes, with escapes, where PyYAML's other styles lose Unicode's line ends."""
+    style = '"' if any(char in text for char in "\r\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+_Dumper.add_representer(str, _represent_str)
 
 
 def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Config:
