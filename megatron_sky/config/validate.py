@@ -38,6 +38,7 @@ def find_problems(config: Config, world_size: int) -> list[Problem]:
     problems += _precision(config)
     problems += _kernels(config)
     problems += _sampling(config)
+    problems += _time_limit(config)
     if config.model.backend != "auto":
         problems += backend_problems(config, config.model.backend)
     for prefix, schedule, tokens in _schedules(config):
@@ -236,6 +237,15 @@ def _sampling(config: Config) -> list[Problem]:
         elif source.weight == 0:
             problems.append(Problem(where, "must be above 0 with data.sampling=megatron", "leave the source out", 0))
     return problems
+
+
+def _time_limit(config: Config) -> list[Problem]:
+    limit, before = config.resilience.time_limit_seconds, config.resilience.exit_before_seconds
+    if limit is None or limit > before:
+        return []
+    rule = f"must be above resilience.exit_before_seconds ({before:g}), or every attempt leaves after its first step"
+    mend = "raise it, or lower resilience.exit_before_seconds"
+    return [Problem("resilience.time_limit_seconds", rule, mend, limit)]
 
 
 def backend_problems(config: Config, backend: str) -> list[Problem]:
