@@ -90,7 +90,11 @@ def _is_named_as_file(argument: str) -> bool:
 
 def dump_config(config: Config) -> str:
     """The resolved recipe as YAML; `load_config` of it gives an equal Config."""
-    tree = _escape_variables(config.model_dump(mode="json"))
+    return dump_tree(_escape_variables(config.model_dump(mode="json")))
+
+
+def dump_tree(tree: object) -> str:
+    """Mappings, lists and plain values as YAML whose strings a recipe's reading takes for strings."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
