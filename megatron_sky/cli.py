@@ -165,7 +165,9 @@ def report(
 @app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run folder for its latest.")],
-    prompt: Annotated[list[str], typer.Argument(help="Texts to continue.")],
+    prompt: Annotated[
+        list[str], typer.Argument(help="Texts to continue, each shorter than the model's context length.")
+    ],
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate, at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 takes the likeliest.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 1234,

@@ -32,7 +32,10 @@ log = get_logger(__name__)
 
 
 def run(out: Path, *, seed: int) -> None:
-    """Everything, into `out`; at most three minutes on two cores."""
+    """Everything, into `out`; at most three minutes on two cores.
+
+    Raises RunError where `out` holds another seed's run: nothing is written then.
+    """
     start = time.monotonic()
     setup_logging(rank=0, world_size=1, run_dir=None)
     if device.leave_gpus_out_below(PROCESSES):
@@ -42,6 +45,7 @@ def run(out: Path, *, seed: int) -> None:
     seeds = [f"data.seed={seed}", f"train.seed={seed}"]
     config = load_config(recipe, seeds)
     run_dir = Path(config.train.run_dir)
+    _check_seed(run_dir, seed)
     make_data(out, seed=seed)
     total_steps = config.train.tokens // (config.train.global_batch_size * config.model.seq_length)
     _train([*recipe, *seeds], run_dir, until=total_steps // 2, parallel="tp_size=2")
@@ -49,6 +53,17 @@ def run(out: Path, *, seed: int) -> None:
     _show_losses(run_dir)
     _show_samples(run_dir, seed)
     _show_end(run_dir, config, time.monotonic() - start)
+
+
+def _check_seed(run_dir: Path, seed: int) -> None:
+    """A run goes on with the corpus it began with."""
+    resolved = run_dir / "config.yaml"
+    began_with = load_config([resolved]).data.seed if resolved.exists() else seed
+    if began_with != seed:
+        raise RunError(
+            f"--seed {seed}: {run_dir} holds a run of --seed {began_with}, which goes on with its own corpus\n"
+            f"  mend: give another folder with --out, or --seed {began_with}"
+        )
 
 
 def recipes() -> Path:

@@ -357,7 +357,7 @@ def test_leaving_saves_and_the_same_command_goes_on(fault, step, more, hurt, run
 
 
 def test_leaving_before_the_jobs_end(hurt, run_dir, expected):
-    ended = hurt("resilience.time_limit_seconds=1000", "resilience.exit_before_seconds=1000")
+    ended = hurt("resilience.time_limit_seconds=1000", "resilience.exit_before_seconds=999.9")
     assert ended.code == 75 and "time is nearly over" in ended.message
     assert hurt().code == 0
     assert losses(run_dir) == expected
