@@ -36,7 +36,16 @@ def write_tokens(prefix: Path, num_tokens: int, seed: int = 1234) -> None:
             writer.add_document(document)
 
 
-def recipe(folder: Path, *, steps: int, dtype: str, micro_batch_size: int, global_batch_size: int, threads: int):
+def recipe(
+    folder: Path,
+    *,
+    steps: int,
+    dtype: str,
+    micro_batch_size: int,
+    global_batch_size: int,
+    threads: int,
+    distributed_optimizer: bool = True,
+):
     """The run's resolved config; writes its tokens into `folder` if they are not there."""
     from megatron_sky.config.schema import Config
     from megatron_sky.data.indexed import bin_path
@@ -48,6 +57,7 @@ def recipe(folder: Path, *, steps: int, dtype: str, micro_batch_size: int, globa
         {
             "model": SHAPE,
             "precision": {"dtype": dtype},
+            "parallel": {"distributed_optimizer": distributed_optimizer},
             "data": {"train": [{"name": "bench", "path": str(tokens)}]},
             "schedule": {
                 "style": "constant",

@@ -40,6 +40,7 @@ class Setting:
     warmup_steps: int
     hf_optimizer: str
     hf_weights: str
+    distributed_optimizer: bool
 
     @property
     def steps(self) -> int:
@@ -247,6 +248,7 @@ def _recipe(setting: Setting):
         micro_batch_size=setting.micro_batch_size,
         global_batch_size=setting.global_batch_size,
         threads=setting.threads,
+        distributed_optimizer=setting.distributed_optimizer,
     )
 
 
@@ -273,6 +275,12 @@ def main() -> None:
         default="fp32",
         help="with --dtype bf16: fp32 weights under autocast, as the Trainer's bf16=True has it (and as megatron_sky "
         "keeps fp32 masters), or bf16 weights and no masters",
+    )
+    parser.add_argument(
+        "--distributed-optimizer",
+        action="store_true",
+        help="our side shards its optimizer (ZeRO-1), which the Trainer's DDP does not: half the optimizer state with "
+        "two processes, for more communication",
     )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="megatron_sky_bench_") as folder:

@@ -114,9 +114,10 @@ def train(
         print_plan(config, world_size or ranks)
         return
     if nproc is not None and nproc > 1:
-        from megatron_sky.trainer.run import check_before
+        from megatron_sky.trainer.run import check_before, check_start
 
         check_before(config, nproc)
+        check_start(config)
         run_local(["train", *recipe], nproc)
         return
     from megatron_sky.log import get_logger
@@ -164,7 +165,9 @@ def report(
 @app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run folder for its latest.")],
-    prompt: Annotated[list[str], typer.Argument(help="Texts to continue.")],
+    prompt: Annotated[
+        list[str], typer.Argument(help="Texts to continue, each shorter than the model's context length.")
+    ],
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate, at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 takes the likeliest.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 1234,

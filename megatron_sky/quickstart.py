@@ -18,11 +18,13 @@ from pathlib import Path
 
 from megatron_sky.checkpoint import store
 from megatron_sky.config import Config, load_config
+from megatron_sky.distributed import device
 from megatron_sky.distributed.launch import run_local
 from megatron_sky.errors import RunError
 from megatron_sky.log import get_logger, screen, setup_logging
 
 VOCAB_SIZE = 1024
+PROCESSES = 2
 TOKENIZED = ("train", "validation")
 PROMPTS = (("English", "The reader"), ("中文", "清晨，"))
 
@@ -30,14 +32,20 @@ log = get_logger(__name__)
 
 
 def run(out: Path, *, seed: int) -> None:
-    """Everything, into `out`; at most three minutes on two cores."""
+    """Everything, into `out`; at most three minutes on two cores.
+
+    Raises RunError where `out` holds another seed's run: nothing is written then.
+    """
     start = time.monotonic()
     setup_logging(rank=0, world_size=1, run_dir=None)
+    if device.leave_gpus_out_below(PROCESSES):
+        log.warning("%d processes need a GPU each, and there are fewer: training on the CPU", PROCESSES)
     os.environ["QUICKSTART"] = str(out)
     recipe = [str(recipes() / "quickstart" / name) for name in ("model.yaml", "train.yaml")]
     seeds = [f"data.seed={seed}", f"train.seed={seed}"]
     config = load_config(recipe, seeds)
     run_dir = Path(config.train.run_dir)
+    _check_seed(run_dir, seed)
     make_data(out, seed=seed)
     total_steps = config.train.tokens // (config.train.global_batch_size * config.model.seq_length)
     _train([*recipe, *seeds], run_dir, until=total_steps // 2, parallel="tp_size=2")
@@ -45,6 +53,17 @@ def run(out: Path, *, seed: int) -> None:
     _show_losses(run_dir)
     _show_samples(run_dir, seed)
     _show_end(run_dir, config, time.monotonic() - start)
+
+
+def _check_seed(run_dir: Path, seed: int) -> None:
+    """A run goes on with the corpus it began with."""
+    resolved = run_dir / "config.yaml"
+    began_with = load_config([resolved]).data.seed if resolved.exists() else seed
+    if began_with != seed:
+        raise RunError(
+            f"--seed {seed}: {run_dir} holds a run of --seed {began_with}, which goes on with its own corpus\n"
+            f"  mend: give another folder with --out, or --seed {began_with}"
+        )
 
 
 def recipes() -> Path:
@@ -86,7 +105,7 @@ def _train(arguments: list[str], run_dir: Path, *, until: int, parallel: str) ->
         log.info("step %d is already reached in %s", until, run_dir)
         return
     log.info("training to step %d with parallel.%s, in two new processes", until, parallel)
-    run_local(["train", *arguments, f"parallel.{parallel}", f"train.max_steps={until}"], 2)
+    run_local(["train", *arguments, f"parallel.{parallel}", f"train.max_steps={until}"], PROCESSES)
 
 
 def _show_losses(run_dir: Path) -> None:

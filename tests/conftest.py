@@ -26,6 +26,19 @@ VOCAB_SIZE = 700
 SEQ_LENGTH = 32
 
 
+LONGEST = ("slurm/test_training.py", "faults/test_faults.py", "trainer/test_fp8_training.py", "trainer/test_parity.py")
+"""Files that take minutes, begun first so that the processes that share the files out end together. The first mostly
+waits for Slurm's clocks."""
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    def turn(item) -> int:
+        place = item.path.relative_to(Path(__file__).parent).as_posix()
+        return LONGEST.index(place) if place in LONGEST else len(LONGEST)
+
+    items.sort(key=turn)
+
+
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Callable]:
     """`ranks(world_size, function, *args)`: the function's result on every rank, in rank order."""

@@ -151,7 +151,7 @@ def command(*arguments: str, **options) -> subprocess.CompletedProcess:
     )
 
 
-def test_two_processes_then_another_model_then_text(recipe_file, recipe):
+def test_two_processes_then_another_model_then_text(sky, recipe_file, recipe):
     """A real run through the launcher, refused under another shape, and heard at last."""
     run_dir = Path(recipe().train.run_dir)
     done = command("train", recipe_file, "train.max_steps=2", "parallel.tp_size=2", "--nproc", "2")
@@ -163,6 +163,13 @@ def test_two_processes_then_another_model_then_text(recipe_file, recipe):
     assert refused.returncode == 4
     assert "model.num_layers: 4 in the checkpoint, 2 in the recipe" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+    other = ["train", recipe_file, "model.num_layers=2", "--dry-run"]
+    elsewhere = f"train.run_dir={run_dir}2"
+    for more in ([], [elsewhere, f"checkpoint.init_from={run_dir}"]):
+        assert "model.num_layers: 4 in the checkpoint, 2 in the recipe" in sky(*other, *more)[2]
+    nowhere = sky(*other, elsewhere, f"checkpoint.init_from={run_dir}/nowhere")
+    assert nowhere[0] == 4 and "is neither a checkpoint nor a run folder" in nowhere[2]
 
     changed = command("train", recipe_file, "data.seed=99")
     assert changed.returncode == 2 and "data.seed" in changed.stderr and "99" in changed.stderr

@@ -23,6 +23,7 @@ from megatron_sky.config import Config
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError, RunError
+from megatron_sky.model.build import gather_weights
 from megatron_sky.model.flops import num_parameters
 
 
@@ -133,6 +134,7 @@ class Saver:
         """Starts the writers. A failure here is one rank's alone, so it ends the run: the others wait for this one."""
         from megatron.core import dist_checkpointing
 
+        gather_weights(self._chunks)
         state, metadata = checkpoints.sharded_state(
             self._chunks, self._optimizer, self._context, loading=False, fp8=self._fp8
         )

@@ -65,15 +65,16 @@ def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
     return sorted((int(match.group(1)), each) for match, each in found if match)
 
 
-def find_latest(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
+def find_latest(run_dir: Path, warn: Callable[[str], None], *, quick: bool = False) -> Path | None:
     """The newest checkpoint of a run that passes `verify`; `warn` is told of each that does not. None: there is none.
 
-    Raises CheckpointError when there are checkpoints but all are damaged: starting over would hide the loss.
+    `quick`: look at the files' sizes alone. Raises CheckpointError when there are checkpoints but all are damaged:
+    starting over would hide the loss.
     """
     checkpoints = list_checkpoints(run_dir)
     for _, folder in reversed(checkpoints):
         try:
-            verify(folder)
+            (check_sizes if quick else verify)(folder)
         except NewerFormat:
             raise  # it is whole, and going on from an older one would throw its steps away
         except CheckpointError as error:
@@ -88,12 +89,12 @@ def find_latest(run_dir: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def resolve(path: Path, warn: Callable[[str], None]) -> Path:
-    """The checkpoint folder that `path` means: itself, or the latest of the run folder it is. Verified."""
+def resolve(path: Path, warn: Callable[[str], None], *, quick: bool = False) -> Path:
+    """The checkpoint folder that `path` means: itself, or the latest of the run folder it is; verified, or `quick`."""
     if (path / MANIFEST).is_file():
-        verify(path)
+        (check_sizes if quick else verify)(path)
         return path
-    latest = find_latest(path, warn)
+    latest = find_latest(path, warn, quick=quick)
     if latest is None:
         raise CheckpointError(
             f"{path}: is neither a checkpoint nor a run folder with checkpoints\n"
@@ -139,10 +140,11 @@ def finish(temporary: Path, final: Path, step: int, records: dict[str, FileRecor
     for name in records:
         sync(temporary / name)
     sync(temporary)
-    if final.exists():
-        remove(final)  # only a damaged checkpoint of a step that was trained again
+    aside = _set_aside(final) if final.exists() else None  # a damaged checkpoint of a step that was trained again
     temporary.rename(final)
     sync(final.parent)
+    if aside is not None:
+        shutil.rmtree(aside)
 
 
 def check_sizes(folder: Path) -> dict[str, FileRecord]:
@@ -251,11 +253,15 @@ def leftovers(run_dir: Path) -> list[Path]:
 
 def remove(folder: Path) -> None:
     """Deletes a checkpoint, renamed first so that no reader takes a half-deleted one for whole."""
+    shutil.rmtree(_set_aside(folder))
+
+
+def _set_aside(folder: Path) -> Path:
     doomed = folder.with_name(folder.name + ".deleted")
     if doomed.exists():
         shutil.rmtree(doomed)
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    return doomed
 
 
 def sync(path: Path) -> None:

@@ -22,7 +22,8 @@ _FLOAT = re.compile(
     |[0-9][0-9_]*\.[0-9_]*|\.inf|\.nan)$""",
     re.X | re.I,
 )
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_MERGE = "tag:yaml.org,2002:merge"  # of the key <<
 
 Place = str  # "file.yaml:12" or "command line"
 
@@ -36,6 +37,20 @@ _Loader.yaml_implicit_resolvers = {
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what `_Loader` would not read as a string."""
+
+
+def _represent_str(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """In double quotes, with escapes, where PyYAML's other styles lose Unicode's line ends."""
+    style = '"' if any(char in text for char in "\r\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+_Dumper.add_representer(str, _represent_str)
 
 
 def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Config:
@@ -63,14 +78,24 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> C
 
 
 def load_recipe(arguments: Sequence[str]) -> Config:
-    """`load_config` of a command line: recipe files end in .yaml or .yml, all else is taken for an override."""
-    files = [each for each in arguments if each.endswith((".yaml", ".yml")) and "=" not in each]
+    """`load_config` of a command line: what is a file, or is named as one, is a recipe file, all else an override."""
+    files = [each for each in arguments if os.path.isfile(each) or _is_named_as_file(each)]
     return load_config(files, [each for each in arguments if each not in files])
+
+
+def _is_named_as_file(argument: str) -> bool:
+    key, equals, _ = argument.partition("=")
+    return argument.endswith((".yaml", ".yml")) and (not equals or "/" in key)  # as in runs/lr=3e-4/config.yaml
 
 
 def dump_config(config: Config) -> str:
     """The resolved recipe as YAML; `load_config` of it gives an equal Config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return dump_tree(_escape_variables(config.model_dump(mode="json")))
+
+
+def dump_tree(tree: object) -> str:
+    """Mappings, lists and plain values as YAML whose strings a recipe's reading takes for strings."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _read_file(path: Path, places: dict[str, Place], problems: list[Problem]) -> dict:
@@ -94,6 +119,9 @@ def _read_file(path: Path, places: dict[str, Place], problems: list[Problem]) ->
     except yaml.YAMLError as error:
         problems.append(Problem(str(path), f"is not valid YAML: {error}", "mend the file at that place"))
         return {}
+    except RecursionError:
+        problems.append(Problem(str(path), "has an anchor (&) that holds itself", "remove the alias (*) within it"))
+        return {}
     finally:
         loader.dispose()
 
@@ -102,21 +130,40 @@ def _build(loader: _Loader, node: yaml.Node, file: str, key: str, places: dict, 
     """The node as plain Python, each dotted key's place noted, keys given twice told."""
     places[key] = f"{file}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)
+        own, merged = _entries(node)
         made: dict = {}
-        for name_node, value_node in node.value:
+        own_names: set[str] = set()
+        for number, (name_node, value_node) in enumerate([*merged, *own]):
             name = str(loader.construct_object(name_node, deep=True))
             dotted = f"{key}.{name}" if key else name
-            if name in made:
+            if name in own_names:
                 line = name_node.start_mark.line + 1
                 problems.append(
                     Problem(dotted, f"is given twice in one mapping ({file}:{line})", "remove one of the two")
                 )
+            if number >= len(merged):
+                own_names.add(name)
             made[name] = _build(loader, value_node, file, dotted, places, problems)
         return made
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, each, file, f"{key}.{i}", places, problems) for i, each in enumerate(node.value)]
     return loader.construct_object(node, deep=True)
+
+
+def _entries(node: yaml.MappingNode) -> tuple[list, list]:
+    """A mapping's own entries, and those that its `<<` bring in; of these, the later ones win."""
+    own, merged = [], []
+    for name, value in node.value:
+        if name.tag != _MERGE:
+            own.append((name, value))
+            continue
+        for source in reversed(value.value if isinstance(value, yaml.SequenceNode) else [value]):
+            if not isinstance(source, yaml.MappingNode):
+                rule = "<< wants a mapping, or a list of them"
+                raise yaml.MarkedYAMLError(problem=rule, problem_mark=value.start_mark)
+            theirs, further = _entries(source)
+            merged += [*further, *theirs]
+    return own, merged
 
 
 def _merge(base: dict, over: dict) -> None:
@@ -182,7 +229,7 @@ def _index(items: list, name: str) -> int | None:
 
 
 def _expand_variables(node: object, key: str, problems: list[Problem]) -> object:
-    """`${NAME}` and `${NAME:-default}` in strings, from the environment."""
+    """`${NAME}` and `${NAME:-default}` in strings, from the environment; `$${` stands for `${`."""
     if isinstance(node, dict):
         return {
             name: _expand_variables(value, f"{key}.{name}" if key else name, problems) for name, value in node.items()
@@ -194,6 +241,8 @@ def _expand_variables(node: object, key: str, problems: list[Problem]) -> object
 
     def value_of(match: re.Match) -> str:
         name, default = match.groups()
+        if name is None:
+            return "${"
         found = os.environ.get(name, default)
         if found is None:
             problems.append(
@@ -203,6 +252,15 @@ def _expand_variables(node: object, key: str, problems: list[Problem]) -> object
         return found
 
     return _VARIABLE.sub(value_of, node)
+
+
+def _escape_variables(node: object) -> object:
+    """The tree that `_expand_variables` makes `node` of."""
+    if isinstance(node, dict):
+        return {name: _escape_variables(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_escape_variables(value) for value in node]
+    return node.replace("${", "$${") if isinstance(node, str) else node
 
 
 def _telling(errors: list[dict]) -> list[dict]:

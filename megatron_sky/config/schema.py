@@ -154,9 +154,13 @@ class DataConfig(Section):
     num_workers: int = Field(1, ge=0, description="Threads that read batches ahead; the result does not depend on it.")
     prefetch_batches: Positive = Field(4, description="Micro batches read ahead of the step that needs them.")
     document_mask: bool = Field(
-        False, description="Attention within a document only, positions from 0 in each; off in the Skywork report."
+        False,
+        description="Attention within a document only, positions from 0 in each; off in the Skywork report. In "
+        "validation too.",
     )
-    mask_document_ends: bool = Field(False, description="No loss where the next token belongs to the next document.")
+    mask_document_ends: bool = Field(
+        False, description="No loss where the next token belongs to the next document. In validation too."
+    )
     sampling: Literal["plan", "megatron"] = Field(
         "plan",
         description="plan: order by arithmetic, nothing built; megatron: the order of megatron-core's GPTDataset and "

@@ -4,7 +4,7 @@ Pure arithmetic: no torch. `problems` stop a run, `notes` are told and do not. A
 own stands at that field in `schema.py`.
 """
 
-from megatron_sky.config.schema import BatchRampup, Config, ScheduleConfig
+from megatron_sky.config.schema import BatchRampup, Config, Ramp, ScheduleConfig
 from megatron_sky.errors import ConfigError, Problem
 
 
@@ -37,6 +37,8 @@ def find_problems(config: Config, world_size: int) -> list[Problem]:
     problems += _batch(config, world_size)
     problems += _precision(config)
     problems += _kernels(config)
+    problems += _sampling(config)
+    problems += _time_limit(config)
     if config.model.backend != "auto":
         problems += backend_problems(config, config.model.backend)
     for prefix, schedule, tokens in _schedules(config):
@@ -181,6 +183,10 @@ def _precision(config: Config) -> list[Problem]:
     if fp8.param_gather and not p.distributed_optimizer:
         mend = "set parallel.distributed_optimizer=true or precision.fp8.param_gather=false"
         problems.append(Problem("precision.fp8.param_gather", "needs parallel.distributed_optimizer", mend, True))
+    if fp8.param_gather and fp8.recipe == "mxfp8" and p.overlap_param_gather:
+        rule = "can't go with precision.fp8.param_gather of mxfp8, which gathers through the gradients' memory"
+        mend = "set parallel.overlap_param_gather=false or precision.fp8.param_gather=false"
+        problems.append(Problem("parallel.overlap_param_gather", rule, mend, True))
     validation = config.validation.micro_batch_size
     if validation is not None and validation * m.seq_length // p.cp_size % block:
         rule = f"must give a multiple of {block} tokens a rank for precision.fp8.recipe={fp8.recipe}"
@@ -210,6 +216,40 @@ def _kernels(config: Config) -> list[Problem]:
     for name in [name for name, there in obstacles.items() if there and k.cuda_graphs]:
         problems.append(Problem("kernels.cuda_graphs", f"can't go with {name}", "set kernels.cuda_graphs=false", True))
     return problems
+
+
+def _sampling(config: Config) -> list[Problem]:
+    """What megatron-core's own order does not know."""
+    data = config.data
+    if data.sampling != "megatron":
+        return []
+    wanted = {
+        "data.document_mask": data.document_mask or None,
+        "data.mask_document_ends": data.mask_document_ends or None,
+        "sessions.weights": next((each.name for each in config.sessions if each.weights is not None), None),
+    }
+    problems = [
+        Problem(where, "can't go with data.sampling=megatron", "set data.sampling=plan, or leave it out", value)
+        for where, value in wanted.items()
+        if value is not None
+    ]
+    for source in data.train:
+        where = f"data.train[{source.name}].weight"
+        if isinstance(source.weight, Ramp):
+            rule = "is a ramp, which data.sampling=megatron does not know"
+            problems.append(Problem(where, rule, "give a number, or set data.sampling=plan"))
+        elif source.weight == 0:
+            problems.append(Problem(where, "must be above 0 with data.sampling=megatron", "leave the source out", 0))
+    return problems
+
+
+def _time_limit(config: Config) -> list[Problem]:
+    limit, before = config.resilience.time_limit_seconds, config.resilience.exit_before_seconds
+    if limit is None or limit > before:
+        return []
+    rule = f"must be above resilience.exit_before_seconds ({before:g}), or every attempt leaves after its first step"
+    mend = "raise it, or lower resilience.exit_before_seconds"
+    return [Problem("resilience.time_limit_seconds", rule, mend, limit)]
 
 
 def backend_problems(config: Config, backend: str) -> list[Problem]:

@@ -43,6 +43,7 @@ MAX_UINT16_VOCAB = 65_500  # Megatron's bound, kept so that the bytes are the sa
 
 _COPY_BYTES = 8 << 20
 _PENDING_BYTES = 4 << 20
+_PARTS = ("bin", "lengths", "bounds", "idx")  # of an `IndexedWriter`'s temporary files
 
 
 def bin_path(prefix: str | Path) -> Path:
@@ -333,8 +334,7 @@ class IndexedWriter:
         }
         try:
             for part, size in sizes.items():
-                mode = "rb+" if size else "wb+"
-                file = self._files[part] = open(self._temporary(part), mode, buffering=_PENDING_BYTES)
+                file = self._files[part] = self._open(part)
                 self._lock(file)
                 if file.seek(0, os.SEEK_END) < size:
                     raise DataError(f"{self._temporary(part)} is shorter than it was left; remove it to begin again")
@@ -375,6 +375,11 @@ class IndexedWriter:
             self._close()
         else:
             self._discard()
+
+    def _open(self, part: str) -> BinaryIO:
+        """A temporary file with what it holds: it may be another process's, which only the lock tells."""
+        number = os.open(self._temporary(part), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return open(number, "rb+", buffering=_PENDING_BYTES)
 
     def _lock(self, file: BinaryIO) -> None:
         try:
@@ -429,7 +434,7 @@ class IndexedWriter:
         self.num_documents += source.num_documents
 
     def _temporary(self, part: str) -> Path:
-        return Path(f"{self.prefix}.{part}.tmp")
+        return _temporary(self.prefix, part)
 
     def _finish(self) -> None:
         with open(self._temporary("idx"), "wb", buffering=_PENDING_BYTES) as index:
@@ -467,8 +472,37 @@ class IndexedWriter:
 
     def _discard(self) -> None:
         self._close()
-        for part in ("bin", "lengths", "bounds", "idx"):
+        for part in _PARTS:
             self._temporary(part).unlink(missing_ok=True)
+
+
+def finish_pair(prefix: str | Path, dtype: np.dtype, state: WriterState) -> None:
+    """Put a pair in place that a killed `IndexedWriter` was about to; it had written all of `state`.
+
+    `.bin` gets its name once the index is on the disk as well, and before it: without `.bin.tmp`, what there is of
+    `.idx.tmp` is whole.
+
+    Raises:
+        DataError: the files are not what the state tells, or can't be written.
+    """
+    if _temporary(prefix, "bin").exists():
+        with IndexedWriter(prefix, dtype, resume=state):
+            return
+    if _temporary(prefix, "idx").exists():
+        os.replace(_temporary(prefix, "idx"), idx_path(prefix))
+    for part in _PARTS:
+        _temporary(prefix, part).unlink(missing_ok=True)
+    with IndexedTokens(prefix, allow_empty=True) as pair:
+        found = WriterState(pair.num_tokens, pair.num_sequences, pair.num_documents)
+    if found != state:
+        raise DataError(
+            f"{bin_path(prefix)} and .idx are not what was written before the interruption\n"
+            f"  mend: remove them and {prefix}.progress.json to begin again"
+        )
+
+
+def _temporary(prefix: str | Path, part: str) -> Path:
+    return Path(f"{prefix}.{part}.tmp")
 
 
 def copy_bytes(source: BinaryIO, target: BinaryIO) -> None:

@@ -49,6 +49,30 @@ class Batch:
         return replace(self, **pinned)
 
 
+@dataclass(frozen=True)
+class DocumentBounds:
+    """What batches make of the places where documents end.
+
+    Attributes:
+        apart: attention stays within a document, and positions begin anew (`data.document_mask`).
+        mask_ends: no loss where the label is the next document's first token (`data.mask_document_ends`).
+    """
+
+    apart: bool = False
+    mask_ends: bool = False
+
+    @property
+    def matter(self) -> bool:
+        return self.apart or self.mask_ends
+
+    def batch(self, rows: Sequence[np.ndarray], starts: Sequence[np.ndarray], mask: torch.Tensor | None) -> Batch:
+        """The batch of `rows` with their documents' `starts` (see `document_starts`; not looked at if none matter)."""
+        if self.mask_ends:
+            within = torch.from_numpy(1.0 - np.stack(starts)[:, 1:].astype(np.float32))
+            mask = within if mask is None else mask * within
+        return make_batch(rows, mask, np.stack(starts) if self.apart else None)
+
+
 class TrainData:
     """The training mixture of a run.
 
@@ -75,8 +99,7 @@ class TrainData:
     ):
         self.seq_length = seq_length
         self.vocab_size = vocab_size
-        self.document_mask = config.document_mask
-        self.mask_document_ends = config.mask_document_ends
+        self._bounds = DocumentBounds(config.document_mask, config.mask_document_ends)
         check_weights(config, sessions)
         self.metas: list[Meta | None] = [
             check_source(source.path, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)
@@ -119,27 +142,26 @@ class TrainData:
             tokens = self.files[location.source].read(offset, self.seq_length + 1)
             check_ids(tokens, self.files[location.source], offset, self.vocab_size)
             rows.append(tokens)
-            if self.document_mask or self.mask_document_ends:
-                starts.append(self._starts(location.source, offset, tokens))
-        mask = None
-        if self.mask_document_ends:
-            mask = torch.from_numpy(1.0 - np.stack(starts)[:, 1:].astype(np.float32))
-        return make_batch(rows, mask, np.stack(starts) if self.document_mask else None)
+            if self._bounds.matter:
+                starts.append(document_starts(self.files[location.source], self.metas[location.source], offset, tokens))
+        return self._bounds.batch(rows, starts, None)
 
-    def _starts(self, source: int, offset: int, row: np.ndarray) -> np.ndarray:
-        """Where a document begins: bool `[s + 1]`, the row's first token apart."""
-        meta = self.metas[source]
-        starts = np.zeros(len(row), dtype=bool)
-        if meta is not None and meta.append_eod:
-            starts[1:] = row[:-1] == meta.tokenizer.eod_id
-            return starts
-        file = self.files[source]
-        number = file.document_at(offset)
-        while (begin := file.document_offset(number)) < offset + len(row):
-            if begin > offset:
-                starts[begin - offset] = True
-            number += 1
+
+def document_starts(file: IndexedTokens, meta: Meta | None, offset: int, row: np.ndarray) -> np.ndarray:
+    """Where a document begins in the `row` read at `offset`: bool `[s + 1]`, the row's first token apart.
+
+    By the end-of-document tokens where `meta` says that they were written, otherwise by the index.
+    """
+    starts = np.zeros(len(row), dtype=bool)
+    if meta is not None and meta.append_eod:
+        starts[1:] = row[:-1] == meta.tokenizer.eod_id
         return starts
+    number = file.document_at(offset)
+    while (begin := file.document_offset(number)) < offset + len(row):
+        if begin > offset:
+            starts[begin - offset] = True
+        number += 1
+    return starts
 
 
 class ValidationData:
@@ -148,6 +170,7 @@ class ValidationData:
     Args:
         prefix: path of the pair.
         max_sequences: use this many sequences from the start; None: all.
+        bounds: what to make of documents' ends; the same as in training, for a loss that compares with training's.
     """
 
     def __init__(
@@ -158,9 +181,11 @@ class ValidationData:
         vocab_size: int,
         max_sequences: int | None = None,
         tokenizer_sha256: str | None = None,
+        bounds: DocumentBounds = DocumentBounds(),
     ):
         self.meta = check_source(prefix, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)
         self.file = IndexedTokens(prefix)
+        self._bounds = bounds
         self.seq_length = seq_length
         self.vocab_size = vocab_size
         if self.file.num_tokens < 2:
@@ -172,6 +197,7 @@ class ValidationData:
         """The batch of these sequences. An index at or beyond `num_sequences` gives a row whose loss is masked out, so
         that all ranks can run the same number of micro batches."""
         rows = np.zeros((len(indices), self.seq_length + 1), dtype=np.int64)
+        starts = np.zeros(rows.shape, dtype=bool)
         mask = np.zeros((len(indices), self.seq_length), dtype=np.float32)
         for row, index in enumerate(indices):
             if index >= self.num_sequences:
@@ -182,7 +208,9 @@ class ValidationData:
             check_ids(tokens, self.file, offset, self.vocab_size)
             rows[row, :count] = tokens
             mask[row, : count - 1] = 1.0
-        return make_batch(list(rows), torch.from_numpy(mask))
+            if self._bounds.matter:
+                starts[row, :count] = document_starts(self.file, self.meta, offset, tokens)
+        return self._bounds.batch(list(rows), list(starts), torch.from_numpy(mask))
 
 
 def prefetch(

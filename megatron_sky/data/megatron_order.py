@@ -1,7 +1,9 @@
 """`sampling: megatron`: the samples, in the order, of megatron-core's own GPTDataset and BlendedDataset.
 
-For runs that must follow the order of an existing one. Where torch.distributed is initialised, the first rank builds
-the index files those classes need and keeps them in `cache`, and the others wait; elsewhere they are built in memory.
+For runs that must follow the order of an existing one. The order depends on the number of samples in all, so no more
+are built than the run has; one that has stepped over samples, and needs more, goes on with the first ones again. Where
+torch.distributed is initialised, the first rank builds the index files those classes need and keeps them in `cache`,
+and the others wait; elsewhere they are built in memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from megatron_sky.data.indexed import IndexedTokens
 from megatron_sky.data.loader import Batch, check_ids, make_batch
 from megatron_sky.data.meta import Meta, check_source
 from megatron_sky.data.mixture import SessionMixture, check_weights
+from megatron_sky.data.plan import check_sampling
 from megatron_sky.errors import ConfigError, Problem
 
 
@@ -22,20 +25,28 @@ class MegatronPlan:
     """What the trainer asks of a plan, answered from megatron-core's index; sources are in the recipe's order."""
 
     def __init__(self, dataset, sources: Sequence[SimpleNamespace], fingerprint: dict):
-        self._dataset = dataset
+        self._size = len(dataset)  # at least the run's samples
         self._order = getattr(dataset, "dataset_index", None)
         self._fingerprint = fingerprint
         self.sources = tuple(sources)
 
+    def index_of(self, number: int) -> int:
+        """The place in megatron-core's index of sample `number`."""
+        return number % self._size
+
     def source_of(self, number: int) -> int:
         """The source of a sample."""
-        return 0 if self._order is None else int(self._order[number])
+        return 0 if self._order is None else int(self._order[self.index_of(number)])
 
     def consumed(self, sample_count: int) -> list[int]:
         """Sequences each source has given once the run has used `sample_count` samples."""
         if self._order is None:
             return [sample_count]
-        return np.bincount(self._order[:sample_count], minlength=len(self.sources)).tolist()
+        rounds, rest = divmod(sample_count, self._size)
+        counts = np.bincount(self._order[:rest], minlength=len(self.sources))
+        if rounds:
+            counts += rounds * np.bincount(self._order, minlength=len(self.sources))
+        return counts.tolist()
 
     def epochs(self, sample_count: int) -> list[float]:
         """How often each source has been gone through after `sample_count` samples."""
@@ -56,10 +67,13 @@ class MegatronTrainData:
     """The training mixture, read through megatron-core; the same surface as `TrainData`.
 
     Args:
+        config: the recipe's data section; `config.validate` has checked that this order knows what it asks for.
+        total_samples: of the whole run; with another number the order is another.
         cache: folder of the index files.
 
     Raises:
-        ConfigError: a ramp, or per-document masks, which this order does not know.
+        ConfigError: no source, or no weight above 0.
+        DataError: a file is missing, damaged, or contradicts its meta file or the model.
     """
 
     def __init__(
@@ -73,7 +87,6 @@ class MegatronTrainData:
         tokenizer_sha256: str | None = None,
     ):
         check_weights(config, [SessionMixture(0, total_samples)])
-        _check_known(config)
         self.seq_length, self.vocab_size = seq_length, vocab_size
         self.metas: list[Meta | None] = [
             check_source(source.path, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)
@@ -102,38 +115,37 @@ class MegatronTrainData:
 
     def continue_from(self, saved: Mapping, used_samples: int) -> bool:
         """Raises ConfigError unless nothing has changed: this order can't change in mid-run. Returns False."""
-        if dict(saved) != self.plan.fingerprint():
-            raise ConfigError(
-                Problem(
-                    "data",
-                    "differs from what the run began with, and data.sampling: megatron can't change in mid-run",
-                    "restore the data section, or use data.sampling: plan",
-                )
-            )
+        check_sampling(saved, "megatron")
+        if problems := _changes(saved, self.plan.fingerprint()):
+            raise ConfigError(problems)
         return False
 
     def read(self, sample_numbers: Sequence[int]) -> Batch:
         """The batch of these samples of the run, in this order."""
         rows = []
         for number in sample_numbers:
-            sample = self._dataset[number]
+            sample = self._dataset[self.plan.index_of(number)]
             rows.append(np.append(sample["tokens"].numpy(), sample["labels"].numpy()[-1]))
             check_ids(rows[-1], self.files[self.plan.source_of(number)], 0, self.vocab_size)
         return make_batch(rows)
 
 
-def _check_known(config: DataConfig) -> None:
-    problems = [
-        Problem(
-            f"data.train[{source.name}].weight", "is a ramp, which data.sampling: megatron has not", "give a number"
-        )
-        for source in config.train
-        if hasattr(source.weight, "start")
+def _changes(before: Mapping, now: Mapping) -> list[Problem]:
+    """What of a run's order is not as it began."""
+    anew = "start a new run from the weights with checkpoint.init_from"
+    rules = {
+        ("data.seed", "seed"): f"was {before['seed']} when the run began",
+        ("model.seq_length", "seq_length"): f"was {before['seq_length']} when the run began",
+        ("train.tokens", "total_samples"): f"makes {now['total_samples']:,} samples with these batch sizes, "
+        f"{before['total_samples']:,} when the run began",
+        ("data.train", "sources"): "has other sources, weights or token files than when the run began: "
+        + ", ".join(f"{each['name']} {each['weight']:g} ({each['num_tokens']:,} tokens)" for each in before["sources"]),
+    }
+    return [
+        Problem(where, f"{rule}; megatron-core's order would be another", f"restore it, or {anew}")
+        for (where, name), rule in rules.items()
+        if before[name] != now[name]
     ]
-    if config.document_mask or config.mask_document_ends:
-        problems.append(Problem("data.document_mask", "is not for data.sampling: megatron", "use data.sampling: plan"))
-    if problems:
-        raise ConfigError(problems)
 
 
 def _build(config: DataConfig, seq_length: int, vocab_size: int, total_samples: int, cache: str):

@@ -23,9 +23,7 @@ def merge(prefixes: Sequence[str | Path], out: str | Path, *, overwrite: bool = 
     """
     assert prefixes
     if bin_path(out).exists() and not overwrite:
-        raise DataError(
-            f"{bin_path(out)} exists already\n  mend: choose another name, or allow replacing with --overwrite"
-        )
+        raise _in_the_way(prefixes, out)
     if str(out) in map(str, prefixes):
         raise DataError(f"{out} is an input and the output\n  mend: choose another name for the output")
     metas = _agreeing_metas(prefixes)
@@ -44,6 +42,17 @@ def merge(prefixes: Sequence[str | Path], out: str | Path, *, overwrite: bool = 
     meta = _add_up(out, metas)
     meta.write(out)
     return meta
+
+
+def _in_the_way(prefixes: Sequence[str | Path], out: str | Path) -> DataError:
+    if not meta_path(out).exists() and any(meta_path(prefix).exists() for prefix in prefixes):
+        return DataError(
+            f"{bin_path(out)} exists already, and without {meta_path(out).name}, as an interrupted merge leaves it\n"
+            "  mend: merge again with --overwrite, or choose another name"
+        )
+    return DataError(
+        f"{bin_path(out)} exists already\n  mend: choose another name, or allow replacing with --overwrite"
+    )
 
 
 def pairs_in_folder(folder: str | Path) -> list[str]:

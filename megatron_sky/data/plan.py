@@ -503,8 +503,9 @@ def continue_plan(saved: Mapping, plan: RunPlan, used_samples: int) -> RunPlan:
         used_samples: samples the run has used.
 
     Raises:
-        ConfigError: what may not change did: the seed, the sequence length, or the tokens of a source.
+        ConfigError: what may not change did: the seed, the sequence length, the tokens of a source, `data.sampling`.
     """
+    check_sampling(saved, "plan")
     before = RunPlan.from_fingerprint(saved, plan.segments[0].max_epochs)
     last = before._index(max(used_samples - 1, before.segments[0].first_sample))
     current = before.segments[last]
@@ -519,6 +520,19 @@ def continue_plan(saved: Mapping, plan: RunPlan, used_samples: int) -> RunPlan:
     for ends, segment in pairwise(plan.segments[now:]):
         chain.append(_follow(chain[-1], segment, ends.total_samples))
     return RunPlan(tuple(chain))
+
+
+def check_sampling(saved: Mapping, sampling: str) -> None:
+    """Raises ConfigError where the run whose order is `saved` can't go on in the order of `data.sampling: <sampling>`:
+    neither knows which sequences the other has given."""
+    before = saved.get("sampling", "plan" if "segments" in saved else None)
+    if before is None:
+        rule = "holds a checkpoint without an order of samples, as no training made it"
+        raise ConfigError(Problem("train.run_dir", rule, "start a new run from its weights with checkpoint.init_from"))
+    if before != sampling:
+        rule = f"was {before} when the run began; a change would repeat and skip data"
+        mend = f"set data.sampling={before}, or start a new run from the weights with checkpoint.init_from"
+        raise ConfigError(Problem("data.sampling", rule, mend, sampling))
 
 
 def _follow(before: SamplingPlan, plan: SamplingPlan, first_sample: int) -> SamplingPlan:

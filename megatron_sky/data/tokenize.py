@@ -26,7 +26,7 @@ import numpy as np
 
 from megatron_sky.data.documents import REASONS, parse_block
 from megatron_sky.data.encode import BlockEncoder, EncodedBlock, EncodeOptions, encode_in_worker, start_worker
-from megatron_sky.data.indexed import IndexedWriter, WriterState, bin_path, idx_path, token_dtype
+from megatron_sky.data.indexed import IndexedWriter, WriterState, bin_path, finish_pair, idx_path, token_dtype
 from megatron_sky.data.inputs import (
     BLOCK_BYTES,
     MAX_DOCUMENT_BYTES,
@@ -86,6 +86,7 @@ class Progress:
         blocks: blocks written.
         lines: lines read of the file that is being read, `path`; of the job's first file, from where the job begins.
         empty: documents without a token, for each key.
+        encoded: all blocks are written; what is left is to put the files in place and describe them.
     """
 
     fingerprint: str
@@ -100,6 +101,7 @@ class Progress:
     hashes: dict[str, list[str]] = field(default_factory=dict)
     writers: list[dict] = field(default_factory=list)
     rejects_size: int = 0
+    encoded: bool = False
 
 
 def tokenize_jsonl(
@@ -135,7 +137,7 @@ def tokenize_files(
 
     Raises:
         DataError: nothing to read, files in the way, a rejected document where `options.strict`, no room on the disk.
-            What was done so far is kept for the next run; no pair is there under its name.
+            What was done so far is kept for the next run; until all is encoded no pair is there under its name.
     """
     prefix = str(prefix)
     job = _Job(prefix, tokenizer, options, cut_pieces(find_files(inputs)))
@@ -183,10 +185,14 @@ class _Job:
 
     def finished(self) -> list[Meta] | None:
         """The meta files of an earlier run of the same job; an error where other files are in the way."""
+        progress = self._earlier_progress()
+        ours = {name for name in self.names if progress.encoded and not _is_unfinished(name)}  # interrupted since
         metas = [read_meta(name) for name in self.names]
-        if all(meta is not None and meta.job == self.fingerprint for meta in metas) and not self.options.overwrite:
+        same = all(meta is not None and meta.job == self.fingerprint for meta in metas)
+        if same and not ours and not self.options.overwrite:
             return metas
-        there = [path(name) for name in self.names for path in (bin_path, idx_path) if path(name).exists()]
+        others = [name for name in self.names if name not in ours]
+        there = [path(name) for name in others for path in (bin_path, idx_path) if path(name).exists()]
         if there and not self.options.overwrite:
             raise DataError(
                 f"{there[0]} exists already\n  mend: choose another name, or allow replacing with --overwrite"
@@ -195,16 +201,10 @@ class _Job:
 
     def run(self, report: Callable[[int, int], None]) -> list[Meta]:
         progress = self._earlier_progress()
-        states = [WriterState(**state) for state in progress.writers] or [WriterState()] * len(self.names)
-        dtype = token_dtype(self.tokenizer.vocab_size)
-        with ExitStack() as stack:
-            writers = [
-                stack.enter_context(IndexedWriter(name, dtype, resume=state))
-                for name, state in zip(self.names, states, strict=True)
-            ]
-            self._encode_all(progress, writers, report)
-            for name in self.names:
-                meta_path(name).unlink(missing_ok=True)
+        if progress.encoded:
+            self._finish_pairs(progress)
+        else:
+            self._write_pairs(progress, report)
         metas = [self._describe(name, progress, empty) for name, empty in zip(self.names, progress.empty, strict=True)]
         for name, meta in zip(self.names, metas, strict=True):
             meta.write(name)
@@ -212,15 +212,41 @@ class _Job:
         self.progress_path.unlink(missing_ok=True)
         return metas
 
+    def _write_pairs(self, progress: Progress, report: Callable[[int, int], None]) -> None:
+        states = [WriterState(**state) for state in progress.writers] or [WriterState()] * len(self.names)
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(IndexedWriter(name, self._dtype, resume=state))
+                for name, state in zip(self.names, states, strict=True)
+            ]
+            if not progress.writers:
+                self.progress_path.unlink(missing_ok=True)  # of a job whose files these were
+            self._encode_all(progress, writers, report)
+            self._remove_metas()
+
+    def _finish_pairs(self, progress: Progress) -> None:
+        """Put in place what an encoded job left, each pair from wherever it had come to."""
+        self._remove_metas()
+        for name, state in zip(self.names, progress.writers, strict=True):
+            finish_pair(name, self._dtype, WriterState(**state))
+
+    def _remove_metas(self) -> None:
+        """What stands under the names now is about to be replaced."""
+        for name in self.names:
+            meta_path(name).unlink(missing_ok=True)
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return np.dtype(token_dtype(self.tokenizer.vocab_size))
+
     def _earlier_progress(self) -> Progress:
         fresh = Progress(self.fingerprint, empty=[0] * len(self.names))
         try:
             found = Progress(**json.loads(self.progress_path.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
             return fresh
-        if found.fingerprint != self.fingerprint or not all(Path(f"{name}.bin.tmp").exists() for name in self.names):
-            return fresh
-        return found
+        there = all(_is_unfinished(name) or (found.encoded and bin_path(name).exists()) for name in self.names)
+        return found if there and found.fingerprint == self.fingerprint else fresh
 
     def _encode_all(self, progress: Progress, writers: list[IndexedWriter], report: Callable[[int, int], None]) -> None:
         total = sum(piece.end - piece.start for piece in self.pieces)
@@ -233,6 +259,7 @@ class _Job:
                     self._save(progress, writers, rejects)
                     saved = time.monotonic()
                 report(done, total)
+            progress.encoded = True
             self._save(progress, writers, rejects)
 
     def _blocks(self, skip: int) -> Iterator[tuple[int, Block]]:
@@ -330,9 +357,9 @@ class _Job:
 
     def _put_rejects_in_place(self, progress: Progress) -> None:
         temporary = Path(f"{self.rejects_path}.tmp")
-        if progress.rejected:
+        if progress.rejected and temporary.exists():  # else an earlier run of this job has put them there
             os.replace(temporary, self.rejects_path)
-        else:
+        elif not progress.rejected:
             temporary.unlink(missing_ok=True)
             self.rejects_path.unlink(missing_ok=True)
 
@@ -371,6 +398,10 @@ class _Job:
 
 def _default_names(prefix: str, keys: Sequence[str]) -> tuple[str, ...]:
     return (prefix,) if len(keys) == 1 else tuple(f"{prefix}_{key}" for key in keys)
+
+
+def _is_unfinished(name: str) -> bool:
+    return Path(f"{name}.bin.tmp").exists()
 
 
 def _wait(done: int, block: Block, future: Future[EncodedBlock]) -> tuple[int, Block, EncodedBlock]:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from megatron_sky.config import tokenizer_files
 from megatron_sky.errors import DataError, MissingDependency
 
@@ -20,6 +22,9 @@ _EOD_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<eos>",
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
 _LONGEST_LINE = 4000  # bytes; SentencePiece's trainer drops longer lines without a word, so they are cut
 SMALLEST_VOCAB = 320  # 256 bytes, 3 control tokens, and room for some characters
+_BYTES_AND_CONTROL = 259
+_LEAST_COVERAGE = 0.98  # SentencePiece's trainer takes no less
+_ROOM_FOR_MERGES = 4  # tokens, at the least
 
 
 class Tokenizer:
@@ -246,6 +251,9 @@ def train_tokenizer(
         texts: the texts to learn from; they are held in memory by the trainer.
         vocab_size: exact number of tokens: 256 bytes, 3 control tokens, reserved symbols, characters and merges.
         reserved: symbols that are one token each wherever they stand.
+
+    Raises:
+        DataError: the size is too small for the text's characters or too large for its merges, or no text is given.
     """
     if vocab_size < SMALLEST_VOCAB:
         raise DataError(
@@ -261,6 +269,7 @@ def train_model(lines: list[str], vocab_size: int, reserved: Sequence[str] = ())
 
     if not lines:
         raise DataError("a tokenizer can't be built from no text\n  mend: give files that hold text")
+    coverage = _coverage(lines, vocab_size, len(reserved))
     buffer = io.BytesIO()
     try:
         SentencePieceTrainer.train(
@@ -268,7 +277,7 @@ def train_model(lines: list[str], vocab_size: int, reserved: Sequence[str] = ())
             model_writer=buffer,
             model_type="bpe",
             vocab_size=vocab_size,
-            character_coverage=_coverage(lines, (vocab_size - 259 - len(reserved)) * 3 // 4),
+            character_coverage=coverage,
             user_defined_symbols=list(reserved),
             byte_fallback=True,
             split_digits=True,
@@ -296,10 +305,26 @@ def training_lines(text: str) -> Iterator[str]:
                 yield piece
 
 
-def _coverage(lines: list[str], limit: int) -> float:
-    """The share of the text that its `limit` most frequent characters cover, so that they leave room for merges."""
+def _coverage(lines: list[str], vocab_size: int, num_reserved: int) -> float:
+    """The share of the text whose characters get tokens of their own: of the most frequent, as many as leave a quarter
+    of the room for merges, and at least what the trainer asks for; the others become bytes.
+
+    Raises:
+        DataError: the vocabulary has no room for these.
+    """
     counts = character_counts(lines)
-    return min(1.0, max(0.5, sum(count for _, count in counts.most_common(limit)) / counts.total()))
+    shares = np.cumsum([count for _, count in counts.most_common()]) / counts.total()
+    room = vocab_size - _BYTES_AND_CONTROL - num_reserved
+    least = int(np.searchsorted(shares, _LEAST_COVERAGE)) + 1
+    if least > room - _ROOM_FOR_MERGES:
+        enough = _BYTES_AND_CONTROL + num_reserved + -(-least * 4 // 3) + _ROOM_FOR_MERGES
+        raise DataError(
+            f"vocab_size = {vocab_size}: {least:,} characters make up {_LEAST_COVERAGE:.0%} of the text, and beside "
+            f"bytes, control tokens and reserved symbols there is room for {max(room, 0):,} tokens\n"
+            f"  mend: give a vocab_size of {enough} or more"
+        )
+    limit = min(max(room * 3 // 4, least), len(shares))
+    return min(1.0, max(_LEAST_COVERAGE, float(shares[limit - 1])))
 
 
 def character_counts(lines: Iterable[str]) -> Counter:

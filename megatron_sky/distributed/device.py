@@ -17,6 +17,8 @@ import os
 import sys
 import warnings
 
+from megatron_sky.errors import RunError
+
 _FACTORIES = [
     "arange",
     "as_tensor",
@@ -67,7 +69,7 @@ def has_gpu() -> bool:
     """Whether torch sees a CUDA device."""
     import torch
 
-    return torch.cuda.is_available() and not _state.get("redirected", False)
+    return not (_state.get("redirected") or _state.get("left_out")) and torch.cuda.is_available()
 
 
 def collective_backend() -> str:
@@ -88,7 +90,7 @@ def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1, 
         for variable, (value, _) in (ENVIRONMENT | (DETERMINISTIC_ENVIRONMENT if deterministic else {})).items():
             os.environ.setdefault(variable, value)
         if has_gpu():
-            torch.cuda.set_device(local_rank)
+            torch.cuda.set_device(_gpu_of(local_rank, torch.cuda.device_count()))
             torch.use_deterministic_algorithms(deterministic)
         else:
             assert "megatron.core" not in sys.modules, "device.setup() must come before megatron.core is imported"
@@ -105,6 +107,32 @@ def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1, 
             os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
         _state["ready"] = True
     return current()
+
+
+def _gpu_of(local_rank: int, num_gpus: int) -> int:
+    """The GPU of a node's process. Under srun a process may see its own GPU alone (--gpus-per-task, --gpu-bind)."""
+    if local_rank < num_gpus:
+        return local_rank
+    if num_gpus == 1 and "SLURM_STEP_ID" in os.environ and "LOCAL_RANK" not in os.environ:
+        return 0
+    raise RunError(
+        f"local rank {local_rank}: there is no GPU for it, as this process sees {num_gpus}, and each needs its own\n"
+        f"  mend: start at most {num_gpus} on this machine, or train on its CPU with CUDA_VISIBLE_DEVICES= (empty)"
+    )
+
+
+def leave_gpus_out_below(num_processes: int) -> bool:
+    """Has this process and those it starts compute on the CPU where GPUs are fewer than `num_processes`; whether so.
+
+    Must come before anything is put on a GPU.
+    """
+    import torch
+
+    too_few = has_gpu() and torch.cuda.device_count() < num_processes
+    if too_few:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for those to come; this process's torch has looked already
+        _state["left_out"] = True
+    return too_few
 
 
 def current():

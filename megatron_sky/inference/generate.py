@@ -14,6 +14,7 @@ from megatron_sky.config.schema import ParallelConfig, PrecisionConfig
 from megatron_sky.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sky.distributed.context import open_context
 from megatron_sky.distributed.launch import RankInfo
+from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.log import get_logger
 from megatron_sky.model.build import build_model
 
@@ -32,11 +33,18 @@ class Sampling:
 def generate_texts(checkpoint: Path, prompts: Sequence[str], sampling: Sampling) -> list[str]:
     """Each prompt with its continuation, up to the end-of-document token, the context length, or max_tokens.
 
-    `checkpoint` is a checkpoint folder, or a run folder for its latest. The tokenizer is the one saved in it.
+    `checkpoint` is a checkpoint folder, or a run folder for its latest. The tokenizer is the one saved in it. A
+    continuation that the context length ends before `max_tokens` is told.
+
+    Raises:
+        ConfigError: a prompt that leaves no token of the context length.
+        CheckpointError: no whole checkpoint, or one without a tokenizer.
     """
     folder = store.resolve(checkpoint, log.warning)
     saved = checkpoints.read_saved(folder)
     tokenizer = load_tokenizer(checkpoints.tokenizer_in(folder))
+    limit = saved.config.model.seq_length
+    encoded = _encode(tokenizer, prompts, limit)
     single = ParallelConfig(distributed_optimizer=False)
     with open_context(single, RankInfo()) as context:
         precision = saved.config.precision if context.device.type != "cpu" else PrecisionConfig(dtype="fp32")
@@ -52,14 +60,31 @@ def generate_texts(checkpoint: Path, prompts: Sequence[str], sampling: Sampling)
         ).chunks[0]
         checkpoints.load(folder, context=context, chunks=[model])
         model.eval()
-        limit = saved.config.model.seq_length
-        return [_continue(model, tokenizer, prompt, limit, sampling, context.device) for prompt in prompts]
+        return [_continue(model, tokenizer, ids, limit, sampling, context.device) for ids in encoded]
 
 
-def _continue(model, tokenizer: Tokenizer, prompt: str, limit: int, sampling: Sampling, device) -> str:
+def _encode(tokenizer: Tokenizer, prompts: Sequence[str], limit: int) -> list[list[int]]:
+    """Each prompt's ids; an empty prompt starts where a document starts. All that are too long are told at once."""
+    encoded = [tokenizer.encode(prompt) or [tokenizer.eod_id] for prompt in prompts]
+    problems = [
+        Problem(
+            f"prompt {number}",
+            f"is {len(ids):,} tokens, which leaves none of the model's context length ({limit:,} tokens)",
+            f"give less text: at most {limit - 1:,} tokens, best the last ones",
+            f"{prompt[:30]}...",
+        )
+        for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True), 1)
+        if len(ids) >= limit
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return encoded
+
+
+def _continue(model, tokenizer: Tokenizer, prompt: list[int], limit: int, sampling: Sampling, device) -> str:
     import torch
 
-    ids = tokenizer.encode(prompt) or [tokenizer.eod_id]  # an empty prompt starts where a document starts
+    ids = list(prompt)
     generator = torch.Generator(device=device).manual_seed(sampling.seed)
     with torch.no_grad():
         for _ in range(min(sampling.max_tokens, limit - len(ids))):
@@ -69,6 +94,9 @@ def _continue(model, tokenizer: Tokenizer, prompt: str, limit: int, sampling: Sa
             ids.append(_choose(logits, sampling.temperature, generator))
             if ids[-1] == tokenizer.eod_id:
                 break
+        else:
+            if len(ids) == limit and limit - len(prompt) < sampling.max_tokens:
+                log.warning("a continuation ends at the context length, %d tokens, before its --max-tokens", limit)
     return tokenizer.decode(ids)
 
 

@@ -30,11 +30,11 @@ def read_arguments(given: Sequence[str]) -> Script:
 
 def recipe_text(translation: Translation, source: str) -> str:
     """The recipe as YAML, with what is still to be given as comments at its top."""
-    import yaml
+    from megatron_sky.config.load import dump_tree
 
     lines = [f"# From Megatron-LM's arguments, {source}: megatron-sky from-args"]
     lines += [f"# TO GIVE: {each}" for each in translation.to_give]
-    return "\n".join(lines) + "\n" + yaml.safe_dump(translation.recipe, sort_keys=False, allow_unicode=True, width=120)
+    return "\n".join(lines) + "\n" + dump_tree(translation.recipe)
 
 
 def report_lines(translation: Translation, script: Script) -> list[str]:

@@ -141,3 +141,14 @@ def _wrap(chunks: list, config, parallel: ParallelConfig, precision: PrecisionCo
     if parallel.overlap_param_gather and interleaved:
         config.param_sync_func = [each.start_param_sync for each in wrapped]
     return wrapped
+
+
+def gather_weights(chunks: list) -> None:
+    """Makes every rank's weights those of the last update. Collective.
+
+    With `overlap_param_gather` an update changes only a rank's own shard of the weights, and the next forward pass
+    gathers the others'; until then they are one update old. Whoever reads weights between two steps calls this first.
+    """
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)

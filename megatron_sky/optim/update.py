@@ -4,11 +4,18 @@ megatron-core's `optimizer.step()` does both at once: it makes the gradients rea
 updates. Here `measure` is the first half and `apply` the second.
 """
 
+import math
+
 
 def measure(optimizer) -> float | None:
-    """Makes the gradients ready and returns their global norm; None where they overflowed fp16's loss scale."""
+    """Makes the gradients ready and returns their global norm.
+
+    None where they overflowed fp16 and the loss scale has been lowered for the next step; infinite where they
+    overflowed at the smallest loss scale, so that no step to come would do better.
+    """
+    smallest = _is_loss_scale_smallest(optimizer)
     if optimizer.prepare_grads():
-        return None
+        return math.inf if smallest else None
     return float(optimizer.get_grad_norm())
 
 
@@ -21,6 +28,11 @@ def apply(optimizer, grad_norm: float) -> bool:
         if parameters and each.config.clip_grad > 0.0:
             clip_grad_by_total_norm_fp32(parameters, max_norm=each.config.clip_grad, total_norm=grad_norm)
     return bool(optimizer.step_with_ready_grads())
+
+
+def _is_loss_scale_smallest(optimizer) -> bool:
+    scalers = [getattr(each, "grad_scaler", None) for each in getattr(optimizer, "chained_optimizers", [optimizer])]
+    return any(scaler is not None and float(scaler.scale) <= float(scaler.min_scale) for scaler in scalers)
 
 
 def set_lr(optimizer, lr: float, weight_decay: float) -> None:

@@ -54,6 +54,17 @@ class Site(_Section):
     max_requeues: int = Field(3, ge=0, description="A job that crashes or hangs is started again this often, at most.")
 
 
+def in_seconds(time: str) -> int:
+    """A time limit as Slurm writes it, `minutes`, `minutes:seconds`, `hours:minutes:seconds` or `days-hours...`, in
+    seconds; 0 stands for no limit."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if not dash and len(parts) < 3:
+        parts.insert(0, 0)
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def default_path() -> Path:
     """`~/.config/megatron_sky/site.yaml`, or where XDG_CONFIG_HOME says."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "megatron_sky/site.yaml"

@@ -13,7 +13,7 @@ from megatron_sky.errors import ConfigError, Problem, RunError
 from megatron_sky.slurm import queue
 from megatron_sky.slurm.attempts import LOG, QueuedJob, add_jobs, read_jobs
 from megatron_sky.slurm.render import Job, render
-from megatron_sky.slurm.site import Site
+from megatron_sky.slurm.site import Site, in_seconds
 from megatron_sky.trainer import run_folder
 from megatron_sky.trainer.sessions import sessions_of
 
@@ -59,7 +59,8 @@ def tasks_per_node(site: Site) -> int:
 
 
 def plan_jobs(config: Config, site: Site, wanted: Wanted) -> list[Job]:
-    """The jobs of a run, each to start when the one before it has ended well."""
+    """The jobs of a run, each to start when the one before it has ended well. Raises ConfigError."""
+    _check_time(config, site)
     run_dir = config.train.run_dir
     jobs = [_training(config, site, wanted, session) for session in _sessions_left(config)]
     if wanted.evaluate:
@@ -86,6 +87,15 @@ def plan_jobs(config: Config, site: Site, wanted: Wanted) -> list[Job]:
             )
         )
     return jobs
+
+
+def _check_time(config: Config, site: Site) -> None:
+    """Slurm's signal comes `exit_before_seconds` before the limit; at once, where the limit is no further away."""
+    limit, before = in_seconds(site.time), config.resilience.exit_before_seconds
+    if 0 < limit <= before:
+        rule = f"must be longer than resilience.exit_before_seconds ({before:g})"
+        mend = "give a longer --time, or lower resilience.exit_before_seconds"
+        raise ConfigError(Problem("--time (or time of the site profile)", rule, mend, site.time))
 
 
 def _training(config: Config, site: Site, wanted: Wanted, session: str | None) -> Job:

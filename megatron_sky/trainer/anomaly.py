@@ -32,13 +32,17 @@ class AnomalyDetector:
         self._window = config.spike_window
         self._seen = {"lm_loss": deque(maxlen=self._window), "grad_norm": deque(maxlen=self._window)}
 
-    def judge(self, lm_loss: float, grad_norm: float) -> Verdict:
-        """The verdict on one step's numbers; a window that is less than half full can't tell a spike."""
-        numbers = {"lm_loss": lm_loss, "grad_norm": grad_norm}
+    def judge(self, lm_loss: float, grad_norm: float | None) -> Verdict:
+        """The verdict on one step's numbers; a window that is less than half full can't tell a spike.
+
+        `grad_norm` None: the gradients overflowed fp16. That is no fault, as a lower loss scale mends it, but a loss
+        that is not finite is one: the loss is not scaled.
+        """
+        numbers = {"lm_loss": lm_loss} | ({} if grad_norm is None else {"grad_norm": grad_norm})
         for name, value in numbers.items():
             if not math.isfinite(value):
                 return Verdict(NONFINITE, f"{name} = {value} is not finite")
-        if self._watch_spikes:
+        if self._watch_spikes and grad_norm is not None:
             for name, value in numbers.items():
                 score = robust_zscore(value, self._seen[name]) if 2 * len(self._seen[name]) >= self._window else 0.0
                 if score > self._zscore:

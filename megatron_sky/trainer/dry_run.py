@@ -18,7 +18,7 @@ from megatron_sky.errors import ConfigError
 from megatron_sky.model.build import build_model
 from megatron_sky.model.flops import flops_per_token, num_parameters
 from megatron_sky.optim.schedule import global_batch_size_at
-from megatron_sky.trainer.run import open_data
+from megatron_sky.trainer.run import check_start, open_data
 from megatron_sky.trainer.sessions import Sessions, sessions_of
 from megatron_sky.trainer.sessions import find_notes as find_session_notes
 
@@ -29,6 +29,7 @@ _OTHER = {"te": "torch", "torch": "te"}
 def print_plan(config: Config, world_size: int) -> None:
     """Prints what the recipe would do on `world_size` ranks; raises the SkyError of what would stop it."""
     notes = check(config, world_size)
+    check_start(config)
     if config.model.backend == "auto":
         notes += _check_either_backend(config)
     layout = Layout.of(config.parallel, world_size)

@@ -189,8 +189,8 @@ class Trainer:
         return verdict
 
     def judge(self, result: StepResult) -> int:
-        """This rank's verdict; an fp16 overflow is no fault, the loss scale takes care of it."""
-        return FINE if result.grad_norm is None else self.detector.judge(result.lm_loss, result.grad_norm).kind
+        """This rank's verdict."""
+        return self.detector.judge(result.lm_loss, result.grad_norm).kind
 
     def handle_bad(
         self, planned: PlannedStep, batches: list[Batch], result: StepResult, verdict: int
@@ -252,7 +252,7 @@ class Trainer:
         self.state.bad_steps = before.bad_steps
         self.state.skipped = before.skipped
         self.state.skip(numbers)
-        self.tokens_before, self.saved_step = saved.consumed_tokens, saved.step
+        self.tokens_before, self.saved_step, self.validated_step = saved.consumed_tokens, saved.step, saved.step
         self.batches = self.files.batches(self.state)
         self.observer.event("resume", step=saved.step, reason=f"rolled back from step {failed}: {reason}")
         self.observer.warn(f"rolled back to step {saved.step}; {len(numbers)} samples are stepped over")
@@ -276,7 +276,8 @@ class Trainer:
     def maybe_validate(self) -> None:
         """At the interval, and with a session's last step."""
         due = self.validator.due(self.state.step, self.tokens_before, self.state.consumed_tokens)
-        if self.leaving == STAY and (due or self.session_ended()):
+        is_new = self.state.step != self.validated_step  # a rollback comes back to a step that was validated
+        if self.leaving == STAY and is_new and (due or self.session_ended()):
             self.run_validation()
 
     def session_ended(self) -> bool:
@@ -308,7 +309,8 @@ class Trainer:
         before, now, interval = self.tokens_before, self.state.consumed_tokens, self.checkpoint.interval
         marked = any(before < mark <= now for mark in self.checkpoint.release_marks)
         due = interval is not None and interval.due(self.state.step, before, now)
-        return marked or due or self.session_ended()
+        is_new = self.state.step != self.saved_step  # a rollback comes back to a step that was saved
+        return is_new and (marked or due or self.session_ended())
 
     def note_saves(self, ended: list[Saved], may_fail: bool = True) -> None:
         for save in ended:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_sky.checkpoint import state as checkpoints
@@ -10,7 +11,7 @@ from megatron_sky.checkpoint import store
 from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config import Config
 from megatron_sky.config.validate import check, find_notes
-from megatron_sky.data.loader import TrainData, prefetch
+from megatron_sky.data.loader import DocumentBounds, TrainData, prefetch
 from megatron_sky.data.meta import Meta, check_source, shared_source
 from megatron_sky.data.plan import SHARE_UNIT
 from megatron_sky.data.tokenizer import load_tokenizer
@@ -172,12 +173,13 @@ def _train(
     data = _in_megatron_order(config, data, run_dir)
     sessions = sessions_of(config)
     folder, state = _starting_point(config, context, data, run_dir)
+    source = _initial_weights(config, context, folder)
     sessions.check_begin(state.consumed_samples)
     if sweeps:  # not before there is a checkpoint to go on from, or no need of one
         run_folder.sweep(run_dir, log.warning)
     if context.rank == 0:
         check_disk(config, run_dir, log.warning)
-    model = _build(config, context, fill=folder is None and config.checkpoint.init_from is None)
+    model = _build(config, context, fill=folder is None and source is None)
     runner = StepRunner(
         model,
         context=context,
@@ -193,7 +195,7 @@ def _train(
         precision=config.precision,
         chunks=model.chunks,
     )
-    _fill(config, context, model, optimizer, folder)
+    _fill(context, model, optimizer, folder=folder, source=source)
     validator = Validator(
         config.validation,
         runner=runner,
@@ -201,6 +203,7 @@ def _train(
         seq_length=config.model.seq_length,
         vocab_size=config.model.vocab_size,
         micro_batch_size=config.train.micro_batch_size,
+        bounds=DocumentBounds(config.data.document_mask, config.data.mask_document_ends),
     )
     saver = Saver(
         run_dir,
@@ -342,16 +345,7 @@ def _starting_point(
     config: Config, context: ParallelContext, data: TrainData, run_dir: Path
 ) -> tuple[Path | None, TrainState]:
     """The checkpoint to continue from, if the run has one, and the progress it holds. Collective."""
-    found = {"folder": None, "failure": None}
-    if context.rank == 0:  # one rank reads and verifies; the others would only repeat the reading
-        try:
-            found["folder"] = store.find_latest(run_dir, log.warning)
-        except CheckpointError as error:
-            found["failure"] = str(error)
-    found = context.gather_objects(found)[0]
-    if found["failure"]:
-        raise CheckpointError(found["failure"])
-    folder = found["folder"]
+    folder = _found_by_first_rank(context, lambda: store.find_latest(run_dir, log.warning))
     if folder is None:
         return None, _first_state(config)
     saved = checkpoints.read_saved(folder)
@@ -363,6 +357,42 @@ def _starting_point(
     if context.rank == 0 and config.checkpoint.init_from:
         log.info("checkpoint.init_from is not used: the run continues from its own %s", folder.name)
     return folder, state
+
+
+def _found_by_first_rank(context: ParallelContext, find: Callable[[], Path | None]) -> Path | None:
+    """What `find` gives on rank 0, which alone reads and verifies; its failure is every rank's. Collective."""
+    folder, failure = None, None
+    if context.rank == 0:
+        try:
+            folder = find()
+        except CheckpointError as error:
+            failure = str(error)
+    folder, failure = context.gather_objects((folder, failure))[0]
+    if failure:
+        raise CheckpointError(failure)
+    return folder
+
+
+def check_start(config: Config) -> None:
+    """Raises CheckpointError where the checkpoint to start from is not whole (by its sizes) or holds another model.
+
+    Quick, for one process before others are started: the run's own newest checkpoint, else `checkpoint.init_from`.
+    """
+    source = store.find_latest(Path(config.train.run_dir), log.warning, quick=True)
+    if source is None and config.checkpoint.init_from is not None:
+        source = store.resolve(Path(config.checkpoint.init_from), log.warning, quick=True)
+    if source is not None:
+        checkpoints.check_same_model(checkpoints.read_saved(source).config.model, config.model, source)
+
+
+def _initial_weights(config: Config, context: ParallelContext, folder: Path | None) -> Path | None:
+    """The checkpoint to take weights alone from, verified; None: the run has its own, or begins anew. Collective."""
+    if folder is not None or config.checkpoint.init_from is None:
+        return None
+    wanted = Path(config.checkpoint.init_from)
+    source = _found_by_first_rank(context, lambda: store.resolve(wanted, log.warning))
+    checkpoints.check_same_model(checkpoints.read_saved(source).config.model, config.model, source)
+    return source
 
 
 def _first_state(config: Config) -> TrainState:
@@ -386,13 +416,11 @@ def _build(config: Config, context: ParallelContext, fill: bool) -> BuiltModel:
     )
 
 
-def _fill(config: Config, context: ParallelContext, model: BuiltModel, optimizer, folder: Path | None) -> None:
-    """Weights (and optimizer) from the run's own checkpoint, or weights alone from init_from."""
+def _fill(context: ParallelContext, model: BuiltModel, optimizer, *, folder: Path | None, source: Path | None) -> None:
+    """Weights and optimizer from the run's own checkpoint `folder`, or weights alone from `source`."""
     if folder is not None:
         checkpoints.load(folder, context=context, chunks=model.chunks, optimizer=optimizer, fp8=model.fp8)
-    elif config.checkpoint.init_from is not None:
-        source = store.resolve(Path(config.checkpoint.init_from), log.warning)
-        checkpoints.check_same_model(checkpoints.read_saved(source).config.model, config.model, source)
+    elif source is not None:
         checkpoints.load(source, context=context, chunks=model.chunks)
         optimizer.reload_model_params()
         log.info("weights from %s", source)

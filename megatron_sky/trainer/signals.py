@@ -11,6 +11,9 @@ import time
 from types import FrameType
 
 from megatron_sky.config.schema import ResilienceConfig
+from megatron_sky.log import get_logger
+
+log = get_logger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 STAY, LEAVE, HURRY = 0, 1, 2
@@ -52,4 +55,22 @@ def _deadline(config: ResilienceConfig, start: float) -> float | None:
     if config.time_limit_seconds is not None:
         return start + config.time_limit_seconds - config.exit_before_seconds
     slurm_end = os.environ.get("SLURM_JOB_END_TIME", "")
-    return float(slurm_end) - config.exit_before_seconds if slurm_end.isdigit() else None
+    return _slurm_deadline(config, start, float(slurm_end)) if slurm_end.isdigit() else None
+
+
+def _slurm_deadline(config: ResilienceConfig, start: float, end: float) -> float | None:
+    """`exit_before_seconds` before the job's end, or half-way to it where that would be over at the start."""
+    left = end - start
+    if left <= 0:  # the limit was raised after the job began, of which the variable does not know
+        log.warning("SLURM_JOB_END_TIME is past: the job's end is not known, only Slurm's signals are heeded")
+        return None
+    if left > config.exit_before_seconds:
+        return end - config.exit_before_seconds
+    log.warning(
+        "the job ends in %.0f s, which is not more than resilience.exit_before_seconds (%g): leaving %.0f s before its "
+        "end; give jobs more time, or lower resilience.exit_before_seconds",
+        left,
+        config.exit_before_seconds,
+        left / 2,
+    )
+    return start + left / 2

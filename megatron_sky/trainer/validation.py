@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from megatron_sky.config.schema import ValidationConfig
-from megatron_sky.data.loader import ValidationData
+from megatron_sky.data.loader import DocumentBounds, ValidationData
 from megatron_sky.data.reference import token_ratio
 from megatron_sky.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sky.distributed.context import ParallelContext
@@ -79,6 +79,7 @@ class Validator:
         seq_length: int,
         vocab_size: int,
         micro_batch_size: int,
+        bounds: DocumentBounds,
     ):
         self.config = config
         self._runner = runner
@@ -86,7 +87,11 @@ class Validator:
         self._micro_batch_size = config.micro_batch_size or micro_batch_size
         self._sets = {
             each.name: ValidationData(
-                each.path, seq_length=seq_length, vocab_size=vocab_size, max_sequences=config.max_sequences
+                each.path,
+                seq_length=seq_length,
+                vocab_size=vocab_size,
+                max_sequences=config.max_sequences,
+                bounds=bounds,
             )
             for each in config.sets
         }

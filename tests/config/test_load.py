@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_sky.config import Config, dump_config, json_schema, load_config
+from megatron_sky.config.load import load_recipe
 from megatron_sky.config.schema import Section
 from megatron_sky.config.units import format_count, parse_count
 from megatron_sky.errors import ConfigError
@@ -73,6 +74,58 @@ def test_every_example_is_valid_and_its_resolved_form_loads_back_equal(recipe, t
             assert load_config([again]) == config
 
 
+ODD = ["3e-4", ".5", "1_000", "0x1F", "1:30", "yes", "null", "~", "2024-01-01", "<<", "=", "a: b", "- x", "# x", ""]
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([*ODD, "${HOME}", "$${HOME}", "${A:-b}", "\x85", "\u2028", "\ufeff", "\r\n", "x" * 200]),
+            st.from_regex(r"[-+.0-9eE_:]{1,8}", fullmatch=True),
+            st.text(st.characters(exclude_categories=["Cs"])),
+        ),
+        min_size=3,
+        max_size=3,
+    )
+)
+def test_any_string_loads_back_equal(tmp_path_factory, strings):
+    path, run, tokenizer = strings
+    given = BASE | {
+        "data": {"train": [{"name": "3e-4", "path": path}]},
+        "tokenizer": {"path": tokenizer},
+        "monitor": {"wandb": {"project": run}},
+    }
+    config = Config.model_validate(given)
+    file = tmp_path_factory.getbasetemp() / "odd.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    assert load_config([file]) == config
+
+
+def test_merge_keys_bring_in_and_own_values_win(write):
+    text = yaml.safe_dump(BASE) + (
+        "data:\n  train:\n"
+        "  - &a {name: a, path: x, weight: 2}\n"
+        "  - &b {<<: *a, name: b}\n"
+        "  - &c {path: z, <<: *b, name: c, weight: 5e-4}\n"
+        "  - {<<: [{weight: 7}, *c], name: d}\n"
+        "  - {name: e, <<: {path: y, <<: *a}}\n"
+    )
+    sources = load_config([write(text)]).data.train
+    told = [(source.name, source.path, source.weight) for source in sources]
+    assert told == [("a", "x", 2), ("b", "x", 2), ("c", "z", 5e-4), ("d", "z", 7), ("e", "y", 2)]
+
+
+def test_a_file_is_a_file_whatever_its_name(write, tmp_path):
+    folder = tmp_path / "lr=3e-4"
+    folder.mkdir()
+    file = write(BASE, "lr=3e-4/config.yaml")
+    assert load_recipe([str(file), "train.seed=5"]).train.seed == 5
+    assert load_recipe([str(write(BASE, "recipe.txt")), "train.run_dir=x.yaml"]).train.run_dir == "x.yaml"
+    with pytest.raises(ConfigError, match=r"lr=3e-4/confg\.yaml: no such recipe file\n.*did you mean .*config\.yaml"):
+        load_recipe([str(folder / "confg.yaml")])
+
+
 def test_all_problems_at_once_with_nearest_names_and_places(write):
     path = write({**BASE, "modle": {}, "optimizer": {"weight_dekay": 0.1}})
     told = problems([path], ["model.num_layers=abc", "train.lr=3", "schedule.style=cosin", "train.tokens=1.5Q"])
@@ -98,6 +151,9 @@ def test_all_problems_at_once_with_nearest_names_and_places(write):
         ("model: {preset: tiny}\nmodel: {preset: tiny}\n", "is given twice"),
         ("model: {preset: huge}\n", "must be one of skywork_13b"),
         ("train: {run_dir: '${NOT_SET_ANYWHERE}/x'}\n", "NOT_SET_ANYWHERE, which is not set"),
+        ("model: {preset: tiny, <<: {num_layers: 3}, num_layers: 2, num_layers: 3}\n", "is given twice"),
+        ("model: {<<: tiny}\n", "<< wants a mapping"),
+        ("model: &a {<<: *a}\n", "holds itself"),
         ("data: {train: [{name: a, path: x}, {name: a, path: y}]}\n", "source names must be unique"),
     ],
 )
@@ -118,9 +174,10 @@ def test_an_override_that_is_none(write, override):
 
 def test_environment_variables(write, monkeypatch):
     monkeypatch.setenv("CORPUS", "/data")
-    sources = [{"name": "a", "path": "${CORPUS}/a.bin"}, {"name": "b", "path": "${ELSEWHERE:-here}/b"}]
+    paths = ["${CORPUS}/a.bin", "${ELSEWHERE:-here}/b", "$${CORPUS}/c"]
+    sources = [{"name": f"source{number}", "path": path} for number, path in enumerate(paths)]
     config = load_config([write({**BASE, "data": {"train": sources}})])
-    assert [source.path for source in config.data.train] == ["/data/a", "here/b"]
+    assert [source.path for source in config.data.train] == ["/data/a", "here/b", "${CORPUS}/c"]
 
 
 def test_a_list_item_can_be_overridden(write):

@@ -35,6 +35,12 @@ BROKEN = {
         4,
         "a size on the way",
     ),
+    "resilience.time_limit_seconds=60": (1, "must be above resilience.exit_before_seconds (300)"),
+    "data.sampling=megatron data.document_mask=true": (1, "data.document_mask = True: can't go with data.sampling"),
+    "data.sampling=megatron data.mask_document_ends=true": (1, "data.mask_document_ends = True: can't go with"),
+    'data.sampling=megatron data.train.0.weight={"start":1,"end":2}': (1, "is a ramp, which data.sampling=megatron"),
+    "data.sampling=megatron data.train.0.weight=0": (1, ".weight = 0: must be above 0 with data.sampling=megatron"),
+    'data.sampling=megatron sessions=[{"name":"a","tokens":10240,"weights":{"en_web":1}}]': (1, "sessions.weights ="),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 
 from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.indexed import IndexedTokens, bin_path
-from megatron_sky.data.loader import TrainData, ValidationData, prefetch
+from megatron_sky.data.loader import DocumentBounds, TrainData, ValidationData, prefetch
 from megatron_sky.data.mixture import SessionMixture
 from megatron_sky.errors import ConfigError, DataError
 
@@ -120,6 +120,26 @@ def test_documents_are_kept_apart(tmp_path):
         assert batch.loss_mask[row].tolist() == same.astype(float).tolist()
     begins = [at for at, position in enumerate(batch.position_ids.flatten().tolist()) if position == 0]
     assert batch.cu_seqlens.tolist() == [*begins, 60 * SEQ]
+
+
+def test_a_held_out_set_keeps_documents_apart_as_training_does(tmp_path):
+    documents = [[9, 8, 2], [7, 2], [6, 5, 4, 3, 9, 2], [2], [5, 5, 5, 5, 2], [1, 1, 2]]
+    prefix = str(write_pair(tmp_path / "d", documents))
+    number_of = np.repeat(np.arange(len(documents)), [len(d) for d in documents])
+    for bounds in (DocumentBounds(), DocumentBounds(apart=True), DocumentBounds(True, True)):
+        data = ValidationData(prefix, seq_length=SEQ, vocab_size=10, bounds=bounds)
+        batch = data.read(range(data.num_sequences + 1))  # the last row is filled up, and masked out
+        assert (batch.document_ids is not None) == (batch.cu_seqlens is not None) == bounds.apart
+        scored = 0
+        for row in range(data.num_sequences):
+            inside = number_of[row * SEQ : (row + 1) * SEQ + 1]
+            count = len(inside) - 1
+            if bounds.apart:
+                assert batch.document_ids[row, :count].tolist() == (inside[:-1] - inside[0]).tolist()
+            within = inside[:-1] == inside[1:] if bounds.mask_ends else np.ones(count)
+            assert batch.loss_mask[row].tolist() == [*within.astype(float), *[0.0] * (SEQ - count)]
+            scored += count
+        assert scored == len(number_of) - 1 and not batch.loss_mask[-1].any()
 
 
 def test_documents_are_found_by_their_end_token_too(corpus, tmp_path):

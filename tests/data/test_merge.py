@@ -52,6 +52,25 @@ def test_what_does_not_fit_is_named(corpus, tmp_path):
     assert not bin_path(tmp_path / "out").exists() and not meta_path(tmp_path / "out").exists()
 
 
+def test_a_merge_interrupted_before_its_meta_file_is_told(corpus, tmp_path, monkeypatch):
+    part, out = tmp_path / "part", tmp_path / "out"
+    tokenize_files([corpus.files["test"]["code"]], part, corpus.tokenizer, TokenizeOptions())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("megatron_sky.data.merge.describe", raises(KeyboardInterrupt))
+        merge([part], out)
+    with pytest.raises(DataError, match=r"without out\.meta\.json, as an interrupted merge.*\n.*--overwrite"):
+        merge([part], out)
+    assert verify(out).meta is None
+    assert merge([part], out, overwrite=True) == verify(out, tokenizer=corpus.tokenizer).meta
+
+
+def raises(error):
+    def call(*arguments, **more):
+        raise error
+
+    return call
+
+
 def test_a_folder_names_its_pairs(tmp_path):
     for name in "ba":
         write_pair(tmp_path / name, [[1]])

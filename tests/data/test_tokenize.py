@@ -2,7 +2,9 @@ import dataclasses
 import gzip
 import importlib.util
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +223,81 @@ def test_an_interrupted_run_goes_on_where_it_stopped(corpus, tmp_path, small_blo
     )
     tokenize_files([path], tmp_path / "parts", corpus.tokenizer, TokenizeOptions())
     assert len(encoded) == len(set(encoded))
+
+
+def killed_at(step, work):
+    """Does `work` in a child that is gone, without a word, before its `step`-th change of a name in a folder."""
+
+    def child():
+        left = [step]
+
+        def count(event, arguments):
+            if event in ("os.rename", "os.remove"):
+                left[0] -= 1
+                if not left[0]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_killed_at_any_point_of_its_end_goes_on(corpus, tmp_path, monkeypatch, overwrite):
+    lines = [{"q": f"question {n}", "a": "" if n == 2 else f"答{n}"} for n in range(5)] + [{"q": "no answer"}]
+    write = (tmp_path / "a.jsonl").write_text
+    write("".join(json.dumps(line) + "\n" for line in lines))
+    options = TokenizeOptions(keys=("q", "a"), fast=False, overwrite=overwrite)
+
+    def work(folder="whole"):
+        return tokenize_files([tmp_path / "a.jsonl"], tmp_path / folder / "out", corpus.tokenizer, options)
+
+    encoded = []
+    real = tokenize_module.BlockEncoder.__call__
+    monkeypatch.setattr(
+        tokenize_module.BlockEncoder, "__call__", lambda self, block: encoded.append(block) or real(self, block)
+    )
+    expected = work()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    step = 1
+    while True:
+        folder = f"killed{step}"
+        (tmp_path / folder).mkdir()
+        if overwrite:  # files of another job are replaced
+            for name in ("out_q", "out_a"):
+                helpers.write_pair(tmp_path / folder / name, [[1, 2], [3]])
+        if not killed_at(step, lambda folder=folder: work(folder)):
+            break
+        saved = (tmp_path / folder / "out.progress.json").exists()
+        encoded.clear()
+        assert work(folder) == expected
+        assert bool(encoded) != saved, step
+        assert {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} == before
+        step += 1
+    assert step > 12
+
+
+def test_a_running_job_keeps_its_files_when_another_wants_the_name(corpus, tmp_path, small_blocks, monkeypatch):
+    first, second = corpus.files["test"]["stem"], corpus.files["test"]["code"]
+    tokenize_files([first], tmp_path / "alone", corpus.tokenizer, TokenizeOptions())
+    monkeypatch.setattr(tokenize_module, "_SAVE_SECONDS", 0.0)
+    real = tokenize_module.BlockEncoder.__call__
+    refused = []
+
+    def meanwhile(self, block):
+        if block.start and not refused:
+            refused.append(block)
+            with pytest.raises(DataError, match="another process is writing these files"):
+                tokenize_files([second], tmp_path / "out", corpus.tokenizer, TokenizeOptions())
+        return real(self, block)
+
+    monkeypatch.setattr(tokenize_module.BlockEncoder, "__call__", meanwhile)
+    tokenize_files([first], tmp_path / "out", corpus.tokenizer, TokenizeOptions())
+    assert refused and read_pair(tmp_path / "out") == read_pair(tmp_path / "alone")
 
 
 def test_another_jobs_remains_are_not_gone_on_with(corpus, tmp_path, small_blocks, monkeypatch):

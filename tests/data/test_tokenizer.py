@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,6 +43,22 @@ def test_round_trip_of_the_corpus(corpus):
     for file in corpus.files["test"].values():
         for text in read_texts(file):
             assert corpus.tokenizer.decode(corpus.tokenizer.encode(text)) == text
+
+
+def test_a_vocabulary_too_small_for_the_characters_names_the_size_that_is_not(corpus, tmp_path):
+    texts = [text for file in corpus.files["train"].values() for text in read_texts(file)]
+    for reserved in ((), ("[A]", "[B]")):
+        with pytest.raises(DataError, match=r"vocab_size = 400: \d+ characters make up 98% of the text") as caught:
+            train_tokenizer(texts, tmp_path / "t.model", 400, reserved=reserved)
+        enough = int(re.search(r"mend: give a vocab_size of (\d+) or more", str(caught.value)).group(1))
+        assert train_tokenizer(texts, tmp_path / "t.model", enough, reserved=reserved).vocab_size == enough
+
+
+def test_a_small_vocabulary_gives_its_characters_more_than_their_part(corpus, tmp_path):
+    texts = [text for file in corpus.files["train"].values() for text in read_texts(file)]
+    small = train_tokenizer(texts, tmp_path / "t.model", 512)
+    assert small.vocab_size == 512
+    assert small.decode(small.encode("The reader 清晨，龘")) == "The reader 清晨，龘"
 
 
 def test_bad_files_and_sizes_are_named(tmp_path):

@@ -313,6 +313,7 @@ def test_rolled_back_over_the_samples(fault, policy, hurt, run_dir, expected):
     assert len(found) == STEPS
     assert found[: faults.BAD_STEP - 1] == expected[: faults.BAD_STEP - 1]
     assert [event["step"] for event in events(run_dir, "resume")] == [4]
+    assert [event["step"] for event in events(run_dir, "checkpoint")] == [4, 8, STEPS], "step 4 is not saved again"
     state = json.loads((store.find_latest(run_dir, pytest.fail) / "train_state.json").read_text())["progress"]
     first = (faults.BAD_STEP - 1) * 8
     assert state["skipped"] == [[first, first + 8]]
@@ -327,6 +328,13 @@ def test_a_spike_stops(hurt):
         fault=faults.spike_in_the_data,
     )
     assert ended.code == 5 and "robust deviations above" in ended.message
+
+
+def test_a_loss_that_is_not_finite_stops_in_fp16_too(hurt, run_dir):
+    """Its gradients overflow as well, which alone would only skip the update and lower the loss scale."""
+    ended = hurt("precision.dtype=fp16", "optimizer.clip_grad=0", "schedule.lr=1e4", "schedule.warmup_tokens=0")
+    assert ended.code == 5 and "lm_loss = nan is not finite" in ended.message
+    assert len(losses(run_dir)) < STEPS
 
 
 def test_too_many_bad_steps_stop(hurt):
@@ -371,7 +379,7 @@ def test_leaving_saves_and_the_same_command_goes_on(fault, step, more, hurt, run
 
 
 def test_leaving_before_the_jobs_end(hurt, run_dir, expected):
-    ended = hurt("resilience.time_limit_seconds=1000", "resilience.exit_before_seconds=1000")
+    ended = hurt("resilience.time_limit_seconds=1000", "resilience.exit_before_seconds=999.9")
     assert ended.code == 75 and "time is nearly over" in ended.message
     assert hurt().code == 0
     assert losses(run_dir) == expected

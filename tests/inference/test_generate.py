@@ -1,7 +1,8 @@
-"""Text from checkpoints, with every kind of tokenizer that a recipe may name: trained, heard, evaluated, exported."""
+"""Text from checkpoints: with every kind of tokenizer, of every backend, up to the context length, which is told."""
 
 import base64
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from megatron_sky.convert.hf_folder import write_hf
 from megatron_sky.convert.sources import open_source
 from megatron_sky.data.tokenize import tokenize_jsonl
 from megatron_sky.data.tokenizer import load_tokenizer
+from megatron_sky.errors import ConfigError
+from tests.conftest import SEQ_LENGTH
 from tests.convert import workers as training
 from tests.convert.conftest import native
 from tests.evaluate import workers as evaluation
+from tests.trainer.test_parity import run_training
 
 __all__ = ["native"]
 GPU_SETTINGS = sorted((Path(__file__).parents[2] / "examples/skywork_13b").glob("gpu_*.yaml"))
@@ -104,3 +108,39 @@ def test_a_checkpoint_of_a_gpu_is_heard_and_evaluated_on_a_cpu(settings, native,
     (text,) = ranks(1, generated, str(checkpoint), "The river")
     assert text.startswith("The river")
     assert evaluated(ranks, checkpoint, english(corpus), tmp_path / "out")["kind"] == "native"
+
+
+def texts(info, run_dir: str, prompts: list[str], max_tokens: int):
+    """The texts and what was logged, or the ConfigError's text."""
+    from megatron_sky.inference import generate
+
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    generate.log.addHandler(handler)
+    try:
+        return generate.generate_texts(Path(run_dir), prompts, generate.Sampling(max_tokens=max_tokens)), told
+    except ConfigError as error:
+        return str(error), told
+    finally:
+        generate.log.removeHandler(handler)
+
+
+@pytest.fixture
+def heard(ranks, recipe):
+    config = recipe("train.max_steps=2")
+    ranks(1, run_training, dump_config(config))
+    return lambda prompts, max_tokens=4: ranks(1, texts, config.train.run_dir, prompts, max_tokens)[0]
+
+
+def test_prompts_longer_than_the_context_are_refused_together(heard):
+    said, _ = heard(["a" * 200, "short", "清晨" * 100])
+    assert "prompt 1 = 'aaa" in said and "prompt 3 = '清晨" in said and "prompt 2" not in said
+    assert f"context length ({SEQ_LENGTH} tokens)" in said and f"at most {SEQ_LENGTH - 1} tokens" in said
+
+
+def test_a_continuation_that_the_context_ends_is_told(heard):
+    short, told = heard(["The reader"])
+    assert short[0].startswith("The reader") and not told
+    _, told = heard(["The reader"], 2 * SEQ_LENGTH)
+    assert "ends at the context length" in told[-1]

@@ -177,3 +177,9 @@ def test_what_arguments_do_not_tell_is_asked_for(tmp_path):
 def test_no_argument_is_in_two_tables():
     assert not flags.NO_EFFECT.keys() & flags.NO_COUNTERPART.keys()
     assert all(flags.NO_EFFECT.values()) and all(flags.NO_COUNTERPART.values())
+
+
+def test_a_name_that_looks_like_a_number_stays_a_name(tmp_path):
+    done = translate(read_script(GPT3.replace("--fp16", "--fp16 --wandb-project p --wandb-exp-name 3e-4")).words)
+    (tmp_path / "r.yaml").write_text(recipe_text(done, "gpt3.sh"), encoding="utf-8")
+    assert load_config([tmp_path / "r.yaml"], ["data.train=[]", "train.run_dir=r"]).monitor.wandb.name == "3e-4"

@@ -79,6 +79,14 @@ TORCH = "model.backend=torch"
             [TE, "precision.fp8={param_gather: true}", "parallel.distributed_optimizer=false"],
             "precision.fp8.param_gather",
         ),
+        (
+            [
+                TE,
+                "precision.fp8={recipe: mxfp8, param_gather: true}",
+                "parallel={overlap_grad_reduce: true, overlap_param_gather: true}",
+            ],
+            "parallel.overlap_param_gather",
+        ),
         (["parallel.tp_comm_overlap=true"], "parallel.tp_comm_overlap"),
         ([TE, "kernels.cuda_graphs=true", "train.recompute=full"], "kernels.cuda_graphs"),
         ([TE, "kernels.cuda_graphs=true", "model.hidden_dropout=0.1"], "kernels.cuda_graphs"),

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_sky.errors import ConfigError
-from megatron_sky.slurm.site import Site, default_path, load_site, overridden
+from megatron_sky.slurm.site import Site, default_path, in_seconds, load_site, overridden
 
 
 def write(tmp_path, text: str):
@@ -52,6 +52,14 @@ def test_a_bad_profile_is_told(tmp_path, text, told):
     with pytest.raises(ConfigError) as caught:
         load_site(write(tmp_path, text))
     assert told in str(caught.value) and "site.yaml" in str(caught.value) and "mend:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text, seconds",
+    [("5", 300), ("5:30", 330), ("1:00:05", 3605), ("2-0", 172800), ("1-2:30", 95400), ("1-2:30:01", 95401), ("0", 0)],
+)
+def test_times_as_slurm_writes_them(text, seconds):
+    assert in_seconds(text) == seconds
 
 
 def test_a_missing_profile_and_a_bad_option(tmp_path):

@@ -26,6 +26,12 @@ def test_not_finite(bad):
     assert verdict.kind == NONFINITE and "grad_norm" in verdict.reason
 
 
+def test_an_overflow_of_fp16_is_no_fault_but_its_loss_may_be():
+    assert detector().judge(3.6, None).kind == FINE
+    assert detector().judge(9.0, None).kind == FINE  # nothing is applied
+    assert detector().judge(math.nan, None).kind == NONFINITE
+
+
 def test_spikes_of_either_number():
     assert detector().judge(9.0, 1.0).kind == SPIKE
     verdict = detector().judge(3.7, 50.0)

@@ -26,7 +26,7 @@ def run_training(info, config_text: str) -> list[tuple[float, float]]:
 def numbers(config: Config) -> list[tuple[float, float]]:
     metrics = read_metrics(config.train.run_dir)
     steps = [(record.lm_loss, record.grad_norm) for record in metrics.train]
-    return [*steps, (metrics.validation[-1].lm_loss, 0.0)]
+    return [*steps, *((record.lm_loss, 0.0) for record in metrics.validation[-1:])]
 
 
 @pytest.fixture
@@ -41,16 +41,16 @@ def trained(ranks, recipe, tmp_path):
     return run
 
 
+OVERLAPS = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true", "parallel.grad_bucket_size=5000"]
+
 LAYOUTS = {
     "tp2": (2, ["parallel.tp_size=2"]),
     "tp2_sp": (2, ["parallel.tp_size=2", "parallel.sequence_parallel=true"]),
     "pp2": (2, ["parallel.pp_size=2"]),
     "pp2_vpp2": (2, ["parallel.pp_size=2", "parallel.vpp_size=2"]),
     "dp2": (2, ["parallel.distributed_optimizer=false"]),
-    "dp2_zero1_overlap": (
-        2,
-        ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true", "parallel.grad_bucket_size=5000"],
-    ),
+    "dp2_zero1_overlap": (2, OVERLAPS),
+    "pp2_vpp2_dp2_zero1_overlap": (4, ["parallel.pp_size=2", "parallel.vpp_size=2", *OVERLAPS]),
     "cp2": (2, ["parallel.cp_size=2"]),
     "tp2_pp2_dp2": (8, ["parallel.tp_size=2", "parallel.pp_size=2", "parallel.sequence_parallel=true"]),
 }

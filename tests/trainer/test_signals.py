@@ -2,6 +2,9 @@
 
 import os
 import signal
+import time
+
+import pytest
 
 from megatron_sky.config.schema import ResilienceConfig
 from megatron_sky.trainer.signals import HURRY, LEAVE, STAY, LeaveRequests
@@ -19,20 +22,25 @@ def test_one_signal_asks_and_the_second_hurries():
 
 
 def test_the_recipes_time_limit(monkeypatch):
-    import time
-
     config = ResilienceConfig(time_limit_seconds=100, exit_before_seconds=30)
     assert LeaveRequests(config, start=time.time() - 60).level == STAY
     late = LeaveRequests(config, start=time.time() - 71)
     assert late.level == LEAVE and "time" in late.reason
 
 
-def test_slurms_end_time(monkeypatch):
-    import time
+@pytest.mark.parametrize("before, since, level", [(50, 0, STAY), (50, 60, LEAVE), (200, 40, STAY), (200, 60, LEAVE)])
+def test_slurms_end_time(monkeypatch, caplog, before, since, level):
+    """A job that is no longer than the time to leave it does at least half its work."""
+    start = time.time() - since
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(start + 101)))
+    assert LeaveRequests(ResilienceConfig(exit_before_seconds=before), start=start).level == level
+    assert ("lower resilience.exit_before_seconds" in caplog.text) == (before == 200)
 
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + 100)))
-    assert LeaveRequests(ResilienceConfig(exit_before_seconds=50)).level == STAY
-    assert LeaveRequests(ResilienceConfig(exit_before_seconds=200)).level == LEAVE
+
+def test_an_end_time_that_is_past_is_not_heeded(monkeypatch, caplog):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() - 100)))
+    assert LeaveRequests(ResilienceConfig()).level == STAY
+    assert "SLURM_JOB_END_TIME is past" in caplog.text
 
 
 def test_no_limit_known(monkeypatch):

@@ -1,0 +1,20 @@
+"""From a recipe to jobs: what would fail in the queue only is told before."""
+
+import pytest
+
+from megatron_sky.errors import ConfigError
+from megatron_sky.slurm.site import Site
+from megatron_sky.slurm.submit import Wanted, plan_jobs
+
+
+@pytest.mark.parametrize("before, fits", [(300, False), (299, True)])
+def test_a_job_is_longer_than_the_time_to_leave_it(recipe, tmp_path, before, fits):
+    config = recipe(f"resilience.exit_before_seconds={before}")
+    wanted = Wanted(1, "sky", tmp_path)
+    if fits:
+        (job,) = plan_jobs(config, Site(time="0:05:00"), wanted)
+        assert job.signal_seconds == before
+    else:
+        with pytest.raises(ConfigError, match=r"--time .* = '0:05:00': must be longer .*\(300\)\n.*mend"):
+            plan_jobs(config, Site(time="0:05:00"), wanted)
+    assert plan_jobs(config, Site(time="0"), wanted)
