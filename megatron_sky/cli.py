@@ -93,12 +93,15 @@ def train(
     Ranks come from --nproc, from torchrun's or Slurm's variables, or it is one process alone.
     """
     from megatron_sky.config.load import load_recipe
-    from megatron_sky.distributed.launch import guard, rank_info, run_local
+    from megatron_sky.distributed.launch import guard, hold_leave_signals, rank_info, run_local, watch_launcher
     from megatron_sky.errors import ConfigError, Problem
 
     if session is not None:
         recipe = [*recipe, f"train.session={session}"]
     info = rank_info()
+    if info.world_size > 1:
+        hold_leave_signals()
+        watch_launcher()
     if world_size is not None and not dry_run:
         raise ConfigError(
             Problem("--world-size", "has an effect with --dry-run only", "use --nproc to start processes")
@@ -120,13 +123,12 @@ def train(
         check_start(config)
         run_local(["train", *recipe], nproc)
         return
-    from megatron_sky.log import get_logger
     from megatron_sky.trainer.run import train as run_training
 
     if info.world_size == 1:
         run_training(config, info)
     else:
-        guard(lambda: run_training(config, info), info.rank, get_logger(__name__).error)
+        guard(lambda: run_training(config, info), info.rank)
 
 
 @app.command()

@@ -192,7 +192,7 @@ def _on_ranks(ctx: typer.Context, verb: list[str], nproc: int | None, work: Call
     torchrun or Slurm."""
     from megatron_sky.distributed.launch import guard, rank_info, run_local
     from megatron_sky.errors import ConfigError, Problem
-    from megatron_sky.log import get_logger, setup_logging
+    from megatron_sky.log import setup_logging
 
     info = rank_info()
     if nproc is not None and info.world_size > 1:
@@ -205,7 +205,7 @@ def _on_ranks(ctx: typer.Context, verb: list[str], nproc: int | None, work: Call
     if info.world_size == 1:
         work(info)
     else:
-        guard(lambda: work(info), info.rank, get_logger(__name__).error)
+        guard(lambda: work(info), info.rank)
 
 
 def _arguments(ctx: typer.Context) -> list[str]:

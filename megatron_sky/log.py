@@ -63,6 +63,16 @@ def setup_logging(rank: int, world_size: int, run_dir: Path | None) -> None:
     logging.captureWarnings(True)
 
 
+def log_traceback(text: str) -> Path | None:
+    """Keeps a traceback in this rank's file, whose path is returned; on the screen (None) where it has no file.
+
+    A rank that fails brings down others, whose tracebacks would bury the first cause on the screen.
+    """
+    file = next((each for each in logging.getLogger().handlers if isinstance(each, _FileHandler)), None)
+    get_logger(__name__).error("%s", text, extra={"file_alone": file is not None})
+    return None if file is None else Path(file.baseFilename)
+
+
 class _FileHandler(logging.FileHandler):
     """One rank's file, appended to by every attempt."""
 
@@ -74,6 +84,7 @@ class _ScreenHandler(logging.Handler):
         super().__init__()
         self.setFormatter(logging.Formatter(_SCREEN_FORMAT, datefmt="%H:%M:%S"))
         self.addFilter(lambda record: _is_ours(record) or record.levelno >= logging.ERROR)
+        self.addFilter(lambda record: not getattr(record, "file_alone", False))
 
     def emit(self, record: logging.LogRecord) -> None:
         from rich.text import Text

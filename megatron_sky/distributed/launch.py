@@ -1,7 +1,8 @@
 """How processes become ranks: from torchrun's variables, from Slurm's, or as one process alone.
 
 `run_local` starts N processes on this machine through torch's elastic launcher. Each rank that fails leaves a small
-file with its cause and the time; the parent names the first cause and its rank last on the screen.
+file with its cause and the time; the parent names the first cause and its rank last on the screen. A request to leave
+(a signal) is handed on to the ranks, at whatever moment it comes: to those that start up as well as to those to come.
 """
 
 import contextlib
@@ -11,17 +12,25 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from megatron_sky.errors import RankFailed, SkyError
+from megatron_sky.errors import LeftEarly, RankFailed, SkyError
+from megatron_sky.log import log_traceback
 
 ERROR_DIR = "MEGATRON_SKY_ERROR_DIR"  # a folder: ranks that fail leave their causes there
 HANG_EXIT_CODE = 86  # a rank hung and the watchdog ended the job; starting it again may help
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+LEAVE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)  # each asks for an orderly end
+LEFT_EXIT_CODE = LeftEarly.exit_code
+_LAUNCHER = "MEGATRON_SKY_LAUNCHER_PID"
+_REQUESTS = "leave_requests"  # in the ERROR_DIR of `run_local`: the signals that its ranks were to get, one a line
+_held: list[int] = []  # signals that came before somebody could act on them
+_started = threading.Event()
 # What a rank sees when another one has gone: never the first cause while there is any other.
 _AFTERMATH = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|TCPStore|recvValue|sendBytes", re.I)
 
@@ -94,14 +103,18 @@ def _int(environ: Mapping[str, str], name: str, default: str | None = None) -> i
 
 
 def run_local(arguments: Sequence[str], nproc: int) -> None:
-    """Runs `python -m megatron_sky ARGUMENTS` in `nproc` processes; raises RankFailed with the first cause."""
+    """Runs `python -m megatron_sky ARGUMENTS` in `nproc` processes; raises RankFailed with the first cause.
+
+    Where that is a request to leave, its exit code is LEFT_EXIT_CODE.
+    """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _quiet_elastic()
     with tempfile.TemporaryDirectory(prefix="megatron_sky_") as folder:
-        os.environ[ERROR_DIR] = folder
+        os.environ |= {ERROR_DIR: folder, _LAUNCHER: str(os.getpid())}
+        requests: list[int] = []
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # each rank sets its threads itself, from train.num_threads
         config = LaunchConfig(
             min_nodes=1,
@@ -117,32 +130,73 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
             logs_specs=DefaultLogsSpecs(log_dir=folder),
             signals_to_handle="SIGHUP,SIGQUIT",
         )
-        before = {number: signal.signal(number, _forward) for number in _FORWARDED}
+        forward = partial(_forward, Path(folder), requests)
+        before = {number: signal.signal(number, forward) for number in LEAVE_SIGNALS}
         try:
             elastic_launch(config, entrypoint=sys.executable)("-m", "megatron_sky", *arguments)
         except ChildFailedError as error:
-            raise _failure(Path(folder), error) from None
+            raise _failure(Path(folder), error, requests) from None
         except SignalException as error:
             raise RankFailed(f"stopped by {signal.Signals(error.sigval).name}", 128 + error.sigval) from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            del os.environ[ERROR_DIR]
+            del os.environ[ERROR_DIR], os.environ[_LAUNCHER]
 
 
-def _forward(number: int, frame) -> None:
-    """Hands a request to leave on to the ranks: they save and end by themselves."""
+def _forward(folder: Path, requests: list[int], number: int, frame) -> None:
+    """Hands a request to leave on to the ranks, those to come as well: they save and end by themselves."""
     import psutil
 
+    requests.append(number)
+    (folder / _REQUESTS).write_text("".join(f"{each}\n" for each in requests), encoding="utf-8")
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
             child.send_signal(number)
 
 
-def guard(work: Callable[[], None], rank: int, log: Callable[[str], None]) -> None:
+def hold_leave_signals() -> None:
+    """For a rank that starts up: keeps requests to leave until `held_leave_signals` is asked for them."""
+    for number in LEAVE_SIGNALS:
+        signal.signal(number, lambda number, frame: _held.append(number))
+
+
+def watch_launcher() -> None:
+    """Asks this rank to leave when its launcher is gone, which would have told it of the others' end.
+
+    Before `tell_started` a rank may wait, deaf to signals, for a store that went with the launcher: it ends at once.
+    """
+    launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
+    threading.Thread(target=_watch, args=(launcher,), name="launcher-watch", daemon=True).start()
+
+
+def tell_started() -> None:
+    """All ranks have met: from now on a request to leave is acted upon."""
+    _started.set()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    print("megatron-sky: the launcher of this rank is gone", file=sys.stderr, flush=True)
+    if not _started.is_set():
+        os._exit(LEFT_EXIT_CODE)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def held_leave_signals() -> list[int]:
+    """The requests to leave that came while this rank started up, its own or its launcher's; each is told once."""
+    path = Path(os.environ.get(ERROR_DIR, "")) / _REQUESTS
+    told = [int(line) for line in path.read_text(encoding="utf-8").split()] if path.is_file() else []
+    own = _held[:]
+    _held.clear()
+    return max(told, own, key=len)
+
+
+def guard(work: Callable[[], None], rank: int) -> None:
     """Runs a rank's work. A failure is written down for the parent and ends the process at once, with no collective.
 
-    `log` receives the whole traceback of an unforeseen error; a SkyError needs none.
+    The traceback of an unforeseen error goes to the rank's log; a SkyError needs none.
     """
     try:
         work()
@@ -151,8 +205,9 @@ def guard(work: Callable[[], None], rank: int, log: Callable[[str], None]) -> No
     except SkyError as error:
         leave_with(rank, str(error), error.exit_code)
     except Exception as error:
-        log(traceback.format_exc())
-        leave_with(rank, f"{type(error).__name__}: {error}", 1)
+        file = log_traceback(traceback.format_exc())
+        where = f"\n  its traceback is in {file}" if file else ""
+        leave_with(rank, f"{type(error).__name__}: {error}{where}", 1)
 
 
 def leave_with(rank: int, message: str, exit_code: int) -> None:
@@ -170,9 +225,12 @@ def leave_with(rank: int, message: str, exit_code: int) -> None:
     os._exit(exit_code)  # torch's exit handlers may wait for ranks that are gone
 
 
-def _failure(folder: Path, error) -> RankFailed:
+def _failure(folder: Path, error, requests: list[int]) -> RankFailed:
     """The failure that began it: a rank's own error before what followed from it, a killed rank before lost peers."""
     cause = first_cause(folder)
+    ended = {-failure.exitcode for failure in error.failures.values()}
+    if cause is None and ended & set(requests):
+        return RankFailed(f"stopped by {signal.Signals(requests[0]).name}; nothing was to be saved", LEFT_EXIT_CODE)
     if cause is not None and not cause.is_aftermath:
         return RankFailed(cause.message, cause.exit_code)
     # The launcher ends the other ranks with SIGTERM, so any other signal came before it.
@@ -204,7 +262,7 @@ def first_cause(folder: Path) -> Cause | None:
         Cause(
             message=f"rank {record['rank']}: {record['message']}",
             exit_code=record["exit_code"],
-            is_aftermath=record["exit_code"] == 1 and bool(_AFTERMATH.search(record["message"])),
+            is_aftermath=record["exit_code"] == 1 and bool(_AFTERMATH.search(record["message"].partition("\n")[0])),
         )
         for record in sorted(records, key=lambda record: record["time"])
     ]

@@ -44,17 +44,26 @@ def global_batch_size_at(full_size: int, rampup: BatchRampup | None, consumed_to
 
 
 def run_length(
-    total_tokens: int, *, seq_length: int, full_size: int, rampup: BatchRampup | None = None, consumed_samples: int = 0
+    total_tokens: int,
+    *,
+    seq_length: int,
+    full_size: int,
+    rampup: BatchRampup | None = None,
+    consumed_samples: int = 0,
+    max_steps: int | None = None,
 ) -> tuple[int, int]:
     """(steps still to do, samples at the run's end) from `consumed_samples` until `total_tokens` are consumed.
 
-    The last step may go beyond the budget: a step is never cut.
+    The last step may go beyond the budget: a step is never cut. `max_steps`: no more than these.
     """
     steps, samples = 0, consumed_samples
-    while rampup is not None and samples * seq_length < min(total_tokens, rampup.tokens):
+    ramps = 0 if rampup is None else min(total_tokens, rampup.tokens)
+    while samples * seq_length < ramps and steps != max_steps:
         samples += global_batch_size_at(full_size, rampup, samples * seq_length)
         steps += 1
     rest = max(0, -(-(total_tokens - samples * seq_length) // (full_size * seq_length)))
+    if max_steps is not None:
+        rest = min(rest, max_steps - steps)
     return steps + rest, samples + rest * full_size
 
 

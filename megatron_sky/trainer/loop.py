@@ -110,11 +110,12 @@ class Trainer:
         self.batches = files.batches(state)
         self.tokens_before = state.consumed_tokens
         self.saved_step = state.step
-        self.validated_step = -1
+        self.first_step = state.step
         self.leaving = STAY
 
     def fit(self) -> None:
         """Trains from `state` to the token budget (or train.max_steps) and leaves a checkpoint there."""
+        self.maybe_leave_at_start()
         self.maybe_validate_at_start()
         while self.should_continue():
             self.maybe_enter_session()
@@ -252,7 +253,7 @@ class Trainer:
         self.state.bad_steps = before.bad_steps
         self.state.skipped = before.skipped
         self.state.skip(numbers)
-        self.tokens_before, self.saved_step, self.validated_step = saved.consumed_tokens, saved.step, saved.step
+        self.tokens_before, self.saved_step = saved.consumed_tokens, saved.step
         self.batches = self.files.batches(self.state)
         self.observer.event("resume", step=saved.step, reason=f"rolled back from step {failed}: {reason}")
         self.observer.warn(f"rolled back to step {saved.step}; {len(numbers)} samples are stepped over")
@@ -269,14 +270,18 @@ class Trainer:
             seconds=seconds,
         )
 
+    def maybe_leave_at_start(self) -> None:
+        """A rank may have been asked while it started up."""
+        (self.leaving,) = self.context.agree([self.leave.level])
+
     def maybe_validate_at_start(self) -> None:
-        if self.state.session is None and self.validator.config.at_start:
+        if self.state.session is None and self.validator.config.at_start and self.leaving == STAY:
             self.run_validation()
 
     def maybe_validate(self) -> None:
         """At the interval, and with a session's last step."""
         due = self.validator.due(self.state.step, self.tokens_before, self.state.consumed_tokens)
-        is_new = self.state.step != self.validated_step  # a rollback comes back to a step that was validated
+        is_new = self.state.step != self.state.validated_step  # a rollback comes back to a step that was validated
         if self.leaving == STAY and is_new and (due or self.session_ended()):
             self.run_validation()
 
@@ -290,7 +295,7 @@ class Trainer:
     def run_validation(self) -> None:
         self.beat("validate")
         losses = self.validator.evaluate(hurried=lambda: self.context.agree([self.leave.level]) == [HURRY])
-        self.validated_step = self.state.step
+        self.state.validated_step = self.state.step
         if losses:
             self.observer.validation(self.state, losses)
 
@@ -329,10 +334,10 @@ class Trainer:
 
     def finish(self) -> None:
         """The run's end: its losses and its checkpoint, unless this step already has them."""
-        if self.validated_step != self.state.step and self.leaving == STAY:
+        if self.state.validated_step != self.state.step and self.leaving == STAY:
             self.run_validation()
         self.wait_for_saves()
-        if not self.is_saved():
+        if not self.is_saved() and (self.leaving == STAY or self.state.step > self.first_step):
             self.beat("save")
             self.note_saves(self.saver.start(self.state.to_dict()), may_fail=False)
             self.note_saves(self.saver.finish(), may_fail=False)
@@ -340,9 +345,10 @@ class Trainer:
         self.observer.event("end" if self.leaving == STAY else "left", step=self.state.step)
         if self.leaving != STAY:
             hurried = " (in a hurry)" if self.leaving == HURRY else ""
+            reasons = [each for each in self.context.gather_objects(self.leave.reason) if each]
+            kept = "everything is saved" if self.is_saved() else "nothing was done yet"
             raise LeftEarly(
-                f"left{hurried} after step {self.state.step}: {self.leave.reason or 'another rank was asked to'}; "
-                f"everything is saved, the same command goes on from there"
+                f"left{hurried} after step {self.state.step}: {reasons[0]}; {kept}, the same command goes on from there"
             )
 
     def is_saved(self) -> bool:

@@ -43,6 +43,7 @@ class Observer:
             return
         self._token_ratios = token_ratios
         self._seconds = {"train": 0.0, "validation": 0.0}
+        self._seconds_before = 0.0  # of validation before the first step
         self._log_interval = config.monitor.log_interval
         self._total_steps, self._total_tokens = total_steps, total_tokens
         peak = config.monitor.peak_tflops or peak_tflops(device.name(), config.precision.dtype)
@@ -88,7 +89,7 @@ class Observer:
             return
         self._seconds["train"] += seconds
         speed = self._throughput.step(tokens=tokens, seconds=seconds)
-        left = self._throughput.seconds_left(max(0, self._total_tokens - state.consumed_tokens))
+        left = self._seconds_left(state)
         record = TrainRecord(
             step=state.step,
             consumed_samples=state.consumed_samples,
@@ -108,6 +109,12 @@ class Observer:
             log.warning(
                 "step %d: gradients overflowed fp16; the update was skipped, the loss scale is lowered", state.step
             )
+
+    def _seconds_left(self, state: TrainState) -> float | None:
+        """Of training, and of validations in the proportion that they have had between steps."""
+        left = self._throughput.seconds_left(max(0, self._total_tokens - state.consumed_tokens))
+        between = self._seconds["validation"] - self._seconds_before
+        return None if left is None else left * (1 + between / self._seconds["train"])
 
     def warn(self, text: str) -> None:
         """A warning, once for the whole job."""
@@ -148,6 +155,8 @@ class Observer:
                     normalised_loss=None if ratio is None else found.lm_loss * ratio,
                 )
             )
+        if not self._seconds["train"]:
+            self._seconds_before = self._seconds["validation"]
         line = validation_line({name: found.lm_loss for name, found in losses.items()}, step=state.step)
         share = self._seconds["validation"] / sum(self._seconds.values())
         log.info("%s%s", line, f" | {share:.1%} of the time so far" if self._seconds["train"] else "")

@@ -17,7 +17,7 @@ from megatron_sky.data.plan import SHARE_UNIT
 from megatron_sky.data.tokenizer import load_tokenizer
 from megatron_sky.distributed import compat, device
 from megatron_sky.distributed.context import ParallelContext, open_context
-from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with
+from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with, tell_started
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
 from megatron_sky.log import get_logger, setup_logging
 from megatron_sky.model.build import BuiltModel, build_model
@@ -111,16 +111,18 @@ def _in_megatron_order(config: Config, data: TrainData, run_dir: Path) -> TrainD
     )
 
 
-def steps_left(config: Config, sessions: Sessions, consumed_samples: int) -> int:
-    """Steps from `consumed_samples` to the end of what this job trains."""
-    steps, _ = run_length(
+def way_left(config: Config, sessions: Sessions, state: TrainState) -> tuple[int, int]:
+    """(steps from `state` to the end of what this job trains, tokens that will have been consumed there)."""
+    limit = config.train.max_steps
+    steps, samples = run_length(
         sessions.last.end_token,
         seq_length=config.model.seq_length,
         full_size=config.train.global_batch_size,
         rampup=config.train.batch_rampup,
-        consumed_samples=consumed_samples,
+        consumed_samples=state.consumed_samples,
+        max_steps=None if limit is None else max(0, limit - state.step),
     )
-    return steps
+    return steps, samples * config.model.seq_length
 
 
 def train(config: Config, info: RankInfo) -> None:
@@ -158,6 +160,7 @@ def train(config: Config, info: RankInfo) -> None:
         ) as watchdog,
         out_of_memory.explained(config, context.layout, rank=context.rank, run_dir=run_dir),
     ):
+        tell_started()
         _train(config, context, data, run_dir, leave, watchdog, sweeps=bool(held))
 
 
@@ -215,15 +218,14 @@ def _train(
         fp8=model.fp8,
     )
     saver.last_step = state.step if folder is not None else None
-    left = steps_left(config, sessions, state.consumed_samples)
-    _tell(config, context, model, state, sessions, left, run_dir)
-    total_steps = state.step + left
+    left, total_tokens = way_left(config, sessions, state)
+    _tell(config, context, model, state, sessions, (left, total_tokens), run_dir)
     with (
         Observer(
             config,
             context=context,
-            total_steps=total_steps,
-            total_tokens=sessions.last.end_token,
+            total_steps=state.step + left,
+            total_tokens=total_tokens,
             state=state,
             run_dir=run_dir,
             token_ratios=_token_ratios(config, validator) if context.rank == 0 else {},
@@ -432,7 +434,7 @@ def _tell(
     model: BuiltModel,
     state: TrainState,
     sessions: Sessions,
-    left: int,
+    way: tuple[int, int],
     run_dir: Path,
 ) -> None:
     """Says what will run, and writes it into the run folder."""
@@ -450,9 +452,16 @@ def _tell(
         model.backend,
         model.backend_reason,
     )
-    last = sessions.last
-    end = f"{last.end_token:,} tokens" + (f", the end of {last.name}" if last.name else "")
-    log.info("training %s: %d steps to %s, in %s", where, left, end, run_dir)
+    steps, tokens = way
+    whole = tokens >= sessions.last.end_token
+    end = ", the end of " + sessions.last.name if whole and sessions.last.name else ""
+    end += "" if whole else f" (train.max_steps = {config.train.max_steps:,})"
+    if steps:
+        log.info("training %s: %d steps to %s tokens%s, in %s", where, steps, f"{tokens:,}", end, run_dir)
+    else:
+        log.info(
+            "nothing is left to train in %s: it is at step %d, %s tokens%s", run_dir, state.step, f"{tokens:,}", end
+        )
     for note in (*find_notes(config, context.world_size), *find_session_notes(sessions, config)):
         log.warning("%s", note)
     run_folder.describe(

@@ -11,11 +11,11 @@ import time
 from types import FrameType
 
 from megatron_sky.config.schema import ResilienceConfig
+from megatron_sky.distributed.launch import LEAVE_SIGNALS, held_leave_signals
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 STAY, LEAVE, HURRY = 0, 1, 2
 
 
@@ -29,7 +29,9 @@ class LeaveRequests:
         self._before: dict = {}
 
     def __enter__(self) -> "LeaveRequests":
-        self._before = {number: signal.signal(number, self._asked) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._asked) for number in LEAVE_SIGNALS}
+        for number in held_leave_signals()[:HURRY]:
+            self._asked(number, None)
         return self
 
     def __exit__(self, *exc_info) -> None:

@@ -12,7 +12,7 @@ class TrainState:
 
     `consumed_samples` numbers the samples that were trained on; `skipped` are ranges of the plan's samples that were
     stepped over, so that the n-th trained sample is the plan's number `plan_number(n)`. `session` is the one that was
-    trained last, None before the first step.
+    trained last, None before the first step; `validated_step` the step of the last validation, -1 before there is one.
     """
 
     step: int = 0
@@ -21,6 +21,7 @@ class TrainState:
     bad_steps: int = 0
     skipped: list[SampleRange] = field(default_factory=list)
     session: str | None = None
+    validated_step: int = -1
 
     @classmethod
     def from_dict(cls, saved: dict) -> "TrainState":
@@ -35,6 +36,7 @@ class TrainState:
             "bad_steps": self.bad_steps,
             "skipped": [list(each) for each in self.skipped],
             "session": self.session,
+            "validated_step": self.validated_step,
         }
 
     def advance(self, samples: int, seq_length: int) -> None:

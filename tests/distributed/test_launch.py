@@ -58,20 +58,23 @@ def test_first_host(nodelist, host):
     assert first_host(nodelist) == host
 
 
-def run(code: str, nproc: int = 2) -> subprocess.CompletedProcess:
+def run(code: str, nproc: int = 2, first: str = "") -> subprocess.CompletedProcess:
     """A parent that starts `nproc` ranks of a `megatron_sky` whose train verb is replaced by `code`."""
-    parent = (
-        "import os, sys\n"
+    env = os.environ | {"RANK_CODE": code, "PYTHONSTARTUP": ""}
+    return subprocess.run(parent(nproc, first), env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def parent(nproc: int, first: str) -> list[str]:
+    """The command of that parent, which begins with the statement `first`."""
+    code = (
+        f"import os, signal, sys, threading, time\n{first}\n"
         "from megatron_sky.distributed.launch import run_local\n"
         "from megatron_sky.errors import SkyError\n"
         "if __name__ == '__main__':\n"
         f"    try: run_local(sys.argv[1:], {nproc})\n"
         "    except SkyError as error: print('LAST', error); sys.exit(error.exit_code)\n"
     )
-    env = os.environ | {"RANK_CODE": code, "PYTHONSTARTUP": ""}
-    return subprocess.run(
-        [sys.executable, "-c", parent, "--version"], env=env, capture_output=True, text=True, timeout=120, check=False
-    )
+    return [sys.executable, "-c", code, "--version"]
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ import time
 rank = int(os.environ['RANK'])
 def work():
     {work}
-guard(work, rank, print)
+guard(work, rank)
 """
 
 
@@ -127,3 +130,66 @@ def test_the_first_cause_and_its_rank_come_last(work, told, code, broken_rank):
     assert time.monotonic() - start < 60
     assert done.returncode == code, done.stderr
     assert done.stdout.strip().splitlines()[-1].startswith(told), done.stdout + done.stderr
+
+
+RANK = """
+import time
+from megatron_sky.distributed import launch
+{begin}
+open(os.environ['PIDS'] + f'/{{os.getpid()}}', 'w').close()
+{wait}
+"""
+HOLD = "launch.hold_leave_signals(); launch.watch_launcher()"
+SIGNAL_ITSELF = """
+def soon():
+    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL or len(os.listdir(os.environ['PIDS'])) < {ranks}:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=soon).start()
+"""
+
+
+@pytest.fixture
+def pids(tmp_path, monkeypatch):
+    """The folder in which ranks leave a file named as their process."""
+    folder = tmp_path / "pids"
+    folder.mkdir()
+    monkeypatch.setenv("PIDS", str(folder))
+    return folder
+
+
+def test_a_request_before_there_are_ranks_reaches_them(broken_rank, pids):
+    told = "launch.leave_with(0, f'asked by {launch.held_leave_signals()}', 75)"
+    broken_rank(RANK.format(begin=HOLD, wait=told))
+    done = run(os.environ["RANK_CODE"], first=SIGNAL_ITSELF.format(ranks=0))
+    assert done.returncode == 75, done.stderr
+    assert done.stdout.strip().endswith("asked by [15]")
+
+
+def test_a_request_that_ends_a_rank_which_can_not_act_on_it_is_no_failure(broken_rank, pids):
+    broken_rank(RANK.format(begin="", wait="time.sleep(60)"))
+    done = run(os.environ["RANK_CODE"], first=SIGNAL_ITSELF.format(ranks=2))
+    assert done.returncode == 75 and "stopped by SIGTERM" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("begin", "wait"),
+    [
+        (HOLD, "time.sleep(100)"),
+        (f"{HOLD}; launch.tell_started()", "while not launch._held: time.sleep(0.2)"),  # it is asked, as by a signal
+    ],
+)
+def test_ranks_do_not_outlive_their_launcher(begin, wait, broken_rank, pids):
+    broken_rank(RANK.format(begin=begin, wait=wait))
+    job = subprocess.Popen(parent(2, ""), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(list(pids.iterdir())) == 2)
+    job.kill()
+    job.wait()
+    wait_until(lambda: not any(os.path.exists(f"/proc/{each.name}") for each in pids.iterdir()))
+
+
+def wait_until(true, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
