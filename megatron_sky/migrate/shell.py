@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+NOT_COMPUTED = r"\$\(|`|\$\d"
+"""What in a word stands for a value that only running the script would tell."""
 _WORD_ENDS = set(" \t\n;|&()")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.S)
 _NAME = re.compile(r"[A-Za-z_]\w*|[0-9@*#?]")
