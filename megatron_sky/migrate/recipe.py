@@ -121,9 +121,9 @@ def parse(words: Sequence[str]) -> dict[str, list[str]]:
     for word in words:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
-            given[name] = split_words(value) if equals else []
+            given[name] = [value] if equals else []
         elif name is not None:
-            given[name] += split_words(word) or [word]
+            given[name].append(word)
     return given
 
 
@@ -476,8 +476,9 @@ def _steps(text: str) -> str:
     return f"{int(text)} steps"
 
 
-def _blend(flag: str, words: list[str]) -> list[dict]:
+def _blend(flag: str, values: list[str]) -> list[dict]:
     """Sources of `PREFIX...` or of `WEIGHT PREFIX WEIGHT PREFIX...`, each with a name of its own."""
+    words = [word for value in values for word in split_words(value)]  # a blend may come as one quoted text
     given = f"--{flag} {' '.join(words)}"
     if not words or re.search(NOT_COMPUTED, given):
         raise Untold(f"{given} is not computed" if words else f"{given}has no value")

@@ -284,6 +284,13 @@ def test_nodes_that_are_variables():
     assert "--nodes ${SLURM_NNODES} --gpus-per-node 8" in shown
 
 
+def test_a_value_of_several_words(tmp_path):
+    script = "B='0.3 a 0.7 b'\npython t.py --wandb-project 'My runs' --wandb-exp-name=\"13B, again\" --data-path \"$B\""
+    recipe = translate(read_script(script).words).recipe
+    assert recipe["monitor"]["wandb"] == {"project": "My runs", "name": "13B, again"}
+    assert [(each["path"], each["weight"]) for each in recipe["data"]["train"]] == [("a", 0.3), ("b", 0.7)]
+
+
 def test_weights_that_are_variables(tmp_path, monkeypatch):
     done = translate(["--data-path", "${W}", "d/a", "0.7", "d/b"])
     assert [each["weight"] for each in done.recipe["data"]["train"]] == ["${W}", 0.7]
