@@ -20,6 +20,7 @@ from megatron_sky.migrate.shell import NOT_COMPUTED, split_words
 
 _LAUNCHER = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "rdzv_id", "rdzv_backend")
 _VARIABLE = re.compile(r"\$\{\w+\}")
+_LISTS = ("data-path", "train-data-path", "valid-data-path", "rampup-batch-size", "profile-ranks")
 TO_GIVE = ["TO GIVE"]  # a list of a text: whatever the key, loading the recipe refuses it
 
 
@@ -48,6 +49,7 @@ class Arguments:
     def __init__(self, words: Sequence[str]):
         self.given = parse(words)
         self.used: set[str] = set()
+        self.read: dict[str, int] = {}  # how many of a flag's values its translation looks at
 
     def has(self, *names: str) -> bool:
         """Whether one of these flags is given."""
@@ -60,13 +62,17 @@ class Arguments:
 
     def several(self, name: str, kind: Callable = str) -> list:
         """All values of the flag; a variable stays the text it is, and what is no `kind` is an `Untold`."""
-        return [_told(name, text, kind) for text in self.values(name) or []]
+        values = self.values(name) or []
+        self.read[name] = len(values)
+        return [_told(name, text, kind) for text in values]
 
     def one(self, name: str, kind: Callable = str, default: object = None):
         """The flag's value, as one of `several`; `default` where the flag is not given."""
         if self.values(name) is None:
             return default
-        return next(iter(self.several(name, kind)), Untold(f"--{name} has no value"))
+        found = next(iter(self.several(name, kind)), Untold(f"--{name} has no value"))
+        self.read[name] = 1
+        return found
 
     def asked(self, name: str, kind: Callable = str):
         """The flag's value; an `Untold` where it is not given."""
@@ -141,6 +147,7 @@ def translate(words: Sequence[str]) -> Translation:
     _schedule(args, put, done, batch)
     _data(args, put, done, batch)
     _run(args, put, done, batch)
+    _tell_loose_variables(args, done)
     done.nodes, done.gpus_per_node = (_number(launcher, name) for name in ("nnodes", "nproc_per_node"))
     _sort_the_rest(args, done)
     return done
@@ -218,6 +225,13 @@ def _positions(args: Arguments, put: Put, done: Translation) -> None:
         done.no_counterpart.append(f"--position-embedding-type {kind}: another model")
         return
     put("model.position_embedding", kind, *names)
+    if kind == "rope" and args.has("no-position-embedding"):
+        done.no_effect.append("--no-position-embedding: rotary positions need none")
+    rows = args.one("max-position-embeddings", int)
+    if kind == "learned_absolute" and rows not in (None, args.one("seq-length", int)):
+        done.no_counterpart.append(f"--max-position-embeddings {rows}: another model, as many rows as seq_length")
+    else:
+        args.used.discard("max-position-embeddings")  # told as without effect
     if kind == "learned_absolute":
         return
     put("model.rotary_base", args.one("rotary-base", float, 10_000.0), "rotary-base")
@@ -576,6 +590,16 @@ def _split_launcher(words: Sequence[str]) -> tuple[dict[str, list[str]], list[st
         return {}, list(words)
     launcher = {name.replace("-", "_"): value for name, value in parse(words[:at]).items()}
     return launcher, list(words[at + 1 :])
+
+
+def _tell_loose_variables(args: Arguments, done: Translation) -> None:
+    """Variables after a flag and its values, that the script does not set: empty, or arguments of their own."""
+    for name in [each for each in args.given if each in args.used and each not in _LISTS]:
+        for word in args.given[name][args.read.get(name, 0) :]:
+            if _VARIABLE.fullmatch(word):
+                done.no_effect.append(
+                    f"{word} after --{name}: the script does not set it; if it holds arguments, add them"
+                )
 
 
 def _sort_the_rest(args: Arguments, done: Translation) -> None:

@@ -22,10 +22,12 @@ from megatron_sky.migrate.syntax import ASSIGNMENT, Array, Heredoc, Node, Test, 
 
 NOT_COMPUTED = r"\$\(|\$\d"
 """What in a word stands for a value that only a run of the script, or its own arguments, would tell."""
-_UNKNOWN = "$(...)"
+_OPEN = "\ue000"  # stands for the $ of what is not known, so that another shell that reads it expands nothing
+_UNKNOWN = "\ue001"  # stands for a whole expansion
 _NAME = re.compile(r"[A-Za-z_]\w*|[0-9@*#?!$]")
 _EXPANSION = re.compile(r"(\w+|[@*#?!$])(?:\[([@*]|\d+)\])?(?:(:?[-=+?])(.*)|:(\d+))?", re.S)
-_UNSET = re.compile(r"\$\{(\w+)\}")
+_REMOVAL = re.compile(r"(\w+)(##?|%%?)(.*)", re.S)
+_UNSET = re.compile(_OPEN + r"\{(\w+)\}")
 _ARITHMETIC = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -49,7 +51,7 @@ _COMPARISONS = {
 }
 _PREFIXES = ("export", "readonly", "local", "declare", "typeset")
 _SHELLS = ("bash", "sh", "zsh")
-_LONGEST = 1_000_000  # characters of a variable's value
+_LONGEST = 100_000  # characters of a variable's value
 _TURNS = 1000  # of all loops and calls of a script, after which they are not followed
 
 _RAN = "ran"  # the status of a command that is taken to have succeeded
@@ -72,7 +74,14 @@ def read_script(text: str, arguments: Sequence[str] = ()) -> Script:
     with contextlib.suppress(_Exit):
         reader.run(syntax.parse(text))
     reader.tell_late_variables()
-    return reader.script
+    script = reader.script
+    script.words = [_plain(word) for word in script.words]
+    script.variables = {name: _plain(value) for name, value in script.variables.items()}
+    return script
+
+
+def _plain(text: str) -> str:
+    return text.replace(_OPEN, "$").replace(_UNKNOWN, "$(...)")
 
 
 def split_words(text: str) -> list[str]:
@@ -196,7 +205,7 @@ class _Reader:
         if len(tokens) < 2 or tokens[1] != "in" or not all(isinstance(token, str) for token in tokens):
             return False
         words = [word for token in tokens[2:] for word in self.fields(token)]
-        if any(re.search(r"[*?[{$]", word) for word in words):
+        if any(re.search(rf"[*?[{{{_OPEN}{_UNKNOWN}]", word) for word in words):
             return False
         for word in words:
             if not self.turn():
@@ -300,7 +309,7 @@ class _Reader:
 
     def assign(self, name: str, raw: str, *, appends: bool) -> None:
         value = self.text(raw)
-        if re.search(NOT_COMPUTED, value) and not appends and " " not in value:
+        if re.search(rf"{_UNKNOWN}|{_OPEN}\d", value) and not appends and " " not in value:
             self.forget(name)  # ${NAME} stands for it
             if _UNKNOWN in value:
                 self.uncomputed.add(name)
@@ -399,7 +408,7 @@ class _Reader:
         inner = expansion[2:-1] if expansion.startswith("${") else expansion[1:]
         match = _EXPANSION.fullmatch(inner)
         if match is None:
-            return self.unknown(expansion)
+            return self.removal(expansion, inner)
         name, index, sign, word, _ = match.groups()
         known = self.lookup(name, index)
         empty = known is None or (known == "" and (sign or "").startswith(":"))
@@ -411,8 +420,22 @@ class _Reader:
                 self.put(name, filled)
             return filled
         if known is None:
-            return f"${name}" if name.isdecimal() else f"${{{name}}}"
+            return f"{_OPEN}{name}" if name.isdecimal() else f"{_OPEN}{{{name}}}"
         return known
+
+    def removal(self, expansion: str, inner: str) -> str:
+        """Of `${NAME#PATTERN}`, `##`, `%` and `%%`: without the shortest or longest beginning or end like PATTERN."""
+        match = _REMOVAL.fullmatch(inner)
+        known = self.lookup(match.group(1), None) if match else None
+        if match is None or known is None or re.search(f"[{_OPEN}{_UNKNOWN}]", known):
+            return self.unknown(expansion)
+        _, sign, pattern = match.groups()
+        pattern = self.text(pattern)
+        starts, cuts = sign[0] == "#", range(len(known) + 1)
+        ends = [known[:cut] if starts else known[len(known) - cut :] for cut in cuts]
+        fits = [cut for cut in cuts if fnmatch.fnmatchcase(ends[cut], pattern)]
+        cut = 0 if not fits else fits[0] if len(sign) == 1 else fits[-1]
+        return known[cut:] if starts else known[: len(known) - cut]
 
     def lookup(self, name: str, index: str | None) -> str | None:
         if name.isdecimal():
@@ -428,7 +451,7 @@ class _Reader:
 
     def compute(self, text: str) -> int | None:
         """Of whole numbers; None where a variable is not set, or an operator is not known."""
-        filled = re.sub(r"\$\{\w+\}|\$\d|[A-Za-z_]\w*", self.operand, self.text(text.strip()))
+        filled = re.sub(rf"{_OPEN}\{{\w+\}}|{_OPEN}\d|[A-Za-z_]\w*", self.operand, self.text(text.strip()))
         for sign, word in (("&&", " and "), ("||", " or ")):
             filled = filled.replace(sign, word)
         try:
@@ -480,7 +503,7 @@ class _Reader:
         value = self.text(raw)
         if _UNKNOWN in value or self.uncomputed & set(_UNSET.findall(value)):
             return None
-        return _UNSET.sub("", re.sub(r"\$\d", "", value))
+        return _UNSET.sub("", re.sub(rf"{_OPEN}\d", "", value))
 
 
 _BETWEEN = " \u0000"  # between two elements of an array

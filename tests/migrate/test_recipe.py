@@ -291,6 +291,21 @@ def test_a_value_of_several_words(tmp_path):
     assert [(each["path"], each["weight"]) for each in recipe["data"]["train"]] == [("a", 0.3), ("b", 0.7)]
 
 
+def test_variables_that_may_hold_arguments_are_told():
+    done = translate(
+        ["--bf16", "${MORE}", "--num-layers", "2", "${LOAD}", "--seed", "${SEED}", "--data-path", "1", "a", "2", "b"]
+    )
+    assert [each.split(":")[0] for each in done.no_effect] == ["${MORE} after --bf16", "${LOAD} after --num-layers"]
+
+
+def test_position_embeddings_beside_the_kind():
+    rope = translate(["--no-position-embedding", "--use-rotary-position-embeddings", "--max-position-embeddings", "64"])
+    assert len(rope.no_effect) == 2 and not rope.no_counterpart
+    learned = translate(["--seq-length", "32", "--max-position-embeddings", "64"])
+    assert not learned.no_effect and "another model" in learned.no_counterpart[0]
+    assert "is model.seq_length" in translate(["--seq-length", "64", "--max-position-embeddings", "64"]).no_effect[0]
+
+
 def test_weights_that_are_variables(tmp_path, monkeypatch):
     done = translate(["--data-path", "${W}", "d/a", "0.7", "d/b"])
     assert [each["weight"] for each in done.recipe["data"]["train"]] == ["${W}", 0.7]

@@ -204,6 +204,19 @@ def test_what_another_shell_is_given():
     assert words("cat <<EOF > hosts\n--not an argument\nEOF\npython t.py --a 1") == ["python", "t.py", "--a", "1"]
 
 
+def test_another_shell_expands_only_what_it_is_to():
+    script = (
+        'A="--lr $LR --x $(date) --y $1"\nLR=1\nbash -c "python t.py $A --z \\$LR"\neval python t.py $A --z \'$LR\''
+    )
+    assert words(script)[2:] == ["--lr", "${LR}", "--x", "$(...)", "--y", "$1", "--z", "1"]
+
+
+def test_beginnings_and_ends_taken_off():
+    script = "P=a/b.tar.gz; python t.py --a ${P#*/} --b ${P##*[./]} --c ${P%.*} --d ${P%%.*} --e ${P#x} --f ${NO#x}"
+    flat = "--a b.tar.gz --b gz --c a/b.tar --d a/b --e a/b.tar.gz --f"
+    assert words(script)[2:] == [*words(flat), "$(...)"]
+
+
 def test_quoted_words_stay_whole():
     script = """
     NAME="two words"; OPTS=("--tag" "$NAME" "")
