@@ -70,6 +70,7 @@ NO_EFFECT = {
     "exit-signal": "SIGTERM, SIGUSR1 and SIGUSR2 always save first",
     "exit-on-missing-checkpoint": "a run folder without checkpoints is a new run",
     "adlr-autoresume": "see megatron-sky slurm submit: jobs requeue themselves",
+    "lr-wsd-decay-*": "is of the style WSD alone",
     "manual-gc": "Python's collector is left alone",
     "manual-gc-interval": "Python's collector is left alone",
     "no-manual-gc-eval": "Python's collector is left alone",

@@ -2,17 +2,26 @@
 
 Megatron-LM counts a run in iterations or samples, a recipe in tokens; one is turned into the other here. What an
 argument becomes is one function below, by section of the recipe; `Translation` says what became of each.
+
+A variable (`${NAME}`) that stands for a value goes into the recipe, which reads it from the environment. Where the
+value has to be reckoned with, or the script does not tell it, an `Untold` takes its place: the recipe then holds
+`TO_GIVE`, which no key accepts, so that it is not trained with a default that nobody asked for.
 """
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import PurePath
 
 from megatron_sky.migrate import flags
-from megatron_sky.migrate.shell import split_words
+from megatron_sky.migrate.shell import NOT_COMPUTED, split_words
 
 _LAUNCHER = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "rdzv_id", "rdzv_backend")
+_VARIABLE = re.compile(r"\$\{\w+\}")
+_LISTS = ("data-path", "train-data-path", "valid-data-path", "rampup-batch-size", "profile-ranks")
+TO_GIVE = ["TO GIVE"]  # a list of a text: whatever the key, loading the recipe refuses it
 
 
 @dataclass
@@ -25,19 +34,13 @@ class Translation:
     no_counterpart: list[str] = field(default_factory=list)
     to_give: list[str] = field(default_factory=list)
     """What the recipe still needs, that arguments don't tell."""
-    nodes: int | None = None
-    gpus_per_node: int | None = None
+    nodes: int | str | None = None
+    gpus_per_node: int | str | None = None
+    """Numbers, or variables of the script."""
 
 
-@dataclass
-class _Batch:
-    """The batch as Megatron-LM counts by it."""
-
-    size: int
-    seq_length: int
-
-    def tokens(self, iterations: int) -> int:
-        return iterations * self.size * self.seq_length
+class Untold(Exception):
+    """A value that neither the arguments nor Megatron-LM's defaults tell; says why."""
 
 
 class Arguments:
@@ -46,6 +49,7 @@ class Arguments:
     def __init__(self, words: Sequence[str]):
         self.given = parse(words)
         self.used: set[str] = set()
+        self.read: dict[str, int] = {}  # how many of a flag's values its translation looks at
 
     def has(self, *names: str) -> bool:
         """Whether one of these flags is given."""
@@ -56,15 +60,64 @@ class Arguments:
             self.used.add(name)
         return self.given.get(name)
 
-    def one(self, name: str, kind: Callable = str, default=None):
-        """The flag's value; `default` where it is not given, or has no value of that kind."""
-        values = self.values(name)
-        if not values:
+    def several(self, name: str, kind: Callable = str) -> list:
+        """All values of the flag; a variable stays the text it is, and what is no `kind` is an `Untold`."""
+        values = self.values(name) or []
+        self.read[name] = len(values)
+        return [_told(name, text, kind) for text in values]
+
+    def one(self, name: str, kind: Callable = str, default: object = None):
+        """The flag's value, as one of `several`; `default` where the flag is not given."""
+        if self.values(name) is None:
             return default
-        try:
-            return kind(values[0])
-        except ValueError:
-            return default if kind is not str else values[0]
+        found = next(iter(self.several(name, kind)), Untold(f"--{name} has no value"))
+        self.read[name] = 1
+        return found
+
+    def asked(self, name: str, kind: Callable = str):
+        """The flag's value; an `Untold` where it is not given."""
+        return self.one(name, kind, Untold(f"--{name} is not given"))
+
+    def number(self, name: str, kind: Callable, default: object = None):
+        """The flag's value to reckon with; raises Untold where the arguments leave it open."""
+        return _known(name, self.asked(name, kind) if default is None else self.one(name, kind, default))
+
+
+def _told(name: str, text: str, kind: Callable) -> object:
+    if re.search(NOT_COMPUTED, text):
+        return Untold(f"--{name} {text} is not computed")
+    if "${" in text:
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        return Untold(f"--{name} {text} is no number")
+
+
+def _known(name: str, value: object):
+    if isinstance(value, Untold):
+        raise value
+    if isinstance(value, str):
+        raise Untold(f"is reckoned from --{name} {value}, which the script does not set")
+    return value
+
+
+class _Batch:
+    """The batch as Megatron-LM counts by it; raises Untold where the arguments don't tell it."""
+
+    def __init__(self, args: Arguments):
+        self.args = args
+
+    @property
+    def size(self) -> int:
+        return self.args.number("global-batch-size", int)
+
+    @property
+    def seq_length(self) -> int:
+        return self.args.number("seq-length", int)
+
+    def tokens(self, iterations: int) -> int:
+        return iterations * self.size * self.seq_length
 
 
 def parse(words: Sequence[str]) -> dict[str, list[str]]:
@@ -74,9 +127,9 @@ def parse(words: Sequence[str]) -> dict[str, list[str]]:
     for word in words:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
-            given[name] = split_words(value) if equals else []
+            given[name] = [value] if equals else []
         elif name is not None:
-            given[name] += split_words(word) or [word]
+            given[name].append(word)
     return given
 
 
@@ -85,7 +138,7 @@ def translate(words: Sequence[str]) -> Translation:
     launcher, arguments = _split_launcher(words)
     args, done = Arguments(arguments), Translation()
     put = _Writer(args, done).put
-    batch = _Batch(args.one("global-batch-size", int, 0), args.one("seq-length", int, 0))
+    batch = _Batch(args)
     _model(args, put, done)
     _parallel(args, put)
     _precision(args, put)
@@ -94,6 +147,7 @@ def translate(words: Sequence[str]) -> Translation:
     _schedule(args, put, done, batch)
     _data(args, put, done, batch)
     _run(args, put, done, batch)
+    _tell_loose_variables(args, done)
     done.nodes, done.gpus_per_node = (_number(launcher, name) for name in ("nnodes", "nproc_per_node"))
     _sort_the_rest(args, done)
     return done
@@ -104,13 +158,23 @@ class _Writer:
         self.args, self.done = args, done
 
     def put(self, key: str, value: object, *names: str) -> None:
-        """Sets a key of the recipe, told as coming from the flags `names` (those given of them)."""
+        """Sets a key of the recipe, told as coming from the flags `names` (those given of them).
+
+        `value` may be a function, for what is reckoned; an `Untold` is told as still to give.
+        """
+        try:
+            value = value() if callable(value) else value
+        except Untold as untold:
+            value = untold
         *sections, leaf = key.split(".")
         here = self.done.recipe
         for section in sections:
             here = here.setdefault(section, {})
-        here[leaf] = value
+        here[leaf] = [*TO_GIVE] if isinstance(value, Untold) else value
         given = [" ".join([f"--{name}", *self.args.given[name][:4]]) for name in names if self.args.has(name)]
+        if isinstance(value, Untold):
+            self.done.to_give.append(f"{key}: {value}")
+            return
         source = ", ".join(given) or "Megatron-LM's default"
         shown = f"{len(value)} of them" if isinstance(value, list | tuple) and len(str(value)) > 60 else value
         self.done.mapped.append(f"{source} -> {key}: {shown}")
@@ -120,24 +184,19 @@ Put = Callable[..., None]
 
 
 def _model(args: Arguments, put: Put, done: Translation) -> None:
-    hidden, heads = args.one("hidden-size", int, 0), args.one("num-attention-heads", int, 0)
-    swiglu = args.has("swiglu")
+    heads, swiglu = args.asked("num-attention-heads", int), args.has("swiglu")
     for key, name in (("num_layers", "num-layers"), ("hidden_size", "hidden-size"), ("seq_length", "seq-length")):
-        if args.has(name):
-            put(f"model.{key}", args.one(name, int), name)
-        else:
-            done.to_give.append(f"model.{key}: --{name} is not given")
+        put(f"model.{key}", args.asked(name, int), name)
     put("model.num_attention_heads", heads, "num-attention-heads")
-    plain = int(4 * hidden * 2 / 3) // 64 * 64 if swiglu else 4 * hidden
-    put("model.ffn_hidden_size", args.one("ffn-hidden-size", int, plain), "ffn-hidden-size")
+    inner = args.one("ffn-hidden-size", int, lambda: _ffn_hidden_size(args.number("hidden-size", int), swiglu))
+    put("model.ffn_hidden_size", inner, "ffn-hidden-size")
     grouped = args.has("group-query-attention")
     groups = args.one("num-query-groups", int, 1) if grouped else heads
     put("model.num_query_groups", groups, "group-query-attention", "num-query-groups")
     if args.has("kv-channels"):
         put("model.kv_channels", args.one("kv-channels", int), "kv-channels")
     _positions(args, put, done)
-    normalization = args.one("normalization", str, "LayerNorm").lower()
-    put("model.normalization", normalization, "normalization")
+    put("model.normalization", args.one("normalization", str.lower, "layernorm"), "normalization")
     epsilon = args.one("norm-epsilon", float, args.one("layernorm-epsilon", float, 1e-5))
     put("model.norm_epsilon", epsilon, "norm-epsilon", "layernorm-epsilon")
     put("model.activation", "swiglu" if swiglu else "gelu", "swiglu")
@@ -147,38 +206,49 @@ def _model(args: Arguments, put: Put, done: Translation) -> None:
     put("model.hidden_dropout", args.one("hidden-dropout", float, 0.1), "hidden-dropout")
     put("model.attention_dropout", args.one("attention-dropout", float, 0.1), "attention-dropout")
     put("model.init_std", args.one("init-method-std", float, 0.02), "init-method-std")
-    multiple = args.one("make-vocab-size-divisible-by", int, 128) * args.one("tensor-model-parallel-size", int, 1)
-    put("model.vocab_multiple", multiple, "make-vocab-size-divisible-by", "tensor-model-parallel-size")
-    if args.has("vocab-size"):
-        put("model.vocab_size", args.one("vocab-size", int), "vocab-size")
-    else:
-        done.to_give.append("model.vocab_size: the tokenizer's number of tokens, without padding")
+    multiple, tensor = ("make-vocab-size-divisible-by", int, 128), ("tensor-model-parallel-size", int, 1)
+    alone = args.one(*tensor) == 1
+    rows = args.one(*multiple) if alone else lambda: args.number(*multiple) * args.number(*tensor)
+    put("model.vocab_multiple", rows, multiple[0], tensor[0])
+    unknown = Untold("the tokenizer's number of tokens, without padding")
+    put("model.vocab_size", args.one("vocab-size", int, unknown), "vocab-size")
+
+
+def _ffn_hidden_size(hidden_size: int, swiglu: bool) -> int:
+    return int(4 * hidden_size * 2 / 3) // 64 * 64 if swiglu else 4 * hidden_size
 
 
 def _positions(args: Arguments, put: Put, done: Translation) -> None:
     names = ("position-embedding-type", "use-rotary-position-embeddings")
-    kind = "rope" if args.has(names[1]) else args.one(names[0], str, "learned_absolute")
-    if kind not in ("rope", "learned_absolute"):
+    kind = "rope" if args.has(names[1]) else args.one(names[0], str.lower, "learned_absolute")
+    if isinstance(kind, str) and "${" not in kind and kind not in ("rope", "learned_absolute"):
         done.no_counterpart.append(f"--position-embedding-type {kind}: another model")
         return
     put("model.position_embedding", kind, *names)
-    if kind != "rope":
+    if kind == "rope" and args.has("no-position-embedding"):
+        done.no_effect.append("--no-position-embedding: rotary positions need none")
+    rows = args.one("max-position-embeddings", int)
+    if kind == "learned_absolute" and rows not in (None, args.one("seq-length", int)):
+        done.no_counterpart.append(f"--max-position-embeddings {rows}: another model, as many rows as seq_length")
+    else:
+        args.used.discard("max-position-embeddings")  # told as without effect
+    if kind == "learned_absolute":
         return
     put("model.rotary_base", args.one("rotary-base", float, 10_000.0), "rotary-base")
     if args.one("rotary-percent", float, 1.0) != 1.0:
         done.no_counterpart.append(
-            f"--rotary-percent {args.one('rotary-percent')}: another model, all of a head rotates"
+            f"--rotary-percent {args.one('rotary-percent')}: another model unless it is 1.0, all of a head rotates"
         )
     if args.has("use-rope-scaling"):
-        scaling = {"kind": "llama3", "factor": args.one("rope-scaling-factor", float, 8.0)}
-        put("model.rope_scaling", scaling, "use-rope-scaling", "rope-scaling-factor")
+        put("model.rope_scaling.kind", "llama3", "use-rope-scaling")
+        put("model.rope_scaling.factor", args.one("rope-scaling-factor", float, 8.0), "rope-scaling-factor")
     elif args.has("rotary-seq-len-interpolation-factor"):
-        factor = args.one("rotary-seq-len-interpolation-factor", float)
-        put("model.rope_scaling", {"kind": "linear", "factor": factor}, "rotary-seq-len-interpolation-factor")
+        name = "rotary-seq-len-interpolation-factor"
+        put("model.rope_scaling.kind", "linear", name)
+        put("model.rope_scaling.factor", args.one(name, float), name)
 
 
 def _parallel(args: Arguments, put: Put) -> None:
-    pipeline = args.one("pipeline-model-parallel-size", int, 1)
     for key, name in (
         ("tp_size", "tensor-model-parallel-size"),
         ("pp_size", "pipeline-model-parallel-size"),
@@ -190,12 +260,10 @@ def _parallel(args: Arguments, put: Put) -> None:
         stages = args.one("num-virtual-stages-per-pipeline-rank", int)
         put("parallel.vpp_size", stages, "num-virtual-stages-per-pipeline-rank")
     elif args.has("num-layers-per-virtual-pipeline-stage"):
-        layers = args.one("num-layers-per-virtual-pipeline-stage", int, 1)
-        chunks = args.one("num-layers", int, 0) // pipeline // layers
-        put("parallel.vpp_size", chunks, "num-layers-per-virtual-pipeline-stage")
+        put("parallel.vpp_size", lambda: _chunks(args), "num-layers-per-virtual-pipeline-stage")
     if args.has("sequence-parallel"):  # has no effect at TP1, there as here; here it is refused
-        wide = args.one("tensor-model-parallel-size", int, 1) > 1
-        put("parallel.sequence_parallel", wide, "sequence-parallel")
+        name = "tensor-model-parallel-size"
+        put("parallel.sequence_parallel", lambda: args.number(name, int, 1) > 1, "sequence-parallel")
     put("parallel.distributed_optimizer", args.has("use-distributed-optimizer"), "use-distributed-optimizer")
     for key, name in (
         ("overlap_grad_reduce", "overlap-grad-reduce"),
@@ -208,6 +276,15 @@ def _parallel(args: Arguments, put: Put) -> None:
         put("parallel.overlap_p2p", False, "no-overlap-p2p-communication")
     if args.has("ddp-bucket-size"):
         put("parallel.grad_bucket_size", args.one("ddp-bucket-size", int), "ddp-bucket-size")
+
+
+def _chunks(args: Arguments) -> int:
+    """Model chunks of a pipeline stage, by the layers of a chunk."""
+    stages, layers = args.number("pipeline-model-parallel-size", int, 1), args.number("num-layers", int)
+    each = args.number("num-layers-per-virtual-pipeline-stage", int)
+    if 0 in (stages, each):
+        raise Untold(f"{layers} layers in {stages} stages, {each} layers a chunk")
+    return layers // stages // each
 
 
 def _precision(args: Arguments, put: Put) -> None:
@@ -246,12 +323,8 @@ def _optimizer(args: Arguments, put: Put) -> None:
 
 
 def _train(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
-    if batch.size:
-        put("train.global_batch_size", batch.size, "global-batch-size")
-    else:
-        done.to_give.append(
-            "train.global_batch_size: --global-batch-size is not given (micro batch x data-parallel size)"
-        )
+    unknown = Untold("--global-batch-size is not given (micro batch x data-parallel size)")
+    put("train.global_batch_size", args.one("global-batch-size", int, unknown), "global-batch-size")
     put("train.micro_batch_size", args.one("micro-batch-size", int, 1), "micro-batch-size")
     seed = args.one("seed", int, 1234)
     put("train.seed", seed, "seed")
@@ -262,42 +335,73 @@ def _train(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
         put("train.recompute", args.one("recompute-granularity"), "recompute-granularity")
     if args.has("recompute-num-layers"):
         put("train.recompute_num_layers", args.one("recompute-num-layers", int), "recompute-num-layers")
-    stages = _rampup(args, put, done, batch)
+    _rampup(args, put, done, batch)
+    source = "train-samples" if args.has("train-samples") else "train-iters"
+    put("train.tokens", lambda: _budget(args, batch), source)
+
+
+def _budget(args: Arguments, batch: _Batch) -> int:
+    """Tokens of the whole run."""
     if args.has("train-samples"):
-        put("train.tokens", args.one("train-samples", int) * batch.seq_length, "train-samples")
-    elif args.has("train-iters"):
-        put("train.tokens", _tokens_of(args.one("train-iters", int), stages, batch), "train-iters")
-    else:
-        done.to_give.append("train.tokens: neither --train-iters nor --train-samples is given")
+        return args.number("train-samples", int) * batch.seq_length
+    if args.has("train-iters"):
+        return _tokens_of(args.number("train-iters", int), _stages(args, batch), batch)
+    raise Untold("neither --train-iters nor --train-samples is given")
 
 
 Stage = tuple[int, int]  # (consumed tokens from which it holds, global batch size)
+_RAMP, _STEPS = "rampup-batch-size", "step-batch-size-schedule"
+_NOT_THREE = Untold(f"--{_RAMP} wants three values: START INCREMENT SAMPLES")
 
 
-def _rampup(args: Arguments, put: Put, done: Translation, batch: _Batch) -> list[Stage]:
-    """The batch's growth as stages; written where the recipe's even stages can say it."""
+def _rampup(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
+    """The batch's growth, written where the recipe's even stages can say it."""
+    if args.has(_RAMP):
+        values = args.several(_RAMP, int)
+        if len(values) != 3:
+            put("train.batch_rampup", _NOT_THREE, _RAMP)
+            return
+        put("train.batch_rampup.start_size", values[0], _RAMP)
+        put("train.batch_rampup.increment", values[1], _RAMP)
+        put("train.batch_rampup.tokens", lambda: _known(_RAMP, values[2]) * batch.seq_length, _RAMP)
+    elif args.has(_STEPS):
+        try:
+            stages = _even_steps(args, batch)
+        except Untold as untold:
+            put("train.batch_rampup", untold, _STEPS)
+            return
+        if stages is None:
+            done.no_counterpart.append(f"--{_STEPS}: the batch grows in equal steps after equal counts of tokens")
+            return
+        (_, start), (_, second) = stages[:2]
+        rampup = {"start_size": start, "increment": second - start, "tokens": stages[-1][0]}
+        put("train.batch_rampup", rampup, _STEPS)
+
+
+def _stages(args: Arguments, batch: _Batch) -> list[Stage]:
+    """The batch's growth as the recipe has it."""
     whole = [(0, batch.size)]
-    ramp, schedule = args.values("rampup-batch-size"), args.values("step-batch-size-schedule")
-    if ramp and len(ramp) == 3:
-        start, increment, samples = map(int, ramp)
-        rampup = {"start_size": start, "increment": increment, "tokens": samples * batch.seq_length}
-        put("train.batch_rampup", rampup, "rampup-batch-size")
-        number = max((batch.size - start) // increment, 1)
-        growth = [(rampup["tokens"] * i // number, start + increment * i) for i in range(number)]
-        return [*growth, (rampup["tokens"], batch.size)]
-    if not schedule:
-        return whole
-    stages = [(_count(tokens), int(size)) for tokens, _, size in (each.partition(":") for each in schedule)]
-    times = {after[0] - before[0] for before, after in pairwise(stages)}
-    growths = {after[1] - before[1] for before, after in pairwise(stages)}
-    if len(times) == len(growths) == 1 and stages[-1][1] == batch.size:
-        rampup = {"start_size": stages[0][1], "increment": growths.pop(), "tokens": stages[-1][0]}
-        put("train.batch_rampup", rampup, "step-batch-size-schedule")
-        return stages
-    done.no_counterpart.append(
-        "--step-batch-size-schedule: the batch grows in equal steps after equal counts of tokens"
-    )
-    return whole
+    if args.has(_RAMP):
+        values = [_known(_RAMP, each) for each in args.several(_RAMP, int)]
+        if len(values) != 3:
+            raise _NOT_THREE
+        start, increment, samples = values
+        tokens = samples * batch.seq_length
+        number = max((batch.size - start) // max(increment, 1), 1)
+        return [*((tokens * i // number, start + increment * i) for i in range(number)), (tokens, batch.size)]
+    return (args.has(_STEPS) and _even_steps(args, batch)) or whole
+
+
+def _even_steps(args: Arguments, batch: _Batch) -> list[Stage] | None:
+    """The stages of --step-batch-size-schedule where they are even ones; None where they are not."""
+    parts = [_known(_STEPS, each) for each in args.several(_STEPS, lambda text: text.replace(",", " ").split())]
+    entries = [entry for part in parts for entry in part]
+    try:
+        stages = sorted((_count(tokens), _count(size)) for tokens, _, size in (each.partition(":") for each in entries))
+    except ValueError:
+        raise Untold(f"--{_STEPS} {' '.join(entries)} is no list of TOKENS:SIZE") from None
+    growths = {(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(stages)}
+    return stages if len(growths) == 1 and stages[-1][1] == batch.size else None
 
 
 def _tokens_of(iterations: int, stages: list[Stage], batch: _Batch) -> int:
@@ -316,53 +420,57 @@ def _count(text: str) -> int:
 
 
 def _schedule(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
-    style = args.one("lr-decay-style", str, "linear").lower()
-    if style not in ("constant", "linear", "cosine", "wsd"):
+    style = args.one("lr-decay-style", str.lower, "linear")
+    if isinstance(style, str) and "${" not in style and style not in ("constant", "linear", "cosine", "wsd"):
         done.no_counterpart.append(f"--lr-decay-style {style}: the styles are constant, linear, cosine, wsd")
         style = "cosine"
     put("schedule.style", style, "lr-decay-style")
-    if args.has("lr"):
-        put("schedule.lr", args.one("lr", float), "lr")
-    else:
-        done.to_give.append("schedule.lr: --lr is not given")
+    put("schedule.lr", args.asked("lr", float), "lr")
     put("schedule.min_lr", args.one("min-lr", float, 0.0), "min-lr")
     if args.has("lr-warmup-init"):
         put("schedule.warmup_start_lr", args.one("lr-warmup-init", float), "lr-warmup-init")
-    decay = _span(args, batch, "lr-decay")
-    total = done.recipe.get("train", {}).get("tokens", 0)
-    if decay is not None and decay != total:
-        put("schedule.decay_tokens", decay, "lr-decay-iters", "lr-decay-samples")
-    warmup = _span(args, batch, "lr-warmup")
-    if args.has("lr-warmup-fraction"):
-        warmup = round(args.one("lr-warmup-fraction", float) * (decay or total))
-    put("schedule.warmup_tokens", warmup or 0, "lr-warmup-fraction", "lr-warmup-iters", "lr-warmup-samples")
-    if style == "wsd":
-        span = _span(args, batch, "lr-wsd-decay") or 0
-        put("schedule.wsd_decay_tokens", span, "lr-wsd-decay-iters", "lr-wsd-decay-samples")
-        shape = args.one("lr-wsd-decay-style", str, "exponential").replace("minus_sqrt", "sqrt")
+    counted = ("lr-decay-iters", "lr-decay-samples")
+    grows = args.has("train-iters") and args.has(_RAMP, _STEPS)  # the decay takes every iteration for a full batch
+    if args.has(*counted) or grows:
+        put("schedule.decay_tokens", lambda: _decay(args, batch), *counted, *(["train-iters"] if grows else []))
+    fraction, counted = "lr-warmup-fraction", ("lr-warmup-iters", "lr-warmup-samples")
+    if args.has(fraction):
+        put("schedule.warmup_tokens", lambda: round(args.number(fraction, float) * _decay(args, batch)), fraction)
+    else:
+        put("schedule.warmup_tokens", (lambda: _span(args, batch, *counted)) if args.has(*counted) else 0, *counted)
+    if style == "wsd" or "${" in str(style):
+        counted = ("lr-wsd-decay-iters", "lr-wsd-decay-samples")
+        if style == "wsd" or args.has(*counted):
+            put("schedule.wsd_decay_tokens", lambda: _span(args, batch, *counted), *counted)
+        shape = args.one("lr-wsd-decay-style", lambda text: text.replace("minus_sqrt", "sqrt"), "exponential")
         put("schedule.wsd_decay_style", shape, "lr-wsd-decay-style")
 
 
-def _span(args: Arguments, batch: _Batch, name: str) -> int | None:
-    """Tokens of --NAME-iters or --NAME-samples."""
-    if args.has(f"{name}-samples"):
-        return args.one(f"{name}-samples", int, 0) * batch.seq_length
-    if args.has(f"{name}-iters"):
-        return batch.tokens(args.one(f"{name}-iters", int, 0))
-    return None
+def _decay(args: Arguments, batch: _Batch) -> int:
+    """Tokens after which Megatron-LM's rate is the least."""
+    if args.has("lr-decay-iters", "lr-decay-samples"):
+        return _span(args, batch, "lr-decay-iters", "lr-decay-samples")
+    if args.has("train-iters"):
+        return _span(args, batch, "train-iters", "train-samples")
+    return _budget(args, batch)
+
+
+def _span(args: Arguments, batch: _Batch, iterations: str, samples: str) -> int:
+    """Tokens of a number of iterations, or of samples."""
+    if args.has(samples):
+        return args.number(samples, int) * batch.seq_length
+    return batch.tokens(args.number(iterations, int))
 
 
 def _data(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
     name = "train-data-path" if args.has("train-data-path") else "data-path"
-    sources = _blend(args.values(name) or [])
-    if sources:
-        put("data.train", sources, name)
-    else:
-        done.to_give.append("data.train: the sources, as {name: web, path: tokens/web, weight: 1.0}")
-    held_out = _blend(args.values("valid-data-path") or [])
-    if held_out:
-        sets = [{"name": each["name"], "path": each["path"]} for each in held_out]
-        put("validation.sets", sets, "valid-data-path")
+    unknown = Untold("the sources, as {name: web, path: tokens/web, weight: 1.0}")
+    put("data.train", (lambda: _blend(name, args.values(name))) if args.has(name) else unknown, name)
+    if any(each["weight"] == TO_GIVE for each in done.recipe["data"]["train"] if isinstance(each, dict)):
+        done.to_give.append("data.train: weights; without any, Megatron-LM's are the numbers of the sources' samples")
+    held_out = "valid-data-path"
+    if args.has(held_out):
+        put("validation.sets", lambda: [_set(each) for each in _blend(held_out, args.values(held_out))], held_out)
     if args.has("tokenizer-model"):
         put("tokenizer.path", args.one("tokenizer-model"), "tokenizer-model")
     if args.has("num-workers"):
@@ -372,22 +480,49 @@ def _data(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
     if {"reset-position-ids", "reset-attention-mask"} <= args.given.keys():
         put("data.document_mask", True, "reset-position-ids", "reset-attention-mask")
     if args.has("eval-interval"):
-        put("validation.interval", f"{args.one('eval-interval', int)} steps", "eval-interval")
-    if args.has("eval-iters") and batch.size and args.one("eval-iters", int):
-        put("validation.max_sequences", args.one("eval-iters", int) * batch.size, "eval-iters")
+        put("validation.interval", args.one("eval-interval", _steps), "eval-interval")
+    if args.has("eval-iters") and args.one("eval-iters", int) != 0:
+        put("validation.max_sequences", lambda: args.number("eval-iters", int) * batch.size, "eval-iters")
 
 
-def _blend(words: list[str]) -> list[dict]:
+def _steps(text: str) -> str:
+    """An interval; a bare count, as of a variable, is one of steps too."""
+    return f"{int(text)} steps"
+
+
+def _blend(flag: str, values: list[str]) -> list[dict]:
     """Sources of `PREFIX...` or of `WEIGHT PREFIX WEIGHT PREFIX...`, each with a name of its own."""
-    weighted = len(words) % 2 == 0 and bool(words) and _is_number(words[0])
-    pairs = list(zip(words[::2], words[1::2], strict=True)) if weighted else [("1.0", word) for word in words]
-    names: list[str] = []
-    for _, path in pairs:
-        base = "".join(c if c.isalnum() or c in "_-." else "_" for c in PurePath(path).name).strip("_") or "text"
-        names.append(base if base not in names else f"{base}_{len(names)}")
+    words = [word for value in values for word in split_words(value)]  # a blend may come as one quoted text
+    given = f"--{flag} {' '.join(words)}"
+    if not words or re.search(NOT_COMPUTED, given):
+        raise Untold(f"{given} is not computed" if words else f"{given}has no value")
+    weights, paths = words[::2], words[1::2]
+    open_ones = [bool(_VARIABLE.fullmatch(each)) for each in weights]
+    numbers = [_is_number(each) for each in weights]
+    if len(words) % 2 or (not any(numbers) and not all(open_ones)):
+        weights, paths = [1.0 if len(words) == 1 else [*TO_GIVE] for _ in words], words
+    elif not any(numbers) or not all(a or b for a, b in zip(numbers, open_ones, strict=True)):
+        raise Untold(f"{given} may be weights and sources, or sources alone")
     return [
-        {"name": name, "path": path, "weight": float(weight)} for name, (weight, path) in zip(names, pairs, strict=True)
+        {"name": name, "path": path, "weight": float(weight) if _is_number(weight) else weight}
+        for name, path, weight in zip(_names(paths), paths, weights, strict=True)
     ]
+
+
+def _names(paths: list[str]) -> list[str]:
+    """Of each path its last part, in the letters that a source's name may have, none twice."""
+    names: list[str] = []
+    for path in paths:
+        base = re.sub(r"[^A-Za-z0-9_.-]", "_", PurePath(path).name).strip("_") or "text"
+        name, number = base, len(names)
+        while name in names:
+            name, number = f"{base}_{number}", number + 1
+        names.append(name)
+    return names
+
+
+def _set(source: dict) -> dict:
+    return {"name": source["name"], "path": source["path"]}
 
 
 def _run(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
@@ -397,11 +532,11 @@ def _run(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
         done.recipe["train"]["run_dir"] = "runs/from_megatron"
         done.to_give.append("train.run_dir: --save is not given; the recipe says runs/from_megatron")
     if args.has("save-interval"):
-        put("checkpoint.interval", f"{args.one('save-interval', int)} steps", "save-interval")
-    if args.has("save-retain-interval"):
-        kept = batch.tokens(args.one("save-retain-interval", int, 0))
-        put("checkpoint.keep_every_tokens", kept, "save-retain-interval")
-    if args.one("most-recent-k", int, -1) > 0:
+        put("checkpoint.interval", args.one("save-interval", _steps), "save-interval")
+    retained = "save-retain-interval"
+    if args.has(retained):
+        put("checkpoint.keep_every_tokens", lambda: batch.tokens(args.number(retained, int)), retained)
+    if args.has("most-recent-k") and args.one("most-recent-k", int) != -1:
         put("checkpoint.keep_last", args.one("most-recent-k", int), "most-recent-k")
     if args.has("no-save-optim"):
         put("checkpoint.save_optimizer", False, "no-save-optim")
@@ -411,19 +546,26 @@ def _run(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
         put("monitor.wandb.project", args.one("wandb-project"), "wandb-project")
         if args.has("wandb-exp-name"):
             put("monitor.wandb.name", args.one("wandb-exp-name"), "wandb-exp-name")
-    if args.has("distributed-timeout-minutes"):
-        seconds = args.one("distributed-timeout-minutes", float) * 60
-        put("resilience.step_timeout_seconds", seconds, "distributed-timeout-minutes")
+    for key, name in (
+        ("step_timeout_seconds", "distributed-timeout-minutes"),
+        ("time_limit_seconds", "exit-duration-in-mins"),
+    ):
+        if args.has(name):
+            put(f"resilience.{key}", lambda name=name: args.number(name, float) * 60, name)
     if args.has("exit-duration-in-mins"):
-        put("resilience.time_limit_seconds", args.one("exit-duration-in-mins", float) * 60, "exit-duration-in-mins")
         put("resilience.exit_before_seconds", 0, "exit-duration-in-mins")
     if args.has("profile"):
-        put("profile.first_step", max(args.one("profile-step-start", int, 10), 1), "profile", "profile-step-start")
-        steps = args.one("profile-step-end", int, 12) - args.one("profile-step-start", int, 10)
-        put("profile.num_steps", max(steps, 1), "profile-step-end")
-        ranks = [int(rank) for rank in args.values("profile-ranks") or [] if rank.isdigit()]
-        if ranks:
-            put("profile.ranks", ranks, "profile-ranks")
+        _profile(args, put)
+
+
+def _profile(args: Arguments, put: Put) -> None:
+    start, end = ("profile-step-start", int, 10), ("profile-step-end", int, 12)
+    first = args.one(*start)
+    put("profile.first_step", max(first, 1) if isinstance(first, int) else first, "profile", start[0])
+    put("profile.num_steps", lambda: max(args.number(*end) - args.number(*start), 1), end[0], start[0])
+    if args.has("profile-ranks"):
+        ranks = args.several("profile-ranks", int) or [args.one("profile-ranks")]
+        put("profile.ranks", next((each for each in ranks if isinstance(each, Untold)), ranks), "profile-ranks")
 
 
 def _load(args: Arguments, done: Translation) -> None:
@@ -450,6 +592,16 @@ def _split_launcher(words: Sequence[str]) -> tuple[dict[str, list[str]], list[st
     return launcher, list(words[at + 1 :])
 
 
+def _tell_loose_variables(args: Arguments, done: Translation) -> None:
+    """Variables after a flag and its values, that the script does not set: empty, or arguments of their own."""
+    for name in [each for each in args.given if each in args.used and each not in _LISTS]:
+        for word in args.given[name][args.read.get(name, 0) :]:
+            if _VARIABLE.fullmatch(word):
+                done.no_effect.append(
+                    f"{word} after --{name}: the script does not set it; if it holds arguments, add them"
+                )
+
+
 def _sort_the_rest(args: Arguments, done: Translation) -> None:
     for name, values in args.given.items():
         if name in args.used or name.replace("-", "_") in _LAUNCHER:
@@ -465,10 +617,14 @@ def _sort_the_rest(args: Arguments, done: Translation) -> None:
             done.no_counterpart.append(f"{shown}: unknown")
 
 
-def _number(given: dict[str, list[str]], name: str) -> int | None:
+def _number(given: dict[str, list[str]], name: str) -> int | str | None:
+    """A number, or the variable that stands for it; None for gpu, auto and the like."""
     text = (given.get(name) or [""])[0]
-    return int(text) if text.isdigit() else None
+    return text if _VARIABLE.fullmatch(text) else int(text) if text.isdecimal() else None
 
 
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).replace("e-", "", 1).isdigit()
+def _is_number(text: object) -> bool:
+    try:
+        return not isinstance(text, list) and math.isfinite(float(text))
+    except ValueError:
+        return False

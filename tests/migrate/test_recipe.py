@@ -7,6 +7,7 @@ import yaml
 
 from megatron_sky.config import load_config
 from megatron_sky.config.validate import check
+from megatron_sky.errors import ConfigError
 from megatron_sky.migrate import flags
 from megatron_sky.migrate.recipe import translate
 from megatron_sky.migrate.shell import read_script
@@ -66,7 +67,7 @@ LLAMA_70B = (
     "--micro-batch-size 1 --global-batch-size 1024 --train-iters 100000 --lr 1.5e-4 --lr-decay-style WSD "
     "--lr-wsd-decay-style minus_sqrt --lr-wsd-decay-iters 10000 --lr-warmup-iters 2000 --bf16 --recompute-granularity "
     "full --recompute-method uniform --recompute-num-layers 1 --tp-comm-overlap --reset-position-ids "
-    "--reset-attention-mask --eod-mask-loss --data-path d/a d/b --valid-data-path d/v --save run --qk-layernorm "
+    "--reset-attention-mask --eod-mask-loss --data-path 1 d/a 1 d/b --valid-data-path d/v --save run --qk-layernorm "
     "--make-vocab-size-divisible-by 16 --ddp-bucket-size 40000000 --no-such-flag 3"
 )
 
@@ -172,6 +173,161 @@ def test_what_arguments_do_not_tell_is_asked_for(tmp_path):
         assert key in asked
     assert "# TO GIVE: model.vocab_size" in recipe_text(done, "a test")
     assert yaml.safe_load(recipe_text(done, "a test"))["model"]["num_layers"] == 2
+
+
+# Every flag whose value is a number (or, of the later ones, may be left to a variable), with all that it goes with.
+NUMBERS_AND_NAMES = """
+--num-layers --hidden-size --num-attention-heads --seq-length --ffn-hidden-size --num-query-groups
+--kv-channels --norm-epsilon --layernorm-epsilon --hidden-dropout --attention-dropout --init-method-std
+--vocab-size --make-vocab-size-divisible-by --rotary-base --rotary-percent --rope-scaling-factor
+--rotary-seq-len-interpolation-factor --tensor-model-parallel-size --pipeline-model-parallel-size
+--context-parallel-size --num-virtual-stages-per-pipeline-rank --num-layers-per-virtual-pipeline-stage
+--ddp-bucket-size --initial-loss-scale --fp8-amax-history-len --weight-decay --adam-beta1 --adam-beta2
+--adam-eps --clip-grad --global-batch-size --micro-batch-size --seed --recompute-num-layers --train-samples
+--train-iters --rampup-batch-size --lr --min-lr --lr-warmup-init --lr-decay-iters --lr-decay-samples
+--lr-warmup-iters --lr-warmup-samples --lr-warmup-fraction --lr-wsd-decay-iters --lr-wsd-decay-samples
+--num-workers --eval-interval --eval-iters --save-interval --save-retain-interval --most-recent-k
+--log-interval --distributed-timeout-minutes --exit-duration-in-mins --profile-step-start --profile-step-end
+--profile-ranks --step-batch-size-schedule --normalization --position-embedding-type --lr-decay-style
+--lr-wsd-decay-style --recompute-granularity --fp8-format --fp8-recipe --fp8-amax-compute-algo --optimizer
+--save --load --tokenizer-model --wandb-project --wandb-exp-name --data-path --train-data-path
+--valid-data-path
+"""
+OPEN = NUMBERS_AND_NAMES.split()
+WITH = {
+    "--num-query-groups": "--group-query-attention",
+    "--rope-scaling-factor": "--use-rope-scaling --position-embedding-type rope",
+    "--rotary": "--position-embedding-type rope",
+    "--initial-loss-scale": "--fp16",
+    "--fp8": "--fp8-format hybrid",
+    "--lr-wsd": "--lr-decay-style WSD",
+    "--wandb-exp-name": "--wandb-project p",
+    "--profile": "--profile",
+    "--rampup-batch-size": "--train-iters 10",
+    "--make-vocab": "--tensor-model-parallel-size 1",
+}
+BASE = "--num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 32 --global-batch-size 8 --lr 1e-3"
+
+
+@pytest.mark.parametrize("flag", OPEN)
+@pytest.mark.parametrize("value", ["${OPEN}", "$(of a command)", "no_number", ""])
+def test_a_value_that_is_not_told_is_never_the_default(flag, value):
+    needed = " ".join(text for start, text in WITH.items() if flag.startswith(start))
+    count = 3 if flag == "--rampup-batch-size" else 1
+    flags = {part.split(" ")[0]: part for part in f"{BASE} {needed}".replace(" --", "\n--").split("\n")} | {flag: flag}
+    words = [word for part in flags.values() for word in part.split()]
+    at = words.index(flag) + 1
+    done = translate([*words[:at], *[value] * (count if value else 0), *words[at:]])
+    told = [each for each in done.mapped if flag in each]
+    if value == "no_number" and flag in OPEN[OPEN.index("--normalization") :]:
+        return  # a name may be any
+    other = [*done.to_give, *done.no_counterpart, *done.no_effect]
+    assert any(flag in each for each in [*told, *other])
+    for line in told:
+        written = line.partition(" -> ")[2].partition(": ")[2]
+        assert (value == "${OPEN}" and "${OPEN}" in written) or written in ("rope", "hybrid", "llama3", "linear", "0")
+
+
+@pytest.mark.parametrize("flag", ["--num-query-groups", "--seed", "--adam-beta2", "--lr-warmup-fraction"])
+def test_a_recipe_with_something_to_give_is_refused(flag, tmp_path):
+    given = {"--group-query-attention": [], "--num-query-groups": ["2"], "--data-path": ["d"], "--save": ["r"]}
+    given |= {"--vocab-size": ["9"], "--train-iters": ["10"], flag: ["$(nproc)"]}
+    done = translate([*BASE.split(), *(word for name, values in given.items() for word in (name, *values))])
+    assert [flag in each for each in done.to_give].count(True) >= 1
+    with pytest.raises(ConfigError, match="should be a valid"):
+        resolved(done, tmp_path)
+
+
+def test_variables_are_read_when_the_recipe_is_loaded(tmp_path, monkeypatch):
+    """With the variables in the environment the recipe is that of a script which sets them."""
+    values = {
+        "num-layers": "4",
+        "hidden-size": "64",
+        "ffn-hidden-size": "128",
+        "num-attention-heads": "8",
+        "num-query-groups": "2",
+        "kv-channels": "8",
+        "norm-epsilon": "1e-4",
+        "seq-length": "32",
+        "vocab-size": "99",
+        "hidden-dropout": "0.0",
+        "make-vocab-size-divisible-by": "64",
+        "pipeline-model-parallel-size": "2",
+        "global-batch-size": "8",
+        "micro-batch-size": "2",
+        "seed": "7",
+        "lr": "6e-4",
+        "min-lr": "6e-5",
+        "weight-decay": "0.1",
+        "adam-beta2": "0.95",
+        "lr-decay-style": "cosine",
+        "eval-interval": "10",
+        "save-interval": "20",
+        "profile-ranks": "3",
+        "log-interval": "5",
+        "save": "runs/x",
+        "tokenizer-model": "t.model",
+    }
+    fixed = ["--group-query-attention", "--profile", "--valid-data-path", "v"]
+    source = {name: f"${{V_{name.replace('-', '_').upper()}}}" for name in values}
+    open_ones = translate([*fixed, *(w for name, text in source.items() for w in (f"--{name}", text))])
+    told = translate([*fixed, *(w for name, text in values.items() for w in (f"--{name}", text))])
+    rest = ["train.tokens=1M", "data.train=[]", "schedule.wsd_decay_style=linear", "train.run_dir=r"]
+    for name, text in source.items():
+        monkeypatch.setenv(text[2:-1], values[name])
+    assert resolved(open_ones, tmp_path, *rest) == resolved(told, tmp_path, *rest)
+
+
+def test_nodes_that_are_variables():
+    script = read_script("torchrun --nnodes $SLURM_NNODES --nproc-per-node 8 pretrain_gpt.py --num-layers 2")
+    shown = report_lines(translate(script.words), script)[-1]
+    assert "--nodes ${SLURM_NNODES} --gpus-per-node 8" in shown
+
+
+def test_a_value_of_several_words(tmp_path):
+    script = "B='0.3 a 0.7 b'\npython t.py --wandb-project 'My runs' --wandb-exp-name=\"13B, again\" --data-path \"$B\""
+    recipe = translate(read_script(script).words).recipe
+    assert recipe["monitor"]["wandb"] == {"project": "My runs", "name": "13B, again"}
+    assert [(each["path"], each["weight"]) for each in recipe["data"]["train"]] == [("a", 0.3), ("b", 0.7)]
+
+
+def test_variables_that_may_hold_arguments_are_told():
+    done = translate(
+        ["--bf16", "${MORE}", "--num-layers", "2", "${LOAD}", "--seed", "${SEED}", "--data-path", "1", "a", "2", "b"]
+    )
+    assert [each.split(":")[0] for each in done.no_effect] == ["${MORE} after --bf16", "${LOAD} after --num-layers"]
+
+
+def test_position_embeddings_beside_the_kind():
+    rope = translate(["--no-position-embedding", "--use-rotary-position-embeddings", "--max-position-embeddings", "64"])
+    assert len(rope.no_effect) == 2 and not rope.no_counterpart
+    learned = translate(["--seq-length", "32", "--max-position-embeddings", "64"])
+    assert not learned.no_effect and "another model" in learned.no_counterpart[0]
+    assert "is model.seq_length" in translate(["--seq-length", "64", "--max-position-embeddings", "64"]).no_effect[0]
+
+
+def test_weights_that_are_variables(tmp_path, monkeypatch):
+    done = translate(["--data-path", "${W}", "d/a", "0.7", "d/b"])
+    assert [each["weight"] for each in done.recipe["data"]["train"]] == ["${W}", 0.7]
+    ambiguous = translate(["--data-path", "${A}", "${B}"])
+    assert any(each.startswith("data.train: --data-path") for each in ambiguous.to_give)
+    assert translate(["--data-path", "${DATA}"]).recipe["data"]["train"] == [
+        {"name": "DATA", "path": "${DATA}", "weight": 1.0}
+    ]
+
+
+def test_sources_without_weights_are_mixed_by_size():
+    done = translate(["--data-path", "d/a", "d/b", "d/中文", "d/a"])
+    assert [each["name"] for each in done.recipe["data"]["train"]] == ["a", "b", "text", "a_3"]
+    assert all(each["weight"] == ["TO GIVE"] for each in done.recipe["data"]["train"])
+    assert any("numbers of the sources' samples" in each for each in done.to_give)
+
+
+def test_the_decay_of_a_batch_that_grows_counts_full_batches():
+    grown = "--global-batch-size 4 --seq-length 10 --rampup-batch-size 2 2 8 --train-iters 10 --lr-warmup-fraction 0.1"
+    recipe = translate(grown.split()).recipe
+    assert recipe["train"]["tokens"] == 4 * 20 + 6 * 40
+    assert (recipe["schedule"]["decay_tokens"], recipe["schedule"]["warmup_tokens"]) == (400, 40)
 
 
 def test_no_argument_is_in_two_tables():
