@@ -6,8 +6,10 @@ problems found are told at once, with the nearest known name for a typo.
 """
 
 import difflib
+import functools
 import os
 import re
+import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -62,8 +64,11 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> C
     problems: list[Problem] = []
     tree: dict = {}
     places: dict[str, Place] = {}
-    for file in files:
-        _merge(tree, _read_file(Path(file), places, problems))
+    layers = [_read_file(Path(file), places, problems) for file in files]
+    if None in layers:  # what is said of the rest would only follow from that
+        raise ConfigError(problems)
+    for layer in layers:
+        _merge(tree, layer)
     for text in overrides:
         _apply_override(tree, text, places, problems)
     tree = _expand_variables(tree, "", problems)
@@ -78,8 +83,8 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> C
 
 
 def load_recipe(arguments: Sequence[str]) -> Config:
-    """`load_config` of a command line: what is a file, or is named as one, is a recipe file, all else an override."""
-    files = [each for each in arguments if os.path.isfile(each) or _is_named_as_file(each)]
+    """`load_config` of a command line: what is there, or is named as a file, is a recipe file, all else an override."""
+    files = [each for each in arguments if os.path.exists(each) or _is_named_as_file(each)]
     return load_config(files, [each for each in arguments if each not in files])
 
 
@@ -98,32 +103,36 @@ def dump_tree(tree: object) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _read_file(path: Path, places: dict[str, Place], problems: list[Problem]) -> dict:
+def _read_file(path: Path, places: dict[str, Place], problems: list[Problem]) -> dict | None:
+    """The file's mapping; None, and the problem told, where it has none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return _parse(path, path.read_text(encoding="utf-8"), places, problems)
     except FileNotFoundError:
         problems.append(Problem(str(path), "no such recipe file", _near_file(path)))
-        return {}
+    except IsADirectoryError:
+        problems.append(Problem(str(path), "is a folder, not a recipe file", _near_file(path / "any")))
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(str(path), f"can't be read: {error}", "give a readable UTF-8 YAML file"))
-        return {}
+    except yaml.YAMLError as error:
+        problems.append(Problem(str(path), f"is not valid YAML: {error}", "mend the file at that place"))
+    except RecursionError:
+        problems.append(Problem(str(path), "has an anchor (&) that holds itself", "remove the alias (*) within it"))
+    return None
+
+
+def _parse(path: Path, text: str, places: dict[str, Place], problems: list[Problem]) -> dict | None:
     loader = _Loader(text)
+    loader.name = str(path)  # in what PyYAML says of a place
     try:
         node = loader.get_single_node()
         if node is None:
             return {}
-        if not isinstance(node, yaml.MappingNode):
-            problems.append(Problem(str(path), "a recipe must be a mapping of sections", "start it with `model:`"))
-            return {}
-        return _build(loader, node, str(path), "", places, problems)
-    except yaml.YAMLError as error:
-        problems.append(Problem(str(path), f"is not valid YAML: {error}", "mend the file at that place"))
-        return {}
-    except RecursionError:
-        problems.append(Problem(str(path), "has an anchor (&) that holds itself", "remove the alias (*) within it"))
-        return {}
+        if isinstance(node, yaml.MappingNode):
+            return _build(loader, node, str(path), "", places, problems)
     finally:
         loader.dispose()
+    problems.append(Problem(str(path), "a recipe must be a mapping of sections", "start it with `model:`"))
+    return None
 
 
 def _build(loader: _Loader, node: yaml.Node, file: str, key: str, places: dict, problems: list[Problem]) -> object:
@@ -188,9 +197,11 @@ def _apply_override(tree: dict, text: str, places: dict[str, Place], problems: l
         problems.append(Problem(key, f"has a value that is not valid YAML: {error}", "quote it", value_text))
         return
     *parents, leaf = key.split(".")
+    numbered = []  # the key with the numbers of list items for their names
     here: dict | list = tree
     for depth, name in enumerate(parents):
         child = _child(here, name)
+        numbered.append(str(_index(here, name)) if isinstance(here, list) else name)
         if child is None and isinstance(here, dict):
             child = here[name] = {}
         if not isinstance(child, dict | list):
@@ -206,11 +217,13 @@ def _apply_override(tree: dict, text: str, places: dict[str, Place], problems: l
             problems.append(Problem(key, f"needs a name in the list, or an index below {len(here)}", mend))
             return
         here[number] = value
+        leaf = str(number)
     else:
         here[leaf] = value
-    for known in [known for known in places if known == key or known.startswith(key + ".")]:
+    set_key = ".".join([*numbered, leaf])
+    for known in [known for known in places if known == set_key or known.startswith(set_key + ".")]:
         del places[known]
-    places[key] = "command line"
+    places[set_key] = "command line"
 
 
 def _child(node: dict | list, name: str) -> object:
@@ -283,14 +296,15 @@ def _problem(error: dict, places: dict[str, Place]) -> Problem:
     if kind == "extra_forbidden":
         return Problem(where, "is not a known key", _nearest(dotted))
     if kind == "missing":
-        field = _field(dotted)
-        return Problem(where, "is required and not given", f"add it: {field.description}" if field else "add it")
+        return Problem(where, "is required and not given", f"add it: {_meaning(dotted)}")
+    if kind == "model_type":
+        return Problem(where, "is a section", f"give its fields, as {dotted}.NAME=VALUE: {_meaning(dotted)}", value)
     rule = error["msg"].removeprefix("Value error, ")
     rule = rule[0].lower() + rule[1:] if rule else rule
     if rule.startswith("input "):
         rule = rule.removeprefix("input ")
-    field = _field(dotted)
-    mend = f"give what it stands for: {field.description}" if field and field.description else ""
+    meaning = _meaning(dotted)
+    mend = f"give what it stands for: {meaning}" if meaning else ""
     return Problem(where, rule, mend, None if isinstance(value, dict | list | Section) else value)
 
 
@@ -309,26 +323,54 @@ def _place(dotted: str, places: dict[str, Place]) -> Place | None:
     return None
 
 
-def _known_keys() -> dict[str, object]:
-    """Every dotted key of the recipe (two levels: section and field) with its pydantic field."""
-    keys: dict[str, object] = {}
-    for name, section in Config.model_fields.items():
-        keys[name] = section
-        fields = getattr(section.annotation, "model_fields", {})
-        keys |= {f"{name}.{field}": info for field, info in fields.items()}
+@functools.cache
+def _known_keys() -> dict[str, str]:
+    """Every dotted key of the recipe, `*` for a list's items, with what it stands for."""
+    keys: dict[str, str] = {}
+
+    def add(prefix: str, section: type) -> None:
+        for name, info in section.model_fields.items():
+            key, below = prefix + name, _sections_in(info.annotation)
+            keys[key] = info.description or next((each.__doc__.splitlines()[0] for each in below), "")
+            for each in below:
+                add(f"{key}.*." if _is_list(info.annotation) else f"{key}.", each)
+
+    add("", Config)
     return keys
 
 
-def _field(dotted: str):
-    return _known_keys().get(dotted)
+def _sections_in(annotation: object) -> list[type]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [each for part in typing.get_args(annotation) for each in _sections_in(part)]
+
+
+def _is_list(annotation: object) -> bool:
+    return typing.get_origin(annotation) is tuple or any(map(_is_list, typing.get_args(annotation)))
+
+
+def _meaning(dotted: str) -> str:
+    return _known_keys().get(_starred(dotted), "")
+
+
+def _starred(dotted: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", dotted)
 
 
 def _nearest(dotted: str) -> str:
+    told = _nearest_known(_starred(dotted))
+    for number in re.findall(r"(?<=\.)\d+(?=\.|$)", dotted):
+        told = told.replace(".*", f".{number}", 1)
+    return told
+
+
+def _nearest_known(dotted: str) -> str:
     keys = _known_keys()
     parent, _, leaf = dotted.rpartition(".")
     section = parent.split(".")[0]
     siblings = [key for key in keys if key.rpartition(".")[0] == parent]
     elsewhere = [key for key in keys if key.rpartition(".")[2] == leaf]
+    elsewhere = [key for key in elsewhere if "*" not in key] or elsewhere
     close = difflib.get_close_matches(leaf, [key.rpartition(".")[2] for key in siblings], n=1, cutoff=0.6)
     if close:
         return f"did you mean {f'{parent}.{close[0]}' if parent else close[0]}?"

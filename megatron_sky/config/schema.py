@@ -4,16 +4,18 @@ A section is handed only to its owner (`model` to the model builder, `data` to t
 imports torch, and nothing changes a config once it is built: progress lives in `trainer.state.TrainState`.
 """
 
+import os
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from megatron_sky.config.presets import PRESETS
 from megatron_sky.config.units import IntervalField, TokenCount
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home
 
 
 class Section(BaseModel):
@@ -112,7 +114,7 @@ class ModelConfig(Section):
 class TokenizerConfig(Section):
     """The tokenizer that made the data files; needed to generate text and to check the data against."""
 
-    path: str | None = Field(
+    path: FilePath | None = Field(
         None,
         description="SentencePiece .model, Hugging Face tokenizer.json or tiktoken .tiktoken file, or a folder that "
         "holds one.",
@@ -130,7 +132,7 @@ class SourceConfig(Section):
     """One training source of the mixture."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$", description="Name in logs and reports.")
-    path: str = Field(description="Path prefix of the .bin and .idx files, without the ending.")
+    path: FilePath = Field(description="Path prefix of the .bin and .idx files, without the ending.")
     weight: Annotated[float, Field(ge=0)] | Ramp = Field(
         1.0, description="Share of the mixture (weights are normalised to sum to 1), constant or a ramp."
     )
@@ -326,7 +328,7 @@ class BatchRampup(Section):
 class TrainConfig(Section):
     """The run itself."""
 
-    run_dir: str = Field(description="Folder of the run: config, metrics, logs, checkpoints, report.")
+    run_dir: FilePath = Field(description="Folder of the run: config, metrics, logs, checkpoints, report.")
     tokens: TokenCount = Field(
         description="Token budget; the run ends with the first step that reaches it. With sessions it is their sum "
         "and may be left out."
@@ -359,7 +361,7 @@ class ValidationSet(Section):
     """A named held-out set; its loss is reported on its own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$", description="Name in logs and reports.")
-    path: str = Field(description="Path prefix of the .bin and .idx files, without the ending.")
+    path: FilePath = Field(description="Path prefix of the .bin and .idx files, without the ending.")
 
     @field_validator("path")
     @classmethod
@@ -379,12 +381,12 @@ class ValidationConfig(Section):
     max_sequences: Positive | None = Field(
         None, description="Use this many sequences from the start of each set; null: all of them."
     )
-    reference_tokenizer: str | None = Field(
+    reference_tokenizer: FilePath | None = Field(
         None,
         description="Tokenizer file of the model to compare with: each loss is also given per token of this tokenizer "
         "(normalised loss); null: not given.",
     )
-    references: str | None = Field(
+    references: FilePath | None = Field(
         None,
         description="CSV file of other models' losses on the sets, drawn as lines into the same pictures; its columns: "
         "model, domain, loss (nats per token), or normalised_loss (as `eval loss` writes them); null: none.",
@@ -412,7 +414,7 @@ class CheckpointConfig(Section):
         (), description="Consumed tokens at which a checkpoint is saved and, whatever keep_last says, kept for ever."
     )
     save_optimizer: bool = Field(True, description="Save the optimizer state; without it a run can't be resumed.")
-    init_from: str | None = Field(
+    init_from: FilePath | None = Field(
         None,
         description="Checkpoint folder whose weights (only) a new run starts from; unused once the run has one.",
     )

@@ -60,7 +60,10 @@ class Interval(BaseModel):
         unit = words[1] if len(words) == 2 else "steps"
         if not 1 <= len(words) <= 2 or unit not in ("step", "steps", "token", "tokens"):
             raise ValueError('must be an interval such as "100 steps" or "5B tokens"')
-        every = parse_count(words[0])
+        try:
+            every = parse_count(words[0])
+        except ValueError:
+            raise ValueError('must be an interval such as "100 steps" or "5B tokens"') from None
         if every == 0:
             raise ValueError("must be at least 1; leave the interval out (null) for never")
         return {"every": every, "unit": unit.rstrip("s") + "s"}

@@ -232,3 +232,57 @@ def test_what_is_no_count(text):
 
 def test_counts_for_people():
     assert [format_count(n) for n in (999, 12_345, 16_777_216, 2 * 10**12)] == ["999", "12.35k", "16.78M", "2.00T"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model:\n\tpreset: tiny\n", "is not valid YAML"),
+        ("- a\n", "must be a mapping of sections"),
+        (None, "no such recipe file"),
+        ("", "is a folder"),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_the_only_problem(text, told, write, tmp_path):
+    path = tmp_path / "r.yaml"
+    if text:
+        write(text, "r.yaml")
+    elif text == "":
+        path.mkdir()
+    (problem,) = problems([path])
+    assert told in problem and str(path) in problem and "<unicode string>" not in problem
+
+
+def test_a_missing_section_says_what_it_is_for(write):
+    told = "\n".join(problems([write({"model": {"preset": "tiny"}})]))
+    assert "schedule: is required" in told and "None" not in told and told.count("add it: ") == 2
+    told = "\n".join(problems([write(BASE)], ["train=3"]))
+    assert "train (command line) = 3: is a section" in told and "train.NAME=VALUE" in told
+
+
+@pytest.mark.parametrize("override", ["data.train.zh.wieght=3", "data.train.0.wieght=3"])
+def test_a_typo_in_a_lists_item(override, write):
+    recipe = write(BASE | {"data": {"train": [{"name": "zh", "path": "x"}]}})
+    (problem,) = problems([recipe], [override])
+    assert "data.train.0.wieght (command line)" in problem and "did you mean data.train.0.weight?" in problem
+    told = problems([write(BASE | {"sessions": [{"name": "a", "tokens": "1M", "schedule": {"lrr": 1}}]})])
+    assert "did you mean sessions.0.schedule.lr?" in "\n".join(told)
+
+
+@pytest.mark.parametrize("text", ["1000steps", "1h", "-10 steps", "10 parsecs", "a b c"])
+def test_a_bad_interval_names_its_units(text, write):
+    (problem,) = problems([write(BASE)], [f"checkpoint.interval={text}"])
+    assert '"100 steps" or "5B tokens"' in problem
+
+
+def test_the_home_folder_in_paths(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    overrides = [
+        "train.run_dir=~/run",
+        "tokenizer.path=~/t.model",
+        "checkpoint.init_from=~/other",
+        "data.train.0.path=~/d",
+    ]
+    config = load_config([write(BASE | {"data": {"train": [{"name": "n", "path": "x"}]}})], overrides)
+    paths = [config.train.run_dir, config.tokenizer.path, config.checkpoint.init_from, config.data.train[0].path]
+    assert paths == [f"/home/me/{name}" for name in ("run", "t.model", "other", "d")]
