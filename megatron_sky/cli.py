@@ -112,8 +112,10 @@ def train(
     config = load_recipe(recipe)
     ranks = nproc or info.world_size
     if dry_run:
+        from megatron_sky.trainer import run_folder
         from megatron_sky.trainer.dry_run import print_plan
 
+        run_folder.check_free(Path(config.train.run_dir))
         print_plan(config, world_size or ranks)
         return
     if nproc is not None and nproc > 1:

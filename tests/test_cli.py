@@ -89,6 +89,14 @@ def test_a_run_folder_that_can_not_be_written(sky, recipe_file, tmp_path):
     assert "train.run_dir" in bad(sky, recipe_file, f"train.run_dir={tmp_path}/file/run")
 
 
+@pytest.mark.parametrize("name", ["file", "file/run", "x" * 300])
+def test_a_dry_run_looks_at_the_run_folder_and_makes_nothing(name, sky, recipe_file, tmp_path):
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.iterdir())
+    assert "can't be written" in bad(sky, recipe_file, f"train.run_dir={tmp_path}/{name}", "--dry-run")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_run_folder_in_use(sky, recipe_file, recipe):
     from megatron_sky.trainer import run_folder
 
@@ -96,6 +104,7 @@ def test_a_run_folder_in_use(sky, recipe_file, recipe):
     run_folder.prepare(run_dir)
     with run_folder.locked(run_dir, print):
         err = bad(sky, recipe_file)
+        assert f"pid {os.getpid()}" in bad(sky, recipe_file, "--dry-run")
     assert f"pid {os.getpid()}" in err
     assert not list((run_dir / "checkpoints").iterdir())
 
@@ -204,7 +213,10 @@ def test_dry_run_of_512_ranks(sky):
     )
     assert "PP2 x DP256 on 512 rank(s)" in done.stdout
     assert "13,854,269,952 parameters" in done.stdout
-    assert done.returncode != 0 and "tokenizer" in done.stderr  # the corpus is not on this machine, and that is told
+    assert "stage-2: tokens 3.00T to 3.13T" in done.stdout and "every check passed" not in done.stdout
+    assert done.returncode == 3  # the corpus is not on this machine, and that is told, all at once
+    assert "tokenizer.model can't be read" in done.stderr and "validation/zh_social.bin does not exist" in done.stderr
+    assert done.stderr.count("mend: give the path prefix") == 1
 
 
 def test_dry_run_with_data(recipe_file):

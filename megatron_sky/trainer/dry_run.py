@@ -4,20 +4,24 @@ Every pipeline stage is built with the real megatron-core, on process groups who
 weights that take no memory, so a 512-rank job is checked in seconds on a laptop. The data files are checked as well.
 """
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from megatron_sky.config import Config
 from megatron_sky.config.units import format_count
 from megatron_sky.config.validate import backend_problems, check
-from megatron_sky.data.loader import TrainData
 from megatron_sky.data.mixture import mixture_table
+from megatron_sky.data.plan import SamplingPlan
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import open_fake_context
 from megatron_sky.distributed.topology import Coordinates, Layout
-from megatron_sky.errors import ConfigError
+from megatron_sky.errors import ConfigError, DataError
 from megatron_sky.model.build import build_model
 from megatron_sky.model.flops import flops_per_token, num_parameters
 from megatron_sky.optim.schedule import global_batch_size_at
+from megatron_sky.trainer import run_folder
 from megatron_sky.trainer.run import check_start, open_data
 from megatron_sky.trainer.sessions import Sessions, sessions_of
 from megatron_sky.trainer.sessions import find_notes as find_session_notes
@@ -27,8 +31,12 @@ _OTHER = {"te": "torch", "torch": "te"}
 
 
 def print_plan(config: Config, world_size: int) -> None:
-    """Prints what the recipe would do on `world_size` ranks; raises the SkyError of what would stop it."""
+    """Prints what the recipe would do on `world_size` ranks; raises the SkyError of what would stop it.
+
+    What data files are lacking is told last, after all that can be said without them.
+    """
     notes = check(config, world_size)
+    run_folder.check(Path(config.train.run_dir))
     check_start(config)
     if config.model.backend == "auto":
         notes += _check_either_backend(config)
@@ -37,10 +45,16 @@ def print_plan(config: Config, world_size: int) -> None:
     _print_model(config, layout)
     sessions = sessions_of(config)
     _print_run(config, layout, sessions)
-    data = open_data(config)
-    _print_sessions(config, sessions, data)
+    lacking, segments = None, itertools.repeat(None)
+    try:
+        segments = open_data(config).plan.segments
+    except DataError as error:
+        lacking = error
+    _print_sessions(config, sessions, segments)
     for note in (*notes, *find_session_notes(sessions, config)):
         print(f"note        {note}")
+    if lacking is not None:
+        raise lacking
     print("every check passed")
 
 
@@ -110,10 +124,10 @@ def _print_run(config: Config, layout: Layout, sessions: Sessions) -> None:
         print(f"session     {sessions.only.name} alone (train.session)")
 
 
-def _print_sessions(config: Config, sessions: Sessions, data: TrainData) -> None:
+def _print_sessions(config: Config, sessions: Sessions, segments: Iterable[SamplingPlan | None]) -> None:
     """Each session: its stretch, its learning rate, what its sources give, and the checkpoints that are kept."""
     saved = _saved_tokens(config, sessions)
-    for session, segment in zip(sessions.every, data.plan.segments, strict=True):
+    for session, segment in zip(sessions.every, segments, strict=False):
         if session.name:
             start = ", the optimizer anew" if session.fresh_optimizer else ""
             print(
@@ -127,7 +141,7 @@ def _print_sessions(config: Config, sessions: Sessions, data: TrainData) -> None
             for part in (0.0, 0.01, 0.25, 0.5, 0.75, 1.0)
         )
         print(f"lr          {s.style}, warm-up {format_count(s.warmup_tokens)} tokens: {marks}")
-        table = mixture_table(segment).text.splitlines()
+        table = ["not known without the data files"] if segment is None else mixture_table(segment).text.splitlines()
         for number, line in enumerate(table):
             print(f"{'data' if number == 0 else '':<12}{line}")
         kept = [mark for mark in saved if session.first_token < mark <= session.end_token]

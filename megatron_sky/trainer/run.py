@@ -71,21 +71,36 @@ def _check_reference_tokenizer(config: Config) -> None:
 
 
 def open_data(config: Config) -> TrainData:
-    """The training mixture, opened and checked; validation files are checked too."""
-    tokenizer_hash = load_tokenizer(config.tokenizer.path).sha256 if config.tokenizer.path else None
-    problems = []
+    """The training mixture, opened and checked; validation files are checked too.
+
+    Raises DataError telling every file that is not what it should be.
+    """
+    tokenizer_hash, problems = None, []
+    try:
+        tokenizer_hash = load_tokenizer(config.tokenizer.path).sha256 if config.tokenizer.path else None
+    except DataError as error:
+        problems.append(str(error))
     for each in (*config.data.train, *config.validation.sets):
         try:
             check_source(each.path, vocab_size=config.model.vocab_size, tokenizer_sha256=tokenizer_hash)
         except DataError as error:
             problems.append(str(error))
     if problems:
-        raise DataError("\n".join(problems))
+        raise DataError(_with_each_mend_once(problems))
     settings = config.data
     if settings.sampling == "megatron":  # whose order repeats sources without a limit
         settings = settings.model_copy(update={"max_epochs": math.inf})
     mixtures = [session.mixture for session in sessions_of(config).every]
     return TrainData(settings, sessions=mixtures, **_data_arguments(config, tokenizer_hash))
+
+
+def _with_each_mend_once(problems: list[str]) -> str:
+    """Several errors' texts, those of one mend together."""
+    by_mend: dict[str, list[str]] = {}
+    for text in problems:
+        rule, _, mend = text.partition("\n  mend: ")
+        by_mend.setdefault(mend, []).append(rule)
+    return "\n".join("\n".join(rules) + (f"\n  mend: {mend}" if mend else "") for mend, rules in by_mend.items())
 
 
 def _data_arguments(config: Config, tokenizer_hash: str | None) -> dict:
@@ -355,7 +370,9 @@ def _starting_point(
     state = TrainState.from_dict(saved.progress)
     changed = data.continue_from(saved.data, plan_number(state.consumed_samples, state.skipped))
     if context.rank == 0 and changed:
-        log.warning("the mixture has changed since %s: each source goes on from where it stopped", folder.name)
+        log.warning(
+            "the mixture or its length has changed since %s: each source goes on from where it stopped", folder.name
+        )
     if context.rank == 0 and config.checkpoint.init_from:
         log.info("checkpoint.init_from is not used: the run continues from its own %s", folder.name)
     return folder, state

@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -40,10 +41,41 @@ def prepare(run_dir: Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise RunError(
-            f"train.run_dir = {str(run_dir)!r}: can't be written: {error.strerror}\n"
-            f"  mend: choose a folder you may write to (train.run_dir=...), or change its permissions"
-        ) from None
+        raise _not_writable(run_dir, error.strerror) from None
+
+
+def check(run_dir: Path) -> None:
+    """Raises RunError where `prepare` would, and makes nothing."""
+    for folder in (run_dir, *run_dir.parents):
+        try:
+            is_folder = stat.S_ISDIR(folder.stat().st_mode)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _not_writable(run_dir, error.strerror) from None
+        if not is_folder or not os.access(folder, os.W_OK | os.X_OK):
+            raise _not_writable(run_dir, f"{folder} is {'not writable' if is_folder else 'not a folder'}")
+        return
+
+
+def check_free(run_dir: Path) -> None:
+    """`check`, and RunError where another live job has the folder, as `locked` would; takes nothing."""
+    check(run_dir)
+    if (run_dir / _LOCK).exists():
+        handle = os.open(run_dir / _LOCK, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(handle, run_dir) from None
+        finally:
+            os.close(handle)
+
+
+def _not_writable(run_dir: Path, reason: str | None) -> RunError:
+    return RunError(
+        f"train.run_dir = {str(run_dir)!r}: can't be written: {reason}\n"
+        f"  mend: choose a folder you may write to (train.run_dir=...), or change its permissions"
+    )
 
 
 @contextlib.contextmanager
@@ -65,11 +97,7 @@ def _take(handle: int, path: Path, warn: Callable[[str], None]) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip() or "an unknown process"
-        raise RunError(
-            f"{path.parent}: is in use by a live job: {holder}\n"
-            f"  mend: wait for it, stop it, or give this run another train.run_dir"
-        ) from None
+        raise _in_use(handle, path.parent) from None
     except OSError as error:
         warn(f"{path}: this file system has no locks ({error.strerror}); make sure that no other job uses the folder")
         return False
@@ -78,6 +106,14 @@ def _take(handle: int, path: Path, warn: Callable[[str], None]) -> bool:
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{text}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
     return True
+
+
+def _in_use(handle: int, run_dir: Path) -> RunError:
+    holder = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip() or "an unknown process"
+    return RunError(
+        f"{run_dir}: is in use by a live job: {holder}\n"
+        f"  mend: wait for it, stop it, or give this run another train.run_dir"
+    )
 
 
 def sweep(run_dir: Path, tell: Callable[[str], None]) -> None:
