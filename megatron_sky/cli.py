@@ -17,7 +17,7 @@ from megatron_sky import (
     cli_slurm,
     cli_tokenizer,
 )
-from megatron_sky.errors import SkyError
+from megatron_sky.errors import RunError, SkyError
 
 app = typer.Typer(
     name="megatron-sky",
@@ -35,6 +35,9 @@ Recipe = Annotated[
 ]
 
 
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point: what a user can mend is told in words, with an exit code; the rest keeps its traceback."""
     try:
@@ -42,9 +45,16 @@ def main() -> None:
     except SkyError as error:
         print(f"megatron-sky: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("megatron-sky: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        mend = "see that it is there, that you may read or write it, and that its disk has room"
+        print(f"megatron-sky: {error.filename}: {error.strerror}\n  mend: {mend}", file=sys.stderr)
+        sys.exit(RunError.exit_code)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:  # typer's answer to Ctrl-C
+            print("megatron-sky: interrupted", file=sys.stderr)
+        raise
 
 
 app.add_typer(cli_checkpoint.app, name="checkpoint")

@@ -19,7 +19,7 @@ def list_(run_dir: RunDir) -> None:
 
     checkpoints = store.list_checkpoints(run_dir)
     if not checkpoints:
-        raise CheckpointError(f"{run_dir}: holds no checkpoint\n  mend: give a run folder (train.run_dir)")
+        raise _no_checkpoint(run_dir)
     print(f"{'step':>10}{'tokens':>20}{'GiB':>10}  {'layout':<24}folder")
     for step, folder in checkpoints:
         try:
@@ -30,6 +30,12 @@ def list_(run_dir: RunDir) -> None:
             continue
         size = sum(record.size for record in store.read_manifest(folder).values()) / (1 << 30)
         print(f"{step:>10}{saved.progress['consumed_tokens']:>20,}{size:>10.2f}  {saved.layout:<24}{folder}")
+
+
+def _no_checkpoint(run_dir: Path):
+    from megatron_sky.errors import CheckpointError
+
+    return CheckpointError(f"{run_dir}: holds no checkpoint\n  mend: give a run folder (train.run_dir)")
 
 
 @app.command()
@@ -66,12 +72,18 @@ def prune(
     """
     from megatron_sky.checkpoint import store
     from megatron_sky.config.units import parse_count
+    from megatron_sky.errors import ConfigError, Problem
     from megatron_sky.log import get_logger
     from megatron_sky.trainer.sessions import kept_marks
 
     log = get_logger(__name__)
-    every = None if keep_every_tokens is None else parse_count(keep_every_tokens)
+    try:
+        every = None if keep_every_tokens is None else parse_count(keep_every_tokens)
+    except ValueError as error:
+        raise ConfigError(Problem("--keep-every-tokens", str(error), "give one", keep_every_tokens)) from None
     latest = store.find_latest(run_dir, log.warning)
+    if latest is None and not store.leftovers(run_dir):
+        raise _no_checkpoint(run_dir)
     if latest is not None:
         for folder in store.to_prune(
             run_dir,
@@ -116,13 +128,15 @@ def _sweep(run_dir: Path, dry_run: bool) -> None:
 
 @app.command()
 def diff(
-    first: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
-    second: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    first: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run folder for its latest.")],
+    second: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run folder for its latest.")],
 ) -> None:
     """Say how two checkpoints differ: recipe, progress, largest difference of each weight; exit code 1 if they do."""
+    from megatron_sky.checkpoint import store
     from megatron_sky.convert.checkpoint_diff import differences
+    from megatron_sky.log import get_logger
 
-    lines = differences(first, second)
+    lines = differences(*(store.resolve(each, get_logger(__name__).warning, quick=True) for each in (first, second)))
     for line in lines:
         print(line)
     if lines:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -223,3 +224,23 @@ def test_dry_run_with_data(recipe_file):
     done = command("train", recipe_file, "parallel.pp_size=2", "--dry-run", "--world-size", "4")
     assert done.returncode == 0, done.stderr
     assert "every check passed" in done.stdout and "zh_web" in done.stdout and "stage 1" in done.stdout
+
+
+def test_a_path_that_can_not_be_written_is_named(sky, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = sky("data", "synthetic", tmp_path / "file" / "corpus")
+    assert code == 5 and f"{tmp_path}/file" in err and "mend:" in err and "Traceback" not in err
+
+
+def test_an_interruption_says_so(tmp_path):
+    job = subprocess.Popen(
+        [sys.executable, "-m", "megatron_sky", "data", "synthetic", tmp_path, "--train-bytes", "100000000000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    while not list(tmp_path.glob("train/*.tmp")):
+        assert job.poll() is None, job.stderr.read()
+    job.send_signal(signal.SIGINT)
+    assert job.wait(60) == 130 and job.stderr.read().strip() == "megatron-sky: interrupted"
+    assert not list(tmp_path.glob("train/*.jsonl"))

@@ -72,3 +72,13 @@ def test_what_was_cut_off_is_swept_unless_a_live_job_has_the_folder(sky, run_dir
     assert all(each.is_dir() for each in left)
     code, out, _ = sky("checkpoint", "prune", run_dir, "--keep-last", 9)
     assert code == 0 and out.count("deleted, left by") == 2 and not any(each.is_dir() for each in left)
+
+
+def test_what_can_not_be_asked(sky, run_dir, tmp_path):
+    for command in (["list"], ["prune", "--keep-last", 1]):
+        code, _, err = sky("checkpoint", *command, tmp_path / "nowhere")
+        assert code == 4 and "holds no checkpoint" in err
+    code, _, err = sky("checkpoint", "prune", run_dir, "--keep-last", 1, "--keep-every-tokens", "1x")
+    assert code == 2 and "--keep-every-tokens = '1x': must be a count" in err and "the command line has" in err
+    code, _, err = sky("checkpoint", "diff", run_dir, tmp_path)
+    assert code == 4 and "is neither a checkpoint nor a run folder" in err

@@ -257,12 +257,13 @@ def write_corpus(
 
 
 def _write_split(path: Path, rng: random.Random, generate: Callable, seen: set[str], size: float) -> None:
-    done = 0
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
+    done, temporary = 0, path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
         while done < size:
             text = _unseen(rng, generate, seen)
             done += len(text.encode())
             file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    temporary.replace(path)
 
 
 def _unseen(rng: random.Random, generate: Callable, seen: set[str]) -> str:
