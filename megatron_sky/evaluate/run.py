@@ -342,10 +342,13 @@ def _record(
 def _overlaps(checkpoint: Checkpoint, domains: Sequence[Domain]) -> list[str]:
     """Warnings, told at once, for domains that stand in the mixture the model was trained on."""
     if checkpoint.kind != NATIVE:
+        log.info("%s: a Hugging Face folder does not tell what it was trained on", checkpoint.name)
         return []
     saved = state.read_saved(checkpoint.path)
     given = tokens_given(saved.data, saved.progress["consumed_samples"])
-    sources = [(each.name, each.path) for each in saved.config.data.train if given.get(each.name, 1)]
+    listed = saved.config.data.train
+    untold = overlap.untold_data({each.name for each in listed}, given, saved.config.checkpoint.init_from)
+    sources = [(each.name, each.path) for each in listed if given.get(each.name, 1)]
     asked = [
         (
             domain.name,
@@ -355,7 +358,7 @@ def _overlaps(checkpoint: Checkpoint, domains: Sequence[Domain]) -> list[str]:
         for domain in domains
     ]
     found, unknown = overlap.find_overlaps(asked, sources, tokenizer_sha256=checkpoint.coder.sha256)
-    for each in unknown:
+    for each in (*untold, *unknown):
         log.info("%s: %s", checkpoint.name, each)
     for each in found:
         log.warning("%s: %s", checkpoint.name, each)
