@@ -161,8 +161,11 @@ def check_writable(*folders: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a file and the folders above it. Raises RunError."""
-    return write_bytes(path, text.encode())
+    """Writes a file and the folders above it. What is no UTF-8 in the name of a folder becomes a `?`.
+
+    Raises RunError.
+    """
+    return write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
