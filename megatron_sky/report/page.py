@@ -73,7 +73,8 @@ pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; margin: 12px 0 0; }
 @media screen and (max-width: 900px) { .pictures > *, .pictures > :nth-child(-n+2) { grid-column: 1 / -1; }
   .pictures.pairs > * { grid-column: 1 / -1; } }
 @media screen and (max-width: 600px) { main { padding: 20px 10px 32px; } .card { padding: 10px; }
-  th, td { padding-right: 10px; } .text { min-width: 10em; } th, th.number { white-space: normal; }
+  table { font-size: .85rem; } th, td { padding-right: 8px; } .text { min-width: 10em; }
+  th, th.number { white-space: normal; }
   td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
   .number + :not(.number) { padding-left: 0; }
   .figures { grid-template-columns: 1fr 1fr; gap: 8px; } .figures > div { padding: 10px; } dd { font-size: 1.1rem; } }
