@@ -1,5 +1,6 @@
 """The command line: one verb, one function. A verb imports its package when called, so help is quick."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Entry point: what a user can mend is told in words, with an exit code; the rest keeps its traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path whose name is no UTF-8 is printed as it is
     try:
         app()
     except SkyError as error:

@@ -36,7 +36,10 @@ Begin = Annotated[
     typer.Option(help="What goes before a document: auto (as in training), bos, eod, or none (first token unscored)."),
 ]
 BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens of a batch, padding included.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for JSON, CSV, Markdown, picture and each document's loss.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for JSON, CSV, Markdown, picture and each document's loss; written after each model."),
+]
 Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many processes on this machine.")]
 TpSize = Annotated[int, typer.Option(min=1, help="Split native models over this many tensor-parallel ranks.")]
 PpSize = Annotated[int, typer.Option(min=1, help="Split native models over this many pipeline stages.")]
@@ -69,12 +72,12 @@ def loss(
 
     def work(info) -> None:
         from megatron_sky.evaluate.run import evaluate_loss
-        from megatron_sky.evaluate.write import write_loss
+        from megatron_sky.evaluate.tables import loss_markdown
 
         options = _options(key, context, max_chars, max_documents, stride, begin, batch_tokens, tp_size, pp_size)
         found = evaluate_loss(checkpoints, data, options, reference_tokenizer=reference_tokenizer, out=out, info=info)
         if info.rank == 0:
-            print(write_loss(found, out))
+            _show(found, loss_markdown(found))
 
     _on_ranks(ctx, ["eval", "loss"], nproc, work)
 
@@ -113,7 +116,7 @@ def leakage(
 
     def work(info) -> None:
         from megatron_sky.evaluate.run import evaluate_leakage
-        from megatron_sky.evaluate.write import write_leakage
+        from megatron_sky.evaluate.tables import leakage_markdown
 
         options = _options(key, context, max_chars, max_documents, stride, begin, batch_tokens, tp_size, pp_size)
         found = evaluate_leakage(
@@ -128,7 +131,7 @@ def leakage(
             info=info,
         )
         if info.rank == 0:
-            print(write_leakage(found, out))
+            _show(found, leakage_markdown(found))
 
     _on_ranks(ctx, ["eval", "leakage"], nproc, work)
 
@@ -150,7 +153,7 @@ def tasks(
     """Benchmarks by EleutherAI's lm-eval harness; offline where the tasks' data are local files."""
 
     def work(info) -> None:
-        from megatron_sky.evaluate.tasks import evaluate_tasks, write_tasks
+        from megatron_sky.evaluate.tasks import evaluate_tasks, tasks_markdown
 
         scores = evaluate_tasks(
             checkpoints,
@@ -159,12 +162,22 @@ def tasks(
             num_fewshot=num_fewshot,
             limit=limit,
             batch_tokens=batch_tokens,
+            out=out,
             info=info,
         )
         if info.rank == 0:
-            print(write_tasks(scores, out))
+            print(tasks_markdown(scores))
 
     _on_ranks(ctx, ["eval", "tasks"], nproc, work)
+
+
+def _show(found, words: str) -> None:
+    """Prints the tables; a model that failed is an error then."""
+    from megatron_sky.evaluate.run import failure_of
+
+    print(words, flush=True)
+    if found.failed:
+        raise failure_of(found)
 
 
 def _options(key, context, max_chars, max_documents, stride, begin, batch_tokens, tp_size, pp_size):

@@ -47,17 +47,27 @@ class Domain:
 def parse_data(given: Sequence[str]) -> dict[str, list[str]]:
     """`NAME=FILE` arguments -> files of each domain, in order; the same name again adds files to it.
 
-    Without a name a domain is called after its file.
+    Without a name a domain is called after its file. Raises ConfigError where another has that name: texts are put
+    together only where that was asked for.
     """
     domains: dict[str, list[str]] = {}
+    derived: set[str] = set()
     for each in given:
         name, equals, path = each.partition("=")
-        if not equals or Path(each).exists():
+        unnamed = not equals or Path(each).exists()
+        if unnamed:
             name, path = Path(each).name.partition(".")[0], each
         if not name or not path:
             raise ConfigError(Problem("--data", "must be NAME=FILE", "as --data news=news.jsonl", each))
         if name == AVERAGE:
             raise ConfigError(Problem("--data", "is what all domains together are called", "give another name", name))
+        if name in derived or (unnamed and name in domains):
+            rule = f"two domains would be called {name}: {', '.join([*domains[name], path])}"
+            raise ConfigError(
+                Problem("--data", rule, f"give NAME=FILE for each, or {name}=FILE for files of one domain")
+            )
+        if unnamed:
+            derived.add(name)
         domains.setdefault(name, []).append(path)
     return domains
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM
 
-from megatron_sky.errors import ConfigError, DataError, Problem
+from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
 from megatron_sky.evaluate.checkpoints import TextCoder
 from megatron_sky.evaluate.scoring import Model, score_spans
 from megatron_sky.evaluate.windows import Span, cut_spans, plan_batches
@@ -94,7 +94,15 @@ class HarnessModel(TemplateLM):
         return [everyone[number] for number in range(len(requests))]
 
     def _score(self, spans: list[Span], what: str) -> list:
-        return score_spans(self._model, spans, batch_tokens=self._batch_tokens, gather=self._gather, what=what)
+        """Raises CheckpointError where a loss is not finite: an answer would be chosen all the same."""
+        scores = score_spans(self._model, spans, batch_tokens=self._batch_tokens, gather=self._gather, what=what)
+        bad = [each for each in scores if not np.isfinite(each.losses).all()]
+        if bad:
+            raise CheckpointError(
+                f"{what}: {len(bad)} of {len(scores)} losses are not finite\n"
+                "  mend: its weights or activations are not finite; look at an earlier checkpoint"
+            )
+        return scores
 
     def _span(self, text: tuple[str, str], before: list[int], after: list[int]) -> Span:
         """The end of `before` and the whole of `after`, cut on the left where they are more than the context."""

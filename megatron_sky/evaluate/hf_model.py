@@ -50,12 +50,35 @@ def _own_dtype(folder: Path) -> torch.dtype:
 
 def _load(folder: Path):
     transformers = transformers_for(folder)
+    from safetensors import SafetensorError
+
     transformers.utils.logging.disable_progress_bar()
     settings = hf_settings(folder)
+    kind, given = transformers.AutoModelForCausalLM, {"trust_remote_code": False}
+    if is_skywork(settings):
+        config = transformers.LlamaConfig.from_dict(settings | {"model_type": "llama"})
+        kind, given = transformers.LlamaForCausalLM, {"config": config}
     try:
-        if is_skywork(settings):
-            config = transformers.LlamaConfig.from_dict(settings | {"model_type": "llama"})
-            return transformers.LlamaForCausalLM.from_pretrained(str(folder), config=config)
-        return transformers.AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        # A weight of another shape is then among what was found, by name, and not an error without one.
+        model, found = kind.from_pretrained(
+            str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **given
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: transformers can't load it: {error}") from error
+    _check_whole(folder, found)
+    return model
+
+
+def _check_whole(folder: Path, found: dict) -> None:
+    """Raises CheckpointError for weights that transformers did not find and made up: random numbers.
+
+    A tied weight, which a folder holds once, is not among them.
+    """
+    wrong = [f"{name} is missing" for name in sorted(found["missing_keys"])]
+    wrong += [f"{name} has the shape {list(own)}, not {list(asked)}" for name, own, asked in found["mismatched_keys"]]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(
+            f"{folder}: its weights are not those of the model in its config.json: {'; '.join(wrong[:5])}{more}\n"
+            "  mend: fetch or export the folder again"
+        )

@@ -7,7 +7,7 @@ nothing of its data.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from megatron_sky.data.indexed import IndexedTokens, bin_path
 from megatron_sky.data.inputs import BLOCK_BYTES
-from megatron_sky.data.meta import Meta, hash_blocks, read_meta
+from megatron_sky.data.meta import Meta, hash_blocks, meta_path, read_meta
 from megatron_sky.errors import DataError
 
 _MOST_DOCUMENTS = 2_000_000  # hashed in one source; more are not looked at
@@ -57,7 +57,13 @@ def find_overlaps(
             meta = read_meta(prefix)
             same = _same_files(domains, source, meta)
             overlaps += same
-            if meta is None or meta.tokenizer.sha256 != tokenizer_sha256:
+            if meta is None:
+                unknown.append(
+                    f"source {source}: can't be compared: {meta_path(prefix)}, which would name its tokenizer and the "
+                    "files it was made from, is not there"
+                )
+                continue
+            if meta.tokenizer.sha256 != tokenizer_sha256:
                 unknown.append(f"source {source}: its documents can't be compared: tokenized by another tokenizer")
                 continue
             found = _documents_of(prefix, meta, lengths)
@@ -68,6 +74,26 @@ def find_overlaps(
         shared = ((name, len(wanted & found)) for name, wanted in hashes.items() if name not in told)
         overlaps += [Overlap(name, source, count) for name, count in shared if count]
     return overlaps, unknown
+
+
+def untold_data(listed: Collection[str], given: Mapping[str, int], init_from: str | None) -> list[str]:
+    """What a checkpoint was trained on, or may have been, that its recipe names no token files of.
+
+    Args:
+        listed: names of the recipe's training sources.
+        given: tokens that each source has given, see `data.plan.tokens_given`.
+        init_from: the weights that the run began from.
+    """
+    left = [name for name, tokens in given.items() if tokens and name not in listed]
+    told = [
+        f"source {name}: can't be compared: it left the mixture, and the recipe names its files no more"
+        for name in left
+    ]
+    if init_from is not None:
+        told.append(f"the run began from the weights of {init_from}, whose training data can't be looked at")
+    if not listed and not left:
+        told.append("its recipe names no training data: it was converted, and what it was trained on is not known")
+    return told
 
 
 def _same_files(domains: list, source: str, meta: Meta | None) -> list[Overlap]:

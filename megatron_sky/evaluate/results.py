@@ -10,6 +10,7 @@
 import json
 import math
 import re
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -76,11 +77,12 @@ class ModelLosses:
 
 @dataclass(frozen=True)
 class LossResults:
-    """loss.json."""
+    """loss.json. `failed`: a line for each model that has no figures."""
 
     setting: Setting
     domains: tuple[DomainRecord, ...]
     models: tuple[ModelLosses, ...]
+    failed: tuple[str, ...] = ()
     kind: str = LOSS
     format_version: int = FORMAT_VERSION
 
@@ -97,13 +99,17 @@ class ModelLeakage:
 
 @dataclass(frozen=True)
 class LeakageResults:
-    """leakage.json. `sets` are the domains train, test and reference; empty where all losses are published ones."""
+    """leakage.json. `sets` are the domains train, test and reference; empty where all losses are published ones.
+
+    `failed`: a line for each model that has no figures.
+    """
 
     margin: float
     confidence: float
     setting: Setting | None
     sets: tuple[DomainRecord, ...]
     models: tuple[ModelLeakage, ...]
+    failed: tuple[str, ...] = ()
     kind: str = LEAKAGE
     format_version: int = FORMAT_VERSION
 
@@ -120,8 +126,12 @@ def read_leakage(path: Path) -> LeakageResults:
 
 def write_json(results: LossResults | LeakageResults, folder: Path) -> Path:
     """Writes `<folder>/<kind>.json`."""
-    text = json.dumps(_plain(asdict(results)), ensure_ascii=False, indent=1, allow_nan=False)
-    return write_text(folder / f"{results.kind}.json", text + "\n")
+    return write_text(folder / f"{results.kind}.json", as_json(asdict(results)))
+
+
+def as_json(content: dict) -> str:
+    """A result file's text; numbers that are not finite as strings."""
+    return json.dumps(_plain(content), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
 def write_documents(folder: Path, model: str, documents: Iterable[DocumentLoss], prefix: str = "") -> Path:
@@ -139,9 +149,23 @@ def read_documents(path: Path) -> list[DocumentLoss]:
         raise DataError(f"{path}: is no file of document losses: {error}") from error
 
 
+def check_writable(*folders: Path) -> None:
+    """Makes the folders of the results to come and tries to write into each. Raises RunError."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+
+
 def write_text(path: Path, text: str) -> Path:
-    """Writes a file and the folders above it. Raises RunError."""
-    return write_bytes(path, text.encode())
+    """Writes a file and the folders above it. What is no UTF-8 in the name of a folder becomes a `?`.
+
+    Raises RunError.
+    """
+    return write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -149,8 +173,12 @@ def write_bytes(path: Path, content: bytes) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     except OSError as error:
-        raise RunError(f"{path}: can't be written: {error.strerror}\n  mend: give another --out folder") from error
+        raise _unwritable(path, error) from error
     return path
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path}: can't be written: {error.strerror}\n  mend: give another --out folder")
 
 
 def file_name(model: str) -> str:

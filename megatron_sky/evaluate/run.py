@@ -4,7 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from megatron_sky.data.plan import tokens_given
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
-from megatron_sky.evaluate import leakage, overlap, results
+from megatron_sky.evaluate import leakage, overlap, results, tables, write
 from megatron_sky.evaluate.checkpoints import NATIVE, Checkpoint, TextCoder, file_coder, open_checkpoints
 from megatron_sky.evaluate.documents import Document, Domain, parse_data, read_domain
 from megatron_sky.evaluate.metrics import DocumentLoss, figures_of
@@ -72,8 +72,10 @@ def evaluate_loss(
     out: Path | None = None,
     info: RankInfo | None = None,
 ) -> results.LossResults:
-    """Losses of the checkpoints `given` on the domains of `data` (NAME=FILE); with `out` also one file a model with
-    each document's. Collective where `info` is of several ranks. Raises SkyError for everything wrong with the input.
+    """Losses of the checkpoints `given` on the domains of `data` (NAME=FILE); rank 0 writes them into `out` after each.
+
+    A model whose losses are not finite is among the results' `failed`. Collective where `info` is of several ranks.
+    Raises SkyError for everything wrong with the input, and where no model has finite losses.
     """
     info = info or RankInfo()
     checkpoints = open_checkpoints(given)
@@ -88,19 +90,26 @@ def evaluate_loss(
         )
     prepared = [_prepare(each, domains, context, options) for each in checkpoints]
     counts = _reference_tokens(reference, domains, options.begin != "none")
-    models = []
-    with _open(checkpoints, options, info) as parallel:
+    found = results.LossResults(_setting(context, characters, options, reference), _domain_records(domains), ())
+    shown = write.shown_if_cut_short(info, lambda: tables.loss_markdown(found) if found.models else "")
+    with shown, _open(checkpoints, options, info, out) as parallel:
         for checkpoint, encoded in zip(checkpoints, prepared, strict=True):
             warnings = _overlaps(checkpoint, domains)
             scored, seconds = _score(checkpoint, encoded, options, parallel)
-            record = _record(checkpoint, context, options, seconds, warnings)
             losses = _document_losses(checkpoint, domains, encoded, scored, counts)
-            by_domain = {name: figures_of(some) for name, some in losses.items()}
-            models.append(results.ModelLosses(record, by_domain, figures_of(_all(losses))))
-            if out is not None and info.rank == 0:
-                results.write_documents(out, checkpoint.name, _all(losses))
-    setting = _setting(context, characters, options, reference)
-    return results.LossResults(setting, _domain_records(domains), tuple(models))
+            documents = _all(losses)
+            if failure := _not_finite(checkpoint, documents):
+                found, documents = replace(found, failed=(*found.failed, failure)), []
+            else:
+                record = _record(checkpoint, context, options, seconds, warnings)
+                by_domain = {name: figures_of(some) for name, some in losses.items()}
+                model = results.ModelLosses(record, by_domain, figures_of(documents))
+                found = replace(found, models=(*found.models, model))
+            if found.models and info.rank == 0:
+                write.write_loss(found, out, documents)
+    if not found.models:
+        raise failure_of(found)
+    return found
 
 
 def evaluate_leakage(
@@ -118,13 +127,17 @@ def evaluate_leakage(
     """Signs of leakage in the checkpoints `given`; `files` has the sets train, test and reference.
 
     Without reference files, `generate` names the generator (see `reference`), and as many documents are made as the
-    test split has. `published` is a CSV file of other models' losses, listed first. Collective where `info` is of
-    several ranks. Raises SkyError for everything wrong with the input.
+    test split has. `published` is a CSV file of other models' losses, listed first. For the rest see `evaluate_loss`.
     """
     info = info or RankInfo()
     listed = published_leakage(published, margin) if published is not None else ()
+    found = results.LeakageResults(margin, leakage.CONFIDENCE, None, (), listed)
+    shown = write.shown_if_cut_short(info, lambda: tables.leakage_markdown(found) if found.models else "")
     if not given and listed:
-        return results.LeakageResults(margin, leakage.CONFIDENCE, None, (), listed)
+        with shown:
+            if info.rank == 0:
+                write.write_leakage(found, out)
+        return found
     _check_sets(given, files, generate)
     checkpoints = open_checkpoints(given)
     context = _context(checkpoints, options)
@@ -133,18 +146,31 @@ def evaluate_leakage(
     if generate is not None:
         domains.append(_generated(generate, len(domains[1].documents), seed, characters))
     prepared = [_prepare(each, domains, context, options) for each in checkpoints]
-    models = []
-    with _open(checkpoints, options, info) as parallel:
+    found = replace(found, setting=_setting(context, characters, options, None), sets=_domain_records(domains))
+    with shown, _open(checkpoints, options, info, out) as parallel:
         for checkpoint, encoded in zip(checkpoints, prepared, strict=True):
             warnings = _overlaps(checkpoint, domains[1:])  # the train split may be trained on
             scored, seconds = _score(checkpoint, encoded, options, parallel)
-            record = _record(checkpoint, context, options, seconds, warnings)
-            losses = _document_losses(checkpoint, domains, encoded, scored, None)
-            models.append(_model_leakage(record, encoded, scored, seed, margin))
-            if out is not None and info.rank == 0:
-                results.write_documents(out, checkpoint.name, _all(losses), prefix="leakage_")
-    setting = _setting(context, characters, options, None)
-    return results.LeakageResults(margin, leakage.CONFIDENCE, setting, _domain_records(domains), (*listed, *models))
+            documents = _all(_document_losses(checkpoint, domains, encoded, scored, None))
+            if failure := _not_finite(checkpoint, documents):
+                found, documents = replace(found, failed=(*found.failed, failure)), []
+            else:
+                record = _record(checkpoint, context, options, seconds, warnings)
+                model = _model_leakage(record, encoded, scored, seed, margin)
+                found = replace(found, models=(*found.models, model))
+            if found.models and info.rank == 0:
+                write.write_leakage(found, out, documents)
+    if not found.models:
+        raise failure_of(found)
+    return found
+
+
+def failure_of(found: results.LossResults | results.LeakageResults) -> CheckpointError:
+    """The error that its failed models are."""
+    return CheckpointError(
+        "\n".join(found.failed) + "\n  mend: weights or activations are not finite; look at an earlier checkpoint, "
+        "or compare with `megatron-sky convert check`"
+    )
 
 
 def _check_sets(given: Sequence[str], files: dict[str, Sequence[str]], generate: str | None) -> None:
@@ -253,8 +279,8 @@ def _reference_tokens(reference: TextCoder, domains: Sequence[Domain], begins: b
     }
 
 
-def _open(checkpoints: Sequence[Checkpoint], options: Options, info: RankInfo):
-    """The context that all models run in; the split is checked against each native model first."""
+def _open(checkpoints: Sequence[Checkpoint], options: Options, info: RankInfo, out: Path | None):
+    """The context that all models run in; the split is checked against each native model first, and `out` is tried."""
     parallel = ParallelConfig(tp_size=options.tp_size, pp_size=options.pp_size, distributed_optimizer=False)
     for each in checkpoints:
         if each.kind == NATIVE:
@@ -265,6 +291,8 @@ def _open(checkpoints: Sequence[Checkpoint], options: Options, info: RankInfo):
             wrong = [problem for problem in found if problem.where.startswith(("parallel.", "model."))]
             if wrong:
                 raise ConfigError(wrong)
+    if info.rank == 0:
+        write.check_out(out)
     return open_context(parallel, info, warn=log.warning)
 
 
@@ -314,10 +342,13 @@ def _record(
 def _overlaps(checkpoint: Checkpoint, domains: Sequence[Domain]) -> list[str]:
     """Warnings, told at once, for domains that stand in the mixture the model was trained on."""
     if checkpoint.kind != NATIVE:
+        log.info("%s: a Hugging Face folder does not tell what it was trained on", checkpoint.name)
         return []
     saved = state.read_saved(checkpoint.path)
     given = tokens_given(saved.data, saved.progress["consumed_samples"])
-    sources = [(each.name, each.path) for each in saved.config.data.train if given.get(each.name, 1)]
+    listed = saved.config.data.train
+    untold = overlap.untold_data({each.name for each in listed}, given, saved.config.checkpoint.init_from)
+    sources = [(each.name, each.path) for each in listed if given.get(each.name, 1)]
     asked = [
         (
             domain.name,
@@ -327,7 +358,7 @@ def _overlaps(checkpoint: Checkpoint, domains: Sequence[Domain]) -> list[str]:
         for domain in domains
     ]
     found, unknown = overlap.find_overlaps(asked, sources, tokenizer_sha256=checkpoint.coder.sha256)
-    for each in unknown:
+    for each in (*untold, *unknown):
         log.info("%s: %s", checkpoint.name, each)
     for each in found:
         log.warning("%s: %s", checkpoint.name, each)
@@ -341,7 +372,7 @@ def _document_losses(
     scored: list[list[np.ndarray]],
     counts: dict[str, list[int]] | None,
 ) -> dict[str, list[DocumentLoss]]:
-    """Domain -> its documents' losses; those without a prediction are left out. Raises CheckpointError for NaN."""
+    """Domain -> its documents' losses; those without a prediction are left out."""
     found: dict[str, list[DocumentLoss]] = {}
     for domain, documents, losses in zip(domains, encoded, scored, strict=True):
         found[domain.name] = [
@@ -358,7 +389,6 @@ def _document_losses(
             for each, own in zip(documents, losses, strict=True)
             if len(own)
         ]
-    _check_finite(checkpoint, found)
     return found
 
 
@@ -366,16 +396,17 @@ def _all(losses: dict[str, list[DocumentLoss]]) -> list[DocumentLoss]:
     return list(itertools.chain.from_iterable(losses.values()))
 
 
-def _check_finite(checkpoint: Checkpoint, losses: dict[str, list[DocumentLoss]]) -> None:
-    bad = [each for some in losses.values() for each in some if not math.isfinite(each.loss_sum)]
-    if bad:
-        total = sum(map(len, losses.values()))
-        raise CheckpointError(
-            f"{checkpoint.name} ({checkpoint.path}): the loss of {len(bad)} of {total} documents is {bad[0].loss_sum}; "
-            f"the first is document {bad[0].document} (counted from 0) of domain {bad[0].domain}\n"
-            "  mend: its weights or activations are not finite; look at an earlier checkpoint, "
-            "or compare with `megatron-sky convert check`"
-        )
+def _not_finite(checkpoint: Checkpoint, losses: Sequence[DocumentLoss]) -> str | None:
+    """What is wrong with a model whose losses are not all finite, told at once; the same on every rank."""
+    bad = [each for each in losses if not math.isfinite(each.loss_sum)]
+    if not bad:
+        return None
+    failure = (
+        f"{checkpoint.name} ({checkpoint.path}): the loss of {len(bad)} of {len(losses)} documents is "
+        f"{bad[0].loss_sum}; the first is document {bad[0].document} (counted from 0) of domain {bad[0].domain}"
+    )
+    log.error("%s", failure)
+    return failure
 
 
 def _model_leakage(

@@ -24,6 +24,7 @@ def loss_markdown(results: LossResults) -> str:
         markdown_table(*loss_rows(results, "bits_per_byte", 4)),
         setting_words(results.setting),
         _sizes(results),
+        *_listed("Failed", results.failed),
         *_warnings(results.models),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -53,6 +54,7 @@ def leakage_markdown(results: LeakageResults) -> str:
         "\n".join(reasons),
         _matched_table(results),
         setting_words(results.setting) if results.setting else "",
+        *_listed("Failed", results.failed),
         *_warnings(results.models),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -144,8 +146,11 @@ def _matched_table(results: LeakageResults) -> str:
 
 
 def _warnings(models: Sequence) -> list[str]:
-    lines = [f"- {each.model.name}: {warning}" for each in models for warning in each.model.warnings]
-    return ["## Warnings", "\n".join(lines)] if lines else []
+    return _listed("Warnings", [f"{each.model.name}: {told}" for each in models for told in each.model.warnings])
+
+
+def _listed(heading: str, lines: Sequence[str]) -> list[str]:
+    return [f"## {heading}", "\n".join(f"- {each}" for each in lines)] if lines else []
 
 
 def _with_interval(value: Interval, digits: int = 2) -> str:

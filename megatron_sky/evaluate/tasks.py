@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_sky.distributed.launch import RankInfo
-from megatron_sky.errors import ConfigError, DataError, MissingDependency, Problem
+from megatron_sky.errors import CheckpointError, ConfigError, DataError, MissingDependency, Problem
 from megatron_sky.evaluate.checkpoints import Checkpoint, open_checkpoints
-from megatron_sky.evaluate.results import write_text
+from megatron_sky.evaluate.results import as_json, check_writable, write_text
 from megatron_sky.evaluate.tables import Rows, markdown_table
+from megatron_sky.evaluate.write import shown_if_cut_short
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
@@ -43,33 +44,43 @@ def evaluate_tasks(
     num_fewshot: int | None = None,
     limit: int | None = None,
     batch_tokens: int = 4096,
+    out: Path | None = None,
     info: RankInfo | None = None,
 ) -> list[TaskScore]:
-    """Scores of the checkpoints `given`. `limit`: the first so many samples of each task. Collective.
+    """Scores of the checkpoints `given`; rank 0 writes them into `out` after each. Collective.
 
-    Raises MissingDependency without lm-eval, ConfigError for a task that is not known.
+    `limit`: the first so many samples of each task. Raises MissingDependency without lm-eval, ConfigError for a task
+    that is not known.
     """
     from megatron_sky.config.schema import ParallelConfig
     from megatron_sky.distributed.context import open_context
 
     info = info or RankInfo()
+    if not tasks:
+        raise ConfigError(Problem("--tasks", "names none", "as --tasks arc_easy,piqa; `lm_eval ls tasks` lists them"))
     manager = _task_manager(tasks, include_path)
     checkpoints = open_checkpoints(given)
+    if out is not None and info.rank == 0:
+        check_writable(out)
     scores: list[TaskScore] = []
-    with open_context(ParallelConfig(distributed_optimizer=False), info, warn=log.warning) as parallel:
+    shown = shown_if_cut_short(info, lambda: tasks_markdown(scores) if scores else "")
+    with shown, open_context(ParallelConfig(distributed_optimizer=False), info, warn=log.warning) as parallel:
         for checkpoint in checkpoints:
             scores += _evaluate(checkpoint, tasks, manager, num_fewshot, limit, batch_tokens, parallel)
+            if out is not None and info.rank == 0:
+                write_tasks(scores, out)
     return scores
 
 
-def write_tasks(scores: Sequence[TaskScore], out: Path | None) -> str:
-    """Writes tasks.json and tasks.md into `out`, if given; returns the Markdown."""
-    words = markdown_table(*task_rows(scores)) + "\n"
-    if out is not None:
-        content = {"kind": "tasks", "format_version": FORMAT_VERSION, "scores": [each.__dict__ for each in scores]}
-        write_text(out / "tasks.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-        write_text(out / "tasks.md", words)
-    return words
+def write_tasks(scores: Sequence[TaskScore], out: Path) -> None:
+    """tasks.json and tasks.md into `out`. Raises RunError."""
+    content = {"kind": "tasks", "format_version": FORMAT_VERSION, "scores": [each.__dict__ for each in scores]}
+    write_text(out / "tasks.json", as_json(content))
+    write_text(out / "tasks.md", tasks_markdown(scores))
+
+
+def tasks_markdown(scores: Sequence[TaskScore]) -> str:
+    return markdown_table(*task_rows(scores)) + "\n"
 
 
 def task_rows(scores: Sequence[TaskScore]) -> Rows:
@@ -142,15 +153,18 @@ def _evaluate(
         gather=parallel.gather_objects,
     )
     log.info("%s: %s", checkpoint.name, ", ".join(tasks))
-    found = simple_evaluate(
-        model=model,
-        tasks=list(tasks),
-        task_manager=manager,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        bootstrap_iters=1000,
-        log_samples=False,
-    )
+    try:
+        found = simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            task_manager=manager,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            bootstrap_iters=1000,
+            log_samples=False,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.name} ({checkpoint.path}): {error}") from error
     samples = {task: counts["effective"] for task, counts in found["n-samples"].items()}
     return [
         TaskScore(

@@ -1,32 +1,70 @@
-"""Result files of a folder, and the table for the screen."""
+"""Result files of a folder, written anew after each model, so that they hold what was scored whatever comes after."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.evaluate import tables
-from megatron_sky.evaluate.results import LeakageResults, LossResults, write_bytes, write_json, write_text
+from megatron_sky.evaluate.metrics import DocumentLoss
+from megatron_sky.evaluate.results import (
+    LeakageResults,
+    LossResults,
+    check_writable,
+    write_bytes,
+    write_documents,
+    write_json,
+    write_text,
+)
 
 
-def write_loss(found: LossResults, out: Path | None) -> str:
-    """Writes loss.json, .csv, .md and .png into `out`, if given; returns the Markdown."""
-    words = tables.loss_markdown(found)
+def check_out(out: Path | None) -> None:
+    """Makes the folders of the results, if any are wanted, and tries them. Raises RunError."""
+    if out is not None:
+        check_writable(out, out / "documents")
+
+
+def write_loss(found: LossResults, out: Path | None, documents: Sequence[DocumentLoss] = ()) -> None:
+    """loss.json, .csv, .md and .png into `out`, if given, and the newest model's `documents`. Raises RunError."""
     if out is not None:
         from megatron_sky.evaluate.picture import loss_png
 
-        _write(found, out, words, tables.loss_csv(found), loss_png(found))
-    return words
+        words, rows = tables.loss_markdown(found), tables.loss_csv(found)
+        _write(found, out, documents, prefix="", words=words, rows=rows, picture=loss_png(found))
 
 
-def write_leakage(found: LeakageResults, out: Path | None) -> str:
-    """Writes leakage.json, .csv, .md and .png into `out`, if given; returns the Markdown."""
-    words = tables.leakage_markdown(found)
+def write_leakage(found: LeakageResults, out: Path | None, documents: Sequence[DocumentLoss] = ()) -> None:
+    """leakage.json, .csv, .md and .png into `out`, if given, and the newest model's `documents`. Raises RunError."""
     if out is not None:
         from megatron_sky.evaluate.picture import leakage_png
 
-        _write(found, out, words, tables.leakage_csv(found), leakage_png(found))
-    return words
+        words, rows = tables.leakage_markdown(found), tables.leakage_csv(found)
+        _write(found, out, documents, prefix="leakage_", words=words, rows=rows, picture=leakage_png(found))
 
 
-def _write(found: LossResults | LeakageResults, out: Path, words: str, rows: str, picture: bytes) -> None:
+@contextmanager
+def shown_if_cut_short(info: RankInfo, words: Callable[[], str]) -> Iterator[None]:
+    """Where what is inside ends by an error, rank 0 prints `words()` first: what had been scored by then."""
+    try:
+        yield
+    except BaseException:
+        if info.rank == 0 and (told := words()):
+            print(told, flush=True)
+        raise
+
+
+def _write(
+    found: LossResults | LeakageResults,
+    out: Path,
+    documents: Sequence[DocumentLoss],
+    *,
+    prefix: str,
+    words: str,
+    rows: str,
+    picture: bytes,
+) -> None:
+    if documents:
+        write_documents(out, found.models[-1].model.name, documents, prefix)
     write_json(found, out)
     write_text(out / f"{found.kind}.csv", rows)
     write_text(out / f"{found.kind}.md", words)

@@ -40,7 +40,7 @@ def build_report(
     if page_format == "md":
         _write_markdown(document, path)
     else:
-        _write_atomically(path, render_html(document).encode())
+        _write_atomically(path, _encoded(render_html(document)))
     return path
 
 
@@ -57,7 +57,12 @@ def _write_markdown(document: Document, path: Path) -> None:
         for block in section.blocks:
             for each in block.pictures if isinstance(block, Pictures) else ():
                 _write_atomically(pictures / f"{each.file_name}.svg", each.svg)
-    _write_atomically(path, render_markdown(document, pictures.name).encode())
+    _write_atomically(path, _encoded(render_markdown(document, pictures.name)))
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8. What has no such form, from a folder's name or a text cut in the middle of a character, becomes a `?`."""
+    return text.encode("utf-8", "replace")
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ from megatron_sky.report.evaluations import Evaluations, evaluation_sections
 from megatron_sky.report.figures import draw_compared_sets, draw_comparison
 from megatron_sky.report.one_run import loss, notes, training_time, validation_cost
 from megatron_sky.report.recipes import recipe_differences
-from megatron_sky.report.run import RunData
+from megatron_sky.report.run import RunData, compared_loss
 
 
 def named_apart(runs: Sequence[RunData], folders: Sequence[Path]) -> list[RunData]:
@@ -37,7 +37,7 @@ def describe_comparison(runs: Sequence[RunData], evaluations: Evaluations) -> Do
             Section("", _runs(runs)),
             Section("", [Pictures(draw_comparison(runs), "pairs")]),
             Section("Validation loss by domain", [Pictures(sets, "pairs")] if sets else []),
-            Section("First and last validation losses, nats per token", _sets(runs)),
+            *_sets(runs),
             *evaluation_sections(evaluations),
             Section("Where the recipes differ", differences),
             Section("Notes", notes([*told, *evaluations.notes])),
@@ -68,20 +68,32 @@ def _run_row(run: RunData, first: RunData) -> list[Cell]:
     ]
 
 
-def _sets(runs: Sequence[RunData]) -> list[Block]:
+def _sets(runs: Sequence[RunData]) -> list[Section]:
+    """The sets compared by normalised loss and those that are not, each kind in a table of its own."""
+    names = dict.fromkeys(domain.name for run in runs for domain in run.domains)
+    fields = {name: compared_loss(runs, name) for name in names}
+    units = {"normalised_loss": "normalised, nats per reference token", "lm_loss": "nats per token"}
+    return [
+        Section(
+            f"First and last validation losses, {unit}",
+            _set_table(runs, [name for name in names if fields[name] == field], field),
+        )
+        for field, unit in units.items()
+    ]
+
+
+def _set_table(runs: Sequence[RunData], names: Sequence[str], field: str) -> list[Block]:
     """A row for each set and run: what it came from, what it came to, and that against the first run's."""
     domains = [{each.name: each for each in run.domains} for run in runs]
-    names = list(dict.fromkeys(name for each in domains for name in each))
     rows = []
     for name in names:
         base = domains[0].get(name)
         for number, (run, own) in enumerate(zip(runs, domains, strict=True)):
             if name in own:
-                first, last = own[name].first, own[name].last
-                other = base.last.lm_loss if base is not None and number else None
-                losses = [f"{each.lm_loss:.4f}" for each in (first, last)]
-                change = Change(last.lm_loss - first.lm_loss)
-                rows.append([name, run.name, *losses, change, _against(last.lm_loss, other)])
+                first, last = getattr(own[name].first, field), getattr(own[name].last, field)
+                other = getattr(base.last, field) if base is not None and number else None
+                change = Change(last - first)
+                rows.append([name, run.name, f"{first:.4f}", f"{last:.4f}", change, _against(last, other)])
     headings = ["domain", "run", "first loss", "last loss", "change", f"against {runs[0].name}"]
     return table(headings, rows, "nnrrrr")
 

@@ -7,7 +7,7 @@ moving average. Labels in a picture are ASCII: names of domains, in whatever scr
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -120,35 +120,52 @@ def colour_name(colour: str) -> str:
 
 def new_figure(label: str):
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(4.8, 3.0), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel("consumed tokens")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axes.xaxis.set_major_formatter(_ticks(count_labels))
+    axes.yaxis.set_major_formatter(_ticks(tick_labels))
     axes.tick_params(length=0)
     return figure, axes
 
 
-def short_count(value: float) -> str:
-    """2_500_000 -> `2.5M`, for an axis."""
+def _ticks(labels: Callable[[Sequence[float]], list[str]]):
+    """A matplotlib formatter that words all of an axis's ticks together."""
+    from matplotlib.ticker import Formatter
+
+    class Together(Formatter):
+        def __call__(self, value, pos=None):
+            return labels([value])[0]
+
+        def format_ticks(self, values):
+            return labels(values)
+
+    return Together()
+
+
+def count_labels(values: Sequence[float]) -> list[str]:
+    """An axis of counts: 0, 500_000, 1_000_000 -> `0`, `0.5M`, `1M`."""
+    largest = max(map(abs, values), default=0.0)
     for suffix, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= scale:
-            return f"{value / scale:.4g}{suffix}"
-    return f"{value:.4g}"
+        if largest >= scale:
+            return [f"{value / scale:.4g}{suffix}" if value else "0" for value in values]
+    return [f"{value:.4g}" for value in values]
 
 
-def _tick(value: float) -> str:
-    """Also for learning rates: 0.0006 -> `6e-4`."""
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.4g}"
-    if abs(value) >= 1e4:
-        return short_count(value)
-    mantissa, exponent = f"{value:.3e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """An axis in one form, also of learning rates: 0, 0.0005, 0.001 -> `0`, `0.5e-3`, `1e-3`."""
+    largest = max(map(abs, values), default=0.0)
+    values = [value if abs(value) > 1e-9 * largest else 0.0 for value in values]
+    if largest >= 1e4:
+        return count_labels(values)
+    if all(abs(value) >= 1e-3 for value in values if value):
+        return [f"{value:.4g}" for value in values]
+    exponent = int(f"{largest:.3e}".split("e")[1])
+    return [f"{value / 10.0**exponent:.4g}e{exponent}" if value else "0" for value in values]
 
 
 def _finite(values: Sequence[float]) -> list[float]:
@@ -219,7 +236,7 @@ def draw_marks(axes: "Axes", marks: Marks) -> list[LegendEntry]:
         axes.axvline(tokens, color=MUTED, linestyle=":", linewidth=0.9, zorder=0.5)
     for tokens in marks.bounds:
         axes.axvline(tokens, color=BOUND, linewidth=0.7, zorder=0.6)
-    legend = [LegendEntry("resume", MUTED, "dashed")] if marks.resumes else []
+    legend = [LegendEntry("resume", MUTED, "dotted")] if marks.resumes else []
     if marks.bounds:
         names = f": {' | '.join(marks.sessions)}" if marks.sessions else ""
         legend.append(LegendEntry(f"session bounds{names}", BOUND))

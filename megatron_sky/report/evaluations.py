@@ -108,12 +108,13 @@ def _read(path: Path, notes: list[str]) -> Results | list[TaskScore] | None:
 def _add(groups: list[tuple[Results, list[str]]], results: Results, file: str) -> None:
     """Into the group of its setting and texts. Of two results for one model the first stays."""
     for place, (group, files) in enumerate(groups):
-        if replace(group, models=()) == replace(results, models=()):
+        if replace(group, models=(), failed=()) == replace(results, models=(), failed=()):
             known = {(each.model.path, each.model.step, each.model.name) for each in group.models}
             names = {each.model.name for each in group.models}
             new = [each for each in results.models if (each.model.path, each.model.step, each.model.name) not in known]
             new = [_renamed(each, file) if each.model.name in names else each for each in new]
-            groups[place] = replace(group, models=(*group.models, *new)), [*files, file]
+            both = replace(group, models=(*group.models, *new), failed=(*group.failed, *results.failed))
+            groups[place] = both, [*files, file]
             return
     groups.append((results, [file]))
 
@@ -153,4 +154,5 @@ def _task_blocks(scores: Sequence[TaskScore], file: str) -> list[Block]:
 
 def _origin(results: Results, files: Sequence[str]) -> list[str]:
     warnings = [f"{each.model.name}: {warning}" for each in results.models for warning in each.model.warnings]
-    return [*warnings, f"From {', '.join(files)}."]
+    failed = [f"Failed: {each}." for each in results.failed]
+    return [*failed, *warnings, f"From {', '.join(files)}."]

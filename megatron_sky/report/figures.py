@@ -23,7 +23,7 @@ from megatron_sky.report.drawing import (
     new_figure,
     to_svg,
 )
-from megatron_sky.report.run import ReferenceLoss, RunData, Stretch
+from megatron_sky.report.run import ReferenceLoss, RunData, Stretch, compared_loss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -209,15 +209,10 @@ def _set_curve(run: RunData, set_name: str, field: str, name: str, number: int =
 def _compared_set(
     number: int, name: str, runs: Sequence[RunData], references: Sequence[ReferenceLoss], marks: Marks
 ) -> Picture | None:
-    """By normalised loss where all the runs that have the set have it: their tokenizers may differ then."""
-    by_field = {
-        field: [_set_curve(run, name, field, run.name, place) for place, run in enumerate(runs)]
-        for field in ("lm_loss", "normalised_loss")
-    }
-    pairs = zip(*by_field.values(), strict=True)
-    normalised = all(len(own.y) == len(other.y) for own, other in pairs)
-    curves = [each for each in by_field["normalised_loss" if normalised else "lm_loss"] if each.y]
-    label = "loss, nats per reference token" if normalised else _LOSS.label
+    field = compared_loss(runs, name)
+    curves = [_set_curve(run, name, field, run.name, place) for place, run in enumerate(runs)]
+    curves = [each for each in curves if each.y]
+    label = "loss, nats per reference token" if field == "normalised_loss" else _LOSS.label
     return _one_set(number, name, curves, references, marks, label)
 
 

@@ -3,6 +3,7 @@
 Whatever comes from a run is escaped, so that a name can neither end a table's cell nor become a link or HTML.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from html import escape
@@ -50,7 +51,7 @@ def _text(text: str) -> str:
 
 
 def _picture(picture: Picture, folder: str) -> str:
-    image = f"![{_text(picture.description)}]({quote(folder)}/{quote(picture.file_name)}.svg)"
+    image = f"![{_text(picture.description)}]({quote(os.fsencode(folder))}/{quote(picture.file_name)}.svg)"
     legend = [f"Lines: {'; '.join(map(_legend_entry, picture.legend))}."] if picture.legend else []
     return "\n\n".join([f"### {_text(picture.title)}", image, *legend])
 

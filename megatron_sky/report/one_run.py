@@ -1,5 +1,6 @@
 """What a report says of one run."""
 
+import shlex
 import time
 from collections.abc import Sequence
 
@@ -82,7 +83,7 @@ def _pictures(run: RunData) -> list[Block]:
 def _key_figures(run: RunData) -> list[KeyFigure]:
     figures = [*_loss_figures(run), *_size_figures(run), *_speed_figures(run)]
     if run.validation_share is not None:
-        note = f"of the time in steps and it: {format_seconds(run.validation_share[0])}"
+        note = f"{format_seconds(run.validation_share[0])} of the time in steps and validation"
         figures.append(KeyFigure("Validation", validation_cost(run), note))
     if run.layouts:
         figures.append(KeyFigure("Layout" if len(run.layouts) == 1 else "Layouts", " \u2192 ".join(run.layouts)))
@@ -95,13 +96,12 @@ def _loss_figures(run: RunData) -> list[KeyFigure]:
     if train:
         number = min(LAST_STEPS, len(train))
         note = "last step" if number == 1 else f"mean of the last {number} steps"
-        figures.append(KeyFigure("Training loss", "not finite" if final is None else f"{final:.4f}", note))
+        value = "not finite" if final is None else f"{final:.4f}"
+        figures.append(KeyFigure("Training loss", value, f"nats per token, {note}"))
     if entropy is not None:
-        note = (
-            ""
-            if final is None
-            else f"the loss is {abs(entropy - final):.2f} {'under' if final < entropy else 'over'} it"
-        )
+        note = "nats per token"
+        if final is not None:
+            note += f"; the loss is {abs(entropy - final):.2f} {'under' if final < entropy else 'over'} it"
         figures.append(KeyFigure("Unigram entropy", f"{entropy:.4f}", note))
     return figures
 
@@ -185,7 +185,7 @@ def _sources(run: RunData) -> list[Block]:
         tokens = ["-" if count is None else f"{count:,}" for count in (each.tokens, used)]
         turns = "-" if epochs is None else f"{epochs:.2f}"
         rows.append([each.name, each.weight, *tokens, turns, loss(each.unigram_entropy)])
-    return table(["source", "weight", "tokens", "used", "epochs", "unigram entropy"], rows, "nrrrrr")
+    return table(["source", "weight", "tokens", "used", "epochs", "unigram entropy, nats"], rows, "nrrrrr")
 
 
 def _events(run: RunData) -> list[Block]:
@@ -213,8 +213,16 @@ def _flat_facts(facts: dict[str, object]) -> list[tuple[str, object]]:
             continue
         for number, attempt in enumerate(value, 1):
             said = attempt if isinstance(attempt, dict) else {"": attempt}
-            rows += [(f"attempt {number}: {str(key).replace('_', ' ')}", each) for key, each in said.items()]
+            rows += [
+                (f"attempt {number}: {str(key).replace('_', ' ')}", _said(key, each)) for key, each in said.items()
+            ]
     return rows
+
+
+def _said(key: object, value: object) -> object:
+    """A command as one types it."""
+    words = key == "command" and isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return shlex.join(value) if words else value
 
 
 def _config(run: RunData) -> list[Block]:

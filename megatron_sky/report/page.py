@@ -63,6 +63,7 @@ tr:last-child td { border-bottom: 0; }
 td:last-child, th:last-child { padding-right: 0; }
 td { white-space: nowrap; } .text { white-space: normal; overflow-wrap: anywhere; min-width: 14em; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number + :not(.number) { padding-left: 14px; }
 .better { color: #1d7a4f; } .worse { color: #b3372f; }
 .sample { margin: 0 0 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .sample b { color: var(--accent); font-weight: 600; } .tag { color: var(--muted); font-size: .8rem; }
@@ -72,8 +73,10 @@ pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; margin: 12px 0 0; }
 @media screen and (max-width: 900px) { .pictures > *, .pictures > :nth-child(-n+2) { grid-column: 1 / -1; }
   .pictures.pairs > * { grid-column: 1 / -1; } }
 @media screen and (max-width: 600px) { main { padding: 20px 10px 32px; } .card { padding: 10px; }
-  th, td { padding-right: 10px; } .text { min-width: 10em; }
-  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9em; }
+  table { font-size: .85rem; } th, td { padding-right: 8px; } .text { min-width: 10em; }
+  th, th.number { white-space: normal; }
+  td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
+  .number + :not(.number) { padding-left: 0; }
   .figures { grid-template-columns: 1fr 1fr; gap: 8px; } .figures > div { padding: 10px; } dd { font-size: 1.1rem; } }
 @media print { html { font-size: 11px; } body { background: #fff; } .card { break-inside: avoid; }
   .pictures { gap: 12px; } .pictures > * { grid-column: span 3; } .scroll { overflow: visible; }

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from megatron_sky.errors import RunError
 from megatron_sky.monitor.metrics import (
@@ -190,6 +191,13 @@ def mean_loss(records: Sequence[TrainRecord]) -> float | None:
     """Mean training loss of the records whose loss is finite."""
     losses = [each.lm_loss for each in records if math.isfinite(each.lm_loss)]
     return statistics.fmean(losses) if losses else None
+
+
+def compared_loss(runs: Sequence[RunData], set_name: str) -> Literal["lm_loss", "normalised_loss"]:
+    """The field to compare the runs' losses on a validation set by: the normalised loss where every evaluation of every
+    run that has the set gave it, since the runs' tokenizers may differ then."""
+    records = [each for run in runs for each in run.metrics.validation if each.set == set_name]
+    return "normalised_loss" if all(each.normalised_loss is not None for each in records) else "lm_loss"
 
 
 def as_text(value: object) -> str:

@@ -1,6 +1,7 @@
 """The commands as a user types them: tables from published losses, several processes, and words for wrong input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from megatron_sky.cli_eval import app
-from megatron_sky.errors import CheckpointError, ConfigError, DataError, SkyError
+from megatron_sky.errors import CheckpointError, ConfigError, DataError, RunError, SkyError
 from megatron_sky.evaluate.results import read_leakage, read_loss
 from tests.evaluate.test_leakage import TABLE_8
 
@@ -47,6 +48,28 @@ def test_the_reports_table_from_its_losses(tmp_path):
     with pytest.raises(DataError, match="a loss of b is no positive number"):
         path.write_text("model,L_test,L_train,L_ref\nb,nan,1,1\n")
         run("leakage", "--published", path)
+
+
+def test_a_table_that_can_not_be_written_is_printed(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(app, ["leakage", "--published", str(TABLE_8_FILE), "--out", str(tmp_path / "file/out")])
+    assert isinstance(done.exception, RunError) and "can't be written" in str(done.exception)
+    assert "| Aquila2-34B" in done.stdout
+
+
+def test_a_failed_model_ends_the_command_with_an_error_after_the_table(hf, corpus, tmp_path):
+    pytest.importorskip("transformers")
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(hf("tp2"), tmp_path / "broken")
+    tensors = {name: each.fill_(float("nan")) for name, each in load_file(hf("tp2") / "model.safetensors").items()}
+    save_file(tensors, tmp_path / "broken/model.safetensors", metadata={"format": "pt"})
+    command = [sys.executable, "-m", "megatron_sky", "eval", "loss", str(tmp_path / "broken"), f"good={hf('tp2')}"]
+    command += ["--data", f"en={corpus / 'text/test/en_web.jsonl'}", "--max-documents", "6", "--nproc", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == CheckpointError.exit_code, done.stderr
+    assert "| good " in done.stdout and "## Failed" in done.stdout
+    assert "6 of 6 documents is nan" in done.stderr and "mend:" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_wrong_input_is_told_in_words(tmp_path):

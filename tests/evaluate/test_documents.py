@@ -24,6 +24,21 @@ def test_names_and_files(tmp_path):
         parse_data(["average=one.jsonl"])
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["en/test.jsonl", "zh/test.jsonl"],
+        ["test=en/test.jsonl", "zh/test.jsonl"],
+        ["zh/test.jsonl", "test=en/test.jsonl"],
+        ["test.jsonl", "test.jsonl.gz"],
+    ],
+)
+def test_files_of_one_name_are_not_put_together_unasked(given):
+    with pytest.raises(ConfigError, match=r"(?s)two domains would be called test: .*NAME=FILE") as caught:
+        parse_data(given)
+    assert all(each.removeprefix("test=") in str(caught.value) for each in given)
+
+
 def test_documents_are_cut_counted_and_joined(tmp_path):
     path = write(
         tmp_path / "qa.jsonl",

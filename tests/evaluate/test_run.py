@@ -122,16 +122,89 @@ def test_another_tokenizer_normalises_by_its_tokens(native, corpus, data, ranks,
     assert found.setting.reference_sha256 == reference.sha256
 
 
-def test_losses_that_are_no_numbers_stop_with_the_place(hf, data, ranks, tmp_path):
+def changed(folder, to, change):
+    """A copy of a Hugging Face folder with its tensors changed in place by `change`."""
     from safetensors.torch import load_file, save_file
 
-    folder = tmp_path / "broken"
-    shutil.copytree(hf("tp2"), folder)
-    tensors = load_file(folder / "model.safetensors")
+    shutil.copytree(folder, to)
+    tensors = load_file(to / "model.safetensors")
+    change(tensors)
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+def spoil(tensors):
     tensors["model.layers.1.mlp.up_proj.weight"][:] = float("nan")
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_losses_that_are_no_numbers_stop_with_the_place(hf, data, ranks, tmp_path):
+    folder = changed(hf("tp2"), tmp_path / "broken", spoil)
     told = ranks(1, workers.loss, [str(folder)], data, str(tmp_path / "out"))[0]
     assert told.startswith("CheckpointError: broken") and "24 of 24 documents is nan" in told and "en_web" in told
+    assert not (tmp_path / "out/loss.json").exists()
+
+
+def test_a_model_without_finite_losses_does_not_keep_the_others_from_their_results(hf, data, ranks, tmp_path):
+    broken = changed(hf("tp2"), tmp_path / "broken", spoil)
+    models, out = [f"a={hf('tp2')}", str(broken), f"b={hf('tp2')}"], tmp_path / "out"
+    told = ranks(2, workers.loss, models, data, str(out))
+    assert told[0] == told[1] and told[0].startswith("broken") and "24 of 24 documents is nan" in told[0]
+    found = read_loss(out)
+    assert [each.model.name for each in found.models] == ["a", "b"] and found.failed == (told[0],)
+    assert f"- {told[0]}" in (out / "loss.md").read_text(encoding="utf-8")
+    assert sorted(each.name for each in (out / "documents").iterdir()) == ["a.jsonl", "b.jsonl"]
+
+
+def test_what_was_scored_before_an_error_is_kept(hf, data, ranks, tmp_path):
+    part = changed(hf("tp2"), tmp_path / "part", lambda tensors: tensors.pop(WEIGHT))
+    told = ranks(1, workers.loss, [f"whole={hf('tp2')}", str(part)], data, str(tmp_path / "out"))[0]
+    assert told.startswith("CheckpointError") and "is missing" in told
+    assert [each.model.name for each in read_loss(tmp_path / "out").models] == ["whole"]
+
+
+def test_an_out_that_can_not_be_written_is_told_before_a_model_is_loaded(hf, data, ranks, tmp_path):
+    part = changed(hf("tp2"), tmp_path / "part", lambda tensors: tensors.pop(WEIGHT))  # loading it would be told
+    (tmp_path / "file").write_text("")
+    told = ranks(1, workers.loss, [str(part)], data, str(tmp_path / "file/out"))[0]
+    assert told.startswith(f"RunError: {tmp_path / 'file/out'}: can't be written") and "--out" in told
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/documents").write_text("")
+    told = ranks(1, workers.loss, [str(part)], data, str(tmp_path / "taken"))[0]
+    assert told.startswith(f"RunError: {tmp_path / 'taken/documents'}: can't be written")
+
+
+WEIGHT = "model.layers.2.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensors: tensors.pop(WEIGHT), f"{WEIGHT} is missing"),
+        (lambda tensors: tensors.update({WEIGHT: tensors[WEIGHT][1:].clone()}), "has the shape [31, 48], not [32, 48]"),
+    ],
+    ids=["missing", "mismatched"],
+)
+def test_a_folder_without_all_the_weights_is_refused(hf, data, ranks, tmp_path, change, words):
+    """transformers would run it with random numbers in their place."""
+    folder = changed(hf("tp2"), tmp_path / "part", change)
+    told = ranks(1, workers.loss, [str(folder)], data, str(tmp_path / "out"))[0]
+    assert told.startswith(f"CheckpointError: {folder}") and words in told
+
+
+def test_a_folder_that_was_cut_off_is_refused_in_words(hf, data, ranks, tmp_path):
+    folder = changed(hf("tp2"), tmp_path / "cut", lambda tensors: None)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:10_000])
+    told = ranks(1, workers.loss, [str(folder)], data, str(tmp_path / "out"))[0]
+    assert told.startswith(f"CheckpointError: {folder}: transformers can't load it")
+
+
+@pytest.mark.parametrize("kind", ["tied", "gpt2"])
+def test_a_tied_weight_is_not_missing(kind, hf, native, data, ranks, tmp_path):
+    models = [f"native={native(kind)}", f"exported={hf(kind)}"]
+    assert ranks(1, workers.loss, models, data, str(tmp_path)) == [None]
+    one, other = read_loss(tmp_path).models
+    assert one.average.loss == pytest.approx(other.average.loss, abs=1e-5)
 
 
 def test_leakage_of_a_checkpoint(native, hf, corpus, ranks, tmp_path):

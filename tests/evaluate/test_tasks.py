@@ -1,11 +1,15 @@
 """lm-eval's harness on native and exported checkpoints, against its own Hugging Face model; all offline."""
 
+import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from megatron_sky.errors import ConfigError, DataError
-from megatron_sky.evaluate.tasks import TaskScore, evaluate_tasks, read_tasks, write_tasks
+from megatron_sky.distributed.context import close_context
+from megatron_sky.errors import ConfigError, DataError, RunError, SkyError
+from megatron_sky.evaluate.tasks import TaskScore, evaluate_tasks, read_tasks, tasks_markdown, write_tasks
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
@@ -28,6 +32,16 @@ def folder(tmp_path_factory):
 
 def in_a_rank(info, checkpoints: list[str], folder: str) -> list[TaskScore]:
     return evaluate_tasks(checkpoints, TASKS, include_path=Path(folder), info=info)
+
+
+def refused(info, checkpoints: list[str], folder: str, out: str) -> str:
+    """What an evaluation that ends by an error tells."""
+    try:
+        evaluate_tasks(checkpoints, TASKS, include_path=Path(folder), out=Path(out), info=info)
+    except SkyError as error:
+        close_context()
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("nothing was refused")
 
 
 def by_lm_eval(info, checkpoint: str, folder: str) -> dict:
@@ -110,9 +124,32 @@ def test_generation_ends_where_it_is_told(native, ranks):
     assert again[0] == again[1] != whole
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(lambda each: each.fill_(float("nan")), "not finite"), (lambda each: each[1:].clone(), "not those of the model")],
+    ids=["not finite", "not whole"],
+)
+def test_what_was_scored_before_a_bad_model_is_kept(spoil, words, hf, ranks, folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(hf("tp2"), tmp_path / "bad")
+    tensors = load_file(tmp_path / "bad/model.safetensors")
+    tensors["model.norm.weight"] = spoil(tensors["model.norm.weight"])
+    save_file(tensors, tmp_path / "bad/model.safetensors", metadata={"format": "pt"})
+    given = [f"good={hf('tp2')}", str(tmp_path / "bad")]
+    told = ranks(1, refused, given, str(folder), str(tmp_path / "out"))[0]
+    assert told.startswith("CheckpointError: ") and str(tmp_path / "bad") in told and words in told
+    assert {each.model for each in read_tasks(tmp_path / "out")} == {"good"}
+
+
 def test_what_can_not_be_asked_is_said(native, ranks, folder, tmp_path):
     with pytest.raises(ConfigError, match="knows no such task"):
         evaluate_tasks([str(native("tp2"))], ["sums_choice", "sums_choices"], include_path=folder)
+    with pytest.raises(ConfigError, match="--tasks: names none"):
+        evaluate_tasks([str(native("tp2"))], [], include_path=folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="can't be written"):
+        evaluate_tasks([str(native("tp2"))], ["sums_choice"], include_path=folder, out=tmp_path / "file/out")
     with pytest.raises(ConfigError, match="--include-path"):
         evaluate_tasks([str(native("tp2"))], ["sums_choice"], include_path=tmp_path / "none")
     with pytest.raises(AssertionError, match=r"generation_kwargs: not known here: top_p=0\.9"):
@@ -125,10 +162,14 @@ def test_the_table_and_the_file(tmp_path):
         TaskScore("b", None, None, "t", "acc", 0.25, None, 20),
         TaskScore("b", None, None, "u", "acc", 1.0, None, 20),
     ]
-    words = write_tasks(some, tmp_path)
+    write_tasks(some, tmp_path)
+    words = tasks_markdown(some)
+    assert words == (tmp_path / "tasks.md").read_text(encoding="utf-8")
     assert "0.5000 ± 0.1000" in words and "0.2500" in words
     assert words.splitlines()[3].split("|")[3].strip() == "-"
     assert read_tasks(tmp_path) == some
+    write_tasks([replace(some[0], value=math.inf, stderr=-math.inf)], tmp_path)
+    assert read_tasks(tmp_path)[0].value == math.inf and "Infinity" not in (tmp_path / "tasks.json").read_text()
     (tmp_path / "tasks.json").write_text('{"kind": "loss"}')
     with pytest.raises(DataError, match="task scores"):
         read_tasks(tmp_path)

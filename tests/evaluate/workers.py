@@ -6,11 +6,10 @@ from pathlib import Path
 from megatron_sky.distributed.context import close_context
 from megatron_sky.errors import SkyError
 from megatron_sky.evaluate.run import Options, evaluate_leakage, evaluate_loss
-from megatron_sky.evaluate.write import write_leakage, write_loss
 
 
 def loss(info, checkpoints: list[str], data: list[str], out: str, options: dict | None = None) -> str | None:
-    """Evaluates into `out`; the message of an error for the user, or None."""
+    """Evaluates into `out`; the message of an error for the user, or the models that failed, or None."""
     options = dict(options or {})
     reference = options.pop("reference_tokenizer", None)
     try:
@@ -19,9 +18,7 @@ def loss(info, checkpoints: list[str], data: list[str], out: str, options: dict 
         )
     except SkyError as error:
         return _told(error)
-    if info.rank == 0:
-        write_loss(found, Path(out))
-    return None
+    return " ".join(found.failed) or None
 
 
 def leakage(info, checkpoints: list[str], files: dict, out: str, more: dict) -> str | None:
@@ -32,9 +29,7 @@ def leakage(info, checkpoints: list[str], files: dict, out: str, more: dict) -> 
         found = evaluate_leakage(checkpoints, files, options, out=Path(out), info=info, **more)
     except SkyError as error:
         return _told(error)
-    if info.rank == 0:
-        write_leakage(found, Path(out))
-    return None
+    return " ".join(found.failed) or None
 
 
 def _told(error: SkyError) -> str:

@@ -119,6 +119,33 @@ def full(tmp_path_factory, write_run):
     return page_of(run_dir)
 
 
+def test_a_text_cut_within_a_character_is_shown(tmp_path, write_run):
+    """Half of a surrogate pair, which JSON can hold and UTF-8 can't."""
+    run_dir = write_run(tmp_path, sets=("set \ud83d",))
+    sample = {"language": "en", "prompt": "a", "text": "a cat \ud83d"}
+    (run_dir / "samples.json").write_text(json.dumps([sample]), encoding="utf-8")
+    for page_format in ("html", "md"):
+        text = build_report(run_dir, page_format=page_format).read_text(encoding="utf-8")
+        assert "cat ?" in text and "set ?" in text
+
+
+def test_a_command_stands_as_it_is_typed(tmp_path, write_run):
+    run_dir = write_run(tmp_path)
+    attempt = {"command": ["megatron-sky", "train", "my recipe.yaml"], "hosts": ["one", "two"]}
+    (run_dir / "run.json").write_text(json.dumps({"attempts": [attempt]}))
+    text = build_report(run_dir, page_format="md").read_text(encoding="utf-8")
+    assert "| megatron-sky train 'my recipe.yaml' |" in text and "| one, two |" in text
+
+
+def test_the_figures_have_units(full):
+    for part in (
+        "nats per token, mean of the last",
+        "nats per token; the loss is",
+        "of the time in steps and validation",
+    ):
+        assert part in full.text
+
+
 def test_the_page_tells_everything(full):
     for part in (
         "my run",

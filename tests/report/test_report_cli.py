@@ -1,5 +1,8 @@
 """`megatron-sky report` as a user types it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,16 @@ def test_a_result_file_that_is_missing_is_told_on_the_page(report, tmp_path, wri
     (path,) = report(write_run(tmp_path), "--eval", tmp_path / "no.json", "--eval", tmp_path / "nor.json")
     text = Path(path).read_text(encoding="utf-8")
     assert "/no.json: can&#x27;t be read" in text and "/nor.json" in text
+
+
+@pytest.mark.parametrize("ending", ["html", "md"])
+def test_a_folder_whose_name_is_no_utf_8(tmp_path, write_run, ending):
+    run_dir = write_run(tmp_path / os.fsdecode(b"caf\xe9"))
+    command = [sys.executable, "-m", "megatron_sky", "report", run_dir, "--format", ending]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == os.fsencode(run_dir / f"report.{ending}") + b"\n"
+    assert "caf?" in (run_dir / f"report.{ending}").read_text(encoding="utf-8")
 
 
 def test_help_names_the_default_places(report):

@@ -3,10 +3,12 @@
 import pytest
 
 from megatron_sky.errors import ConfigError
+from megatron_sky.monitor.metrics import MetricsWriter, ValidationRecord
 from megatron_sky.report import build_report
 from megatron_sky.report.comparison import describe_comparison, named_apart
 from megatron_sky.report.content import Change, Table
 from megatron_sky.report.evaluations import Evaluations
+from megatron_sky.report.markdown import render_markdown
 from megatron_sky.report.run import load_run
 
 
@@ -43,6 +45,43 @@ def test_a_row_a_run_and_a_row_a_set_and_run(tmp_path, write_run):
         ["web", "base", "9.0000", "6.0000", Change(-3.0), "-"],
         ["papers", "new", "9.0000", "7.0000", Change(-2.0), "-"],
     ]
+
+
+def validate(run_dir, *losses):
+    """The set "code" with these (own, normalised) losses, one after another."""
+    with MetricsWriter(run_dir, tensorboard=False, wandb=None, config={}) as metrics:
+        for step, (own, normalised) in enumerate(losses, 1):
+            record = {"step": step, "consumed_tokens": 1000 * step, "set": "code", "tokens": 64, "seconds": 0.1}
+            metrics.validation(ValidationRecord(**record, lm_loss=own, normalised_loss=normalised))
+    return run_dir
+
+
+def test_sets_are_compared_by_normalised_loss_where_all_runs_have_it(tmp_path, write_run):
+    """The second run's tokenizer makes fewer tokens: worse for each of its own, better for the same text."""
+    runs = load(
+        validate(write_run(tmp_path / "a", sets=("web",)), (4.0, 3.0), (2.0, 2.0)),
+        validate(write_run(tmp_path / "b", sets=("web",)), (5.0, 3.25), (2.5, 1.75)),
+    )
+    document = describe_comparison(runs, Evaluations())
+    found = tables(document)
+    assert found["First and last validation losses, normalised, nats per reference token"].rows == [
+        ["code", "a", "3.0000", "2.0000", Change(-1.0), "-"],
+        ["code", "b", "3.2500", "1.7500", Change(-1.5), Change(-0.25)],
+    ]
+    own = found["First and last validation losses, nats per token"]
+    assert [row[:2] for row in own.rows] == [["web", "a"], ["web", "b"]]
+    words = render_markdown(document, "pictures")
+    assert "## First and last validation losses, normalised, nats per reference token" in words
+
+
+def test_sets_are_compared_per_token_where_a_run_has_no_normalised_loss(tmp_path, write_run):
+    runs = load(
+        validate(write_run(tmp_path / "a", sets=()), (4.0, 3.0), (2.0, 2.0)),
+        validate(write_run(tmp_path / "b", sets=()), (5.0, 3.25), (2.5, None)),
+    )
+    found = tables(describe_comparison(runs, Evaluations()))
+    assert not any("normalised" in heading for heading in found)
+    assert found["First and last validation losses, nats per token"].rows[1][-1] == Change(0.5)
 
 
 def test_runs_with_missing_parts(tmp_path, write_run):

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_sky.report.drawing import _tick, short_count, smooth, thin
+from megatron_sky.report.drawing import (
+    LINE_STYLES,
+    Marks,
+    count_labels,
+    draw_marks,
+    new_figure,
+    smooth,
+    thin,
+    tick_labels,
+)
 
 curves = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200)
 # The machine may be busy with other work: slow draws are no failure of ours.
@@ -52,12 +61,36 @@ def test_thinning_keeps_gaps():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (6e-4, "6e-4"), (1.25e-5, "1.25e-5"), (0.25, "0.25"), (9000, "9000"), (12_500, "12.5k"), (3e12, "3T")],
+    ("values", "labels"),
+    [
+        ((0, 0.25, 9000), ["0", "0.25", "9000"]),
+        ((0, 8000, 12_500), ["0", "8k", "12.5k"]),
+        ((0, 3e-4, 6e-4), ["0", "3e-4", "6e-4"]),
+        ((0.0005, 0.001, 0.0035, 0.004), ["0.5e-3", "1e-3", "3.5e-3", "4e-3"]),
+        ((1e-19, 0.002, 0.004), ["0", "0.002", "0.004"]),
+        ((-0.5, 0.5), ["-0.5", "0.5"]),
+        ((), []),
+    ],
 )
-def test_ticks(value, text):
-    assert _tick(value) == text
+def test_ticks_of_an_axis_have_one_form(values, labels):
+    assert tick_labels(values) == labels
 
 
-def test_short_count():
-    assert [short_count(value) for value in (0, 950, 1500, 2.5e6, 1e9)] == ["0", "950", "1.5k", "2.5M", "1B"]
+def test_counts_of_an_axis_have_one_unit():
+    assert count_labels((0, 950)) == ["0", "950"]
+    assert count_labels((0, 500, 1500)) == ["0", "0.5k", "1.5k"]
+    assert count_labels((0, 5e8, 1e9)) == ["0", "0.5B", "1B"]
+    assert count_labels([3e12]) == ["3T"]
+
+
+def test_a_picture_words_its_ticks_together():
+    figure, axes = new_figure("learning rate")
+    axes.set_yticks([0, 0.0005, 0.001])
+    figure.canvas.draw()
+    assert [each.get_text() for each in axes.get_yticklabels()] == ["0", "0.5e-3", "1e-3"]
+
+
+def test_a_resume_looks_in_the_legend_as_in_the_picture():
+    _, axes = new_figure("loss")
+    (entry,) = draw_marks(axes, Marks(resumes=[5]))
+    assert LINE_STYLES[entry.line] == axes.lines[0].get_linestyle()

@@ -93,6 +93,15 @@ def test_results_taken_alike_become_one_table_the_newest_first(tmp_path):
     assert [(row[0], row[1]) for row in perplexity.rows] == [("new", "12.18"), ("both", "12.18"), ("old", "3.49")]
 
 
+def test_models_that_failed_are_told_and_stay_in_one_table(tmp_path):
+    put(replace(losses("old"), failed=("x: the loss is nan",)), tmp_path / "eval/first", age=100)
+    put(replace(losses("new"), failed=("y: the loss is nan",)), tmp_path / "eval/second")
+    found = load_evaluations([tmp_path])
+    assert [row[0] for row in tables(found)[0].rows] == ["new", "old"]
+    (told,) = [block.notes for block in evaluation_sections(found)[0].blocks if isinstance(block, Notes)]
+    assert told[2:4] == ["Failed: y: the loss is nan.", "Failed: x: the loss is nan."]
+
+
 def test_models_of_one_name_are_told_apart_by_their_files(tmp_path):
     for run in ("a", "b"):
         results = losses("step_0000010")

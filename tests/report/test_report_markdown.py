@@ -1,6 +1,8 @@
 """The report as Markdown: tables, pictures beside it, nothing of a run's names takes effect as markup."""
 
+import os
 import re
+from urllib.parse import unquote_to_bytes
 from xml.etree import ElementTree
 
 import pytest
@@ -96,3 +98,11 @@ def test_several_runs(tmp_path, write_run):
     path = build_report(*folders, page_format="md")
     assert path == folders[0] / "comparison.md"
     assert path.read_text(encoding="utf-8").startswith("# a \\| b\n\nComparison of 2 runs, ")
+
+
+def test_pictures_are_found_whatever_bytes_the_page_is_named_by(tmp_path, write_run):
+    out = tmp_path / os.fsdecode(b"caf\xe9.md")
+    text = build_report(write_run(tmp_path / "run"), out=out, page_format="md").read_text(encoding="utf-8")
+    (link, *_) = re.findall(r"\(([^)]*\.svg)\)", text)
+    assert link.startswith("caf%E9_pictures/")
+    assert (tmp_path / os.fsdecode(unquote_to_bytes(link))).is_file()
