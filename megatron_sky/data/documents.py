@@ -6,19 +6,24 @@ is judged line by line with the standard library, which tells the reason.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 
 from megatron_sky.data.inputs import MAX_DOCUMENT_BYTES, Block
 
 BOM = b"\xef\xbb\xbf"
+MAX_DEPTH = 500  # of the objects and lists in a line
 _READ_BYTES = 1 << 20
 _EXCERPT = 200  # characters
+_STRING = re.compile(rb'"[^"]*"')  # where escapes have been taken out
+_BRACKET = re.compile(rb"[][{}]")
 
 REASONS = {
-    "not_json": "the line is no JSON",
+    "not_json": f"the line is no JSON, or nests deeper than {MAX_DEPTH}",
     "not_an_object": "the line is JSON, but no object with keys",
     "no_key": "the object has no such key",
     "not_text": "the value is neither a string nor a list of strings",
@@ -154,25 +159,31 @@ def _rest_of_line(file, room: int) -> bytes | None:
 def _parse_plain(lines: bytes, keys: tuple[str, ...]) -> list[tuple] | None:
     """The texts of lines that are all plain objects with string values; None where any is not, or msgspec is absent.
 
-    msgspec refuses invalid UTF-8 and lone surrogates. What it lets pass and must not shows in the bytes: a doubled key
-    in the number of times that keys occur, a NUL character or a key in disguise in an escape of that range, a blank
-    line in the number of lines.
+    What is taken here and what line by line must never differ. msgspec refuses what is no JSON and lone surrogates.
+    What it lets pass and must not is looked for in the bytes: a doubled key shows in the number of times that keys
+    occur, a NUL character or a key in disguise in an escape of that range; invalid UTF-8 and deep nesting, which it
+    passes over under other keys, are sought.
     """
     decode = _plain_decoder(keys)
     if decode is None or b"\\u00" in lines or b"\r" in lines:
         return None
-    count = lines.count(b"\n") + (not lines.endswith(b"\n"))
-    if any(lines.count(json.dumps(key).encode()) != count for key in keys):
+    each_line = lines.removesuffix(b"\n").split(b"\n")
+    if any(lines.count(json.dumps(key).encode()) != len(each_line) for key in keys):
         return None
     try:
-        found = decode(lines)
-    except ValueError:
+        found = [decode(line) for line in each_line]
+        for line in each_line:
+            line.decode("utf-8")
+    except (ValueError, RecursionError):
         return None
-    return found if len(found) == count else None
+    return None if any(map(_is_deep, each_line)) else found
 
 
 @cache
-def _plain_decoder(keys: tuple[str, ...]) -> Callable[[bytes], list[tuple]] | None:
+def _plain_decoder(keys: tuple[str, ...]) -> Callable[[bytes], tuple] | None:
+    """From a line to its texts; None where msgspec is absent, or an escape could spell a key in another way."""
+    if any("/" in key or json.dumps(key) != f'"{key}"' for key in keys):
+        return None
     try:
         import msgspec
     except ImportError:
@@ -181,10 +192,19 @@ def _plain_decoder(keys: tuple[str, ...]) -> Callable[[bytes], list[tuple]] | No
     line = msgspec.defstruct(
         "Line", [(name, str) for name in names], rename=dict(zip(names, keys, strict=True)), gc=False
     )
-    decoder = msgspec.json.Decoder(line)
+    decode = msgspec.json.Decoder(line).decode
     if len(keys) == 1:
-        return lambda lines: [(each.key_0,) for each in decoder.decode_lines(lines)]
-    return lambda lines: [msgspec.structs.astuple(each) for each in decoder.decode_lines(lines)]
+        return lambda line: (decode(line).key_0,)
+    return lambda line: msgspec.structs.astuple(decode(line))
+
+
+def _is_deep(line: bytes) -> bool:
+    """Whether a line's JSON nests deeper than `MAX_DEPTH`, where libraries and Pythons begin to differ."""
+    if len(line) <= 2 * MAX_DEPTH or line.count(b"{") + line.count(b"[") <= MAX_DEPTH:
+        return False
+    bare = _STRING.sub(b"", line.replace(rb"\\", b"").replace(rb"\"", b""))
+    steps = (1 if bracket in b"{[" else -1 for bracket in _BRACKET.findall(bare))
+    return max(accumulate(steps), default=0) > MAX_DEPTH
 
 
 def _parse_line(line: bytes, keys: tuple[str, ...]) -> tuple:
@@ -195,8 +215,10 @@ def _parse_line(line: bytes, keys: tuple[str, ...]) -> tuple:
         pairs[:] = found  # the outermost object is finished last
         return dict(found)
 
+    if _is_deep(line):
+        raise _Rejected("not_json")
     try:
-        given = json.loads(line.decode("utf-8"), object_pairs_hook=keep_pairs)
+        given = json.loads(line.decode("utf-8"), object_pairs_hook=keep_pairs, parse_int=_unread_number)
     except UnicodeDecodeError:
         raise _Rejected("invalid_utf8") from None
     except (ValueError, RecursionError):
@@ -208,6 +230,10 @@ def _parse_line(line: bytes, keys: tuple[str, ...]) -> tuple:
         if names[key] != 1:
             raise _Rejected("duplicate_key" if names[key] else "no_key")
     return tuple(_check_text(given[key]) for key in keys)
+
+
+def _unread_number(digits: str) -> None:
+    """No number is a text; Python would refuse one of many digits."""
 
 
 def _decoded(value: object, max_bytes: int) -> object:
