@@ -89,13 +89,16 @@ def merge(
     out: Annotated[Path, typer.Option(help="Path prefix of the pair to write.")],
     overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
 ) -> None:
-    """Join pairs, in the order given, into one. A folder stands for all pairs in it, in alphabetical order."""
+    """Join pairs, in the order given, into one. A folder stands for all pairs in it, in alphabetical order, but for
+    the output. Parts of a job (`tokenize --shard`) must all be there."""
     from megatron_sky.data.merge import merge as join
     from megatron_sky.data.merge import pairs_in_folder
 
-    named = [each for given in prefixes for each in (pairs_in_folder(given) if Path(given).is_dir() else [given])]
-    named = list(dict.fromkeys(map(_without_ending, named)))
-    meta = join(named, out, overwrite=overwrite)
+    named: dict[str, str] = {}
+    for given in prefixes:
+        pairs = pairs_in_folder(given, out=out) if Path(given).is_dir() else [_without_ending(given)]
+        named |= {os.path.abspath(pair): pair for pair in pairs if os.path.abspath(pair) not in named}
+    meta = join(list(named.values()), out, overwrite=overwrite)
     typer.echo(f"{out}: {len(named)} pairs joined")
     if meta is not None:
         _print_counts(meta)

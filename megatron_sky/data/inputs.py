@@ -25,6 +25,12 @@ _ZSTD_BYTES = 2048  # compressed, at once: in the worst case, a single byte repe
 # The ending decides what a file is; `.gz` and `.zst` may follow those of lines.
 _KINDS = {".jsonl": "lines", ".json": "lines", ".ndjson": "lines", ".parquet": "rows", ".txt": "text", ".text": "text"}
 _COMPRESSED = (".gz", ".zst")
+# What `tokenize` writes beside a pair under a known ending, and how each begins.
+_OWN_PRODUCTS = {
+    ".meta.json": b'{\n "tokenizer": {',
+    ".progress.json": b'{"fingerprint": "',
+    ".rejects.jsonl": b'{"file": "',
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Block:
 def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     """The files that `inputs` (files, folders, globs) name, in order; a folder's or glob's in alphabetical order.
 
+    What this program wrote beside a pair (meta file, progress, rejects) is no input, wherever it lies.
+
     Raises:
         DataError: an input names nothing, or a file of no known kind.
     """
@@ -73,6 +81,7 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
             named = [path]
         else:
             named = [Path(each) for each in sorted(glob.glob(given, recursive=True)) if Path(each).is_file()]
+        named = [each for each in named if not _is_own_product(each)]
         if not named:
             raise DataError(
                 f"{given} names no file\n  mend: give JSONL, Parquet or text files, folders of such, or a glob"
@@ -136,6 +145,19 @@ def _kind(path: Path) -> tuple[str, str] | None:
     if kind is None or (compression and kind != "lines"):
         return None
     return kind, compression
+
+
+def _is_own_product(path: Path) -> bool:
+    """Whether the file says by its name and how it begins that this program wrote it; one that is gone by now did so by
+    its name alone."""
+    begins = next((begins for ending, begins in _OWN_PRODUCTS.items() if path.name.endswith(ending)), None)
+    if begins is None:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(begins)) == begins
+    except FileNotFoundError:
+        return True
 
 
 def _line_blocks(piece: Piece, max_bytes: int) -> Iterator[bytes]:

@@ -52,6 +52,16 @@ class DocumentCounts:
 
 
 @dataclass(frozen=True)
+class ShardRecord:
+    """Which part of a job the pair is: `index` (from 0) of `count`; `whole` is a hash of what all of them must share:
+    the list of pieces that they were dealt from, and what was done to them."""
+
+    index: int
+    count: int
+    whole: str
+
+
+@dataclass(frozen=True)
 class Meta:
     """Contents of `<prefix>.meta.json`; docs/formats.md describes each field.
 
@@ -63,6 +73,7 @@ class Meta:
         rejected: documents left out, by reason.
         notes: lines that were taken though unusual (blank ones, CR LF, byte order marks).
         job: hash of all that decided the output, by which a finished job is known again.
+        shard: which part of a job this is; None where it is a whole one, or its program did not say.
     """
 
     tokenizer: TokenizerRecord
@@ -82,6 +93,7 @@ class Meta:
     rejected: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     job: str = ""
+    shard: ShardRecord | None = None
     format_version: int = FORMAT_VERSION
 
     def write(self, prefix: str | Path) -> None:
@@ -130,6 +142,7 @@ def _parse(path: Path, given: object) -> Meta:
         values["sources"] = tuple(
             FileRecord(each["path"], each["size"], tuple(each["blocks"])) for each in given.get("sources", ())
         )
+        values["shard"] = ShardRecord(**given["shard"]) if given.get("shard") else None
         return Meta(**values)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: not a complete meta file ({error})\n  mend: {mend}") from error

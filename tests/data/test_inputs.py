@@ -4,8 +4,9 @@ import json
 import pytest
 
 from megatron_sky.data import inputs as inputs_module
+from megatron_sky.data import tokenize as tokenize_module
 from megatron_sky.data.indexed import bin_path
-from megatron_sky.data.inputs import blocks_of, cut_pieces
+from megatron_sky.data.inputs import blocks_of, cut_pieces, find_files
 from megatron_sky.data.tokenize import TokenizeOptions, tokenize_files
 from megatron_sky.errors import DataError
 
@@ -54,3 +55,41 @@ def test_damage_within_a_compressed_file_is_told(tmp_path, at):
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(DataError, match=rf"{name}: broken"):
             read(tmp_path / name)
+
+
+def test_what_tokenizing_wrote_is_no_input(corpus, tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes(LINES + b"bad\n")
+    (tmp_path / "b.meta.json").write_bytes(LINES)  # a user's own, whatever its name
+    inputs = [tmp_path / "a.jsonl", tmp_path / "b.meta.json"]
+    options = TokenizeOptions(fast=False)
+    tokenize_files(inputs, tmp_path / "out", corpus.tokenizer, options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tokenize_module, "describe", raises(KeyboardInterrupt))
+        tokenize_files(inputs, tmp_path / "stopped", corpus.tokenizer, options)
+    ours = [tmp_path / name for name in ("out.meta.json", "out.rejects.jsonl", "stopped.progress.json")]
+    assert all(path.exists() for path in ours)
+    assert (
+        find_files([tmp_path])
+        == find_files([f"{tmp_path}/*.jsonl", f"{tmp_path}/*.json"])
+        == find_files(inputs)
+        == inputs
+    )
+    for path in ours:
+        with pytest.raises(DataError, match="names no file"):
+            find_files([path])
+    (before,) = tokenize_files([tmp_path], tmp_path / "out", corpus.tokenizer, options)
+    assert before.documents.read == 4001
+
+
+def raises(error):
+    def call(*arguments, **more):
+        raise error
+
+    return call
+
+
+def test_a_product_that_is_gone_since_the_folder_was_listed_is_no_input(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs_module.Path, "is_file", lambda path: True)
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "b.progress.json").symlink_to(tmp_path / "gone")
+    assert find_files([tmp_path]) == [tmp_path / "a.jsonl"]
