@@ -157,6 +157,12 @@ def _agreeing_metas(prefixes: Sequence[str | Path]) -> list[Meta]:
                 f"first pair with {metas[0].tokenizer.name} ({metas[0].tokenizer.sha256[:12]})\n"
                 "  mend: merge only pairs made with one tokenizer"
             )
+        if meta.tokenizer.eod_id != metas[0].tokenizer.eod_id:
+            raise DataError(
+                f"{meta_path(prefix)}: the end-of-document id is {meta.tokenizer.eod_id}, the first pair's "
+                f"{metas[0].tokenizer.eod_id}\n  mend: merge only pairs with one; tokenizer_config.json beside a "
+                "tokenizer.json names it"
+            )
     return metas
 
 

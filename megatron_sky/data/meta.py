@@ -156,12 +156,15 @@ def shared_source(one: Meta | None, other: Meta | None) -> str | None:
     return next((record.path for record in one.sources if record.blocks in known), None)
 
 
-def check_source(prefix: str | Path, *, vocab_size: int, tokenizer_sha256: str | None = None) -> Meta | None:
+def check_source(
+    prefix: str | Path, *, vocab_size: int, tokenizer_sha256: str | None = None, eod_id: int | None = None
+) -> Meta | None:
     """Compare a pair with its meta file and with the model that is to read it, in constant time.
 
     Args:
         vocab_size: tokens the model knows; every id must be below.
         tokenizer_sha256: hash of the run's tokenizer, where one is configured.
+        eod_id: the id with which that tokenizer ends a document, which its hash does not tell.
 
     Returns:
         The meta file, or None where the pair has none; ids are then known to be right only batch by batch.
@@ -185,6 +188,12 @@ def check_source(prefix: str | Path, *, vocab_size: int, tokenizer_sha256: str |
             f"{meta_path(prefix)}: the tokens were made with the tokenizer {meta.tokenizer.name} "
             f"(sha256 {meta.tokenizer.sha256[:12]}), the recipe names one with sha256 {tokenizer_sha256[:12]}\n"
             "  mend: set tokenizer.path to the one the data was made with, or tokenize again"
+        )
+    if eod_id is not None and meta.append_eod and meta.tokenizer.eod_id != eod_id:
+        raise DataError(
+            f"{meta_path(prefix)}: the documents end with id {meta.tokenizer.eod_id}, the recipe's tokenizer ends them "
+            f"with {eod_id}\n  mend: name the end token that the data was made with as eos_token in "
+            "tokenizer_config.json beside the tokenizer, or tokenize again"
         )
     return meta
 

@@ -181,7 +181,7 @@ class _Job:
         files = {piece.path: os.stat(piece.path) for piece in self.pieces}
         decides["files"] = [(path, each.st_size, each.st_mtime_ns) for path, each in files.items()]
         decides["pieces"] = [(piece.path, piece.start, piece.end) for piece in self.pieces]
-        decides["tokenizer"] = self.tokenizer.sha256
+        decides["tokenizer"], decides["eod_id"] = self.tokenizer.sha256, self.tokenizer.eod_id
         if self.options.shard is not None:
             decides["whole"] = self._whole()
         return _hash_of(decides)
@@ -194,7 +194,7 @@ class _Job:
         shared["key"] = key
         shared["files"] = list(self.sizes.items())
         shared["piece"] = BLOCK_BYTES
-        shared["tokenizer"] = self.tokenizer.sha256
+        shared["tokenizer"], shared["eod_id"] = self.tokenizer.sha256, self.tokenizer.eod_id
         return _hash_of(shared)
 
     def finished(self) -> list[Meta] | None:

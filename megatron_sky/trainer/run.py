@@ -72,11 +72,12 @@ def _check_reference_tokenizer(config: Config) -> None:
 
 def open_data(config: Config) -> TrainData:
     """The training mixture, opened and checked; validation files are checked too."""
-    tokenizer_hash = load_tokenizer(config.tokenizer.path).sha256 if config.tokenizer.path else None
+    tokenizer = load_tokenizer(config.tokenizer.path) if config.tokenizer.path else None
+    tokenizer_hash, eod_id = (tokenizer.sha256, tokenizer.eod_id) if tokenizer else (None, None)
     problems = []
     for each in (*config.data.train, *config.validation.sets):
         try:
-            check_source(each.path, vocab_size=config.model.vocab_size, tokenizer_sha256=tokenizer_hash)
+            check_source(each.path, vocab_size=config.model.vocab_size, tokenizer_sha256=tokenizer_hash, eod_id=eod_id)
         except DataError as error:
             problems.append(str(error))
     if problems:
