@@ -61,7 +61,7 @@ def verify(
     prefixes: Prefixes,
     tokenizer: TokenizerPath = None,
     write_meta: Annotated[
-        bool, typer.Option(help="Write the meta file of a pair made by another tool; needs --tokenizer.")
+        bool, typer.Option(help="Write the meta file of a pair that has none or a broken one; needs --tokenizer.")
     ] = False,
 ) -> None:
     """Prove pairs: header, index, sizes, ids, document ends, hashes. The first fault is told with its byte offset."""
@@ -74,8 +74,8 @@ def verify(
         raise typer.BadParameter("--write-meta needs --tokenizer")
     for prefix in map(_without_ending, prefixes):
         with _Bar(f"verifying {prefix}") as bar:
-            found = prove(prefix, tokenizer=loaded, report=bar)
-        known = "agrees with its meta file" if found.meta else "has no meta file: structure and ids only"
+            found = prove(prefix, tokenizer=loaded, without_broken_meta=write_meta, report=bar)
+        known = "agrees with its meta file" if found.meta else "has no meta file to agree with: structure and ids only"
         ends = "" if found.num_unended is None else f", {found.num_unended:,} not ended by the end-of-document id"
         typer.echo(f"{prefix}: whole; {found.num_documents:,} documents{ends}, {found.num_tokens:,} tokens; {known}")
         if write_meta and found.meta is None:

@@ -112,27 +112,45 @@ def meta_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.meta.json")
 
 
+class BrokenMeta(DataError):
+    """A meta file that is none, or lacks something; the pair beside it may be whole all the same."""
+
+    def __init__(self, path: Path, what: object):
+        prefix = str(path).removesuffix(".meta.json")
+        super().__init__(
+            f"{path} is no complete meta file ({what})\n  mend: `megatron-sky data verify {prefix} --tokenizer T "
+            "--write-meta` proves the pair and writes it anew; or make the pair again"
+        )
+
+
 def read_meta(prefix: str | Path) -> Meta | None:
     """The meta file of `prefix`, or None where there is none (files made by another tool).
 
     Raises:
-        DataError: the file can't be understood.
+        BrokenMeta: the file is damaged.
+        DataError: the file can't be read, or is of another version.
     """
     path = meta_path(prefix)
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read: {error}\n  mend: `megatron-sky data verify` writes it anew") from error
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise BrokenMeta(path, error) from error
     return _parse(path, given)
 
 
 def _parse(path: Path, given: object) -> Meta:
-    mend = "make the files again with this version, or remove the meta file to use them unchecked"
-    version = given.get("format_version") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or "format_version" not in given:
+        raise BrokenMeta(path, "it has no format_version")
+    version = given["format_version"]
     if version != FORMAT_VERSION:
-        raise DataError(f"{path}: format_version is {version!r}; this program knows {FORMAT_VERSION}\n  mend: {mend}")
+        raise DataError(
+            f"{path}: format_version is {version!r}; this program knows {FORMAT_VERSION}\n  mend: make the files again "
+            "with this version, or remove the meta file to use them unchecked"
+        )
     known = {each.name for each in fields(Meta)}
     try:
         values = {name: given[name] for name in given if name in known}
@@ -145,7 +163,7 @@ def _parse(path: Path, given: object) -> Meta:
         values["shard"] = ShardRecord(**given["shard"]) if given.get("shard") else None
         return Meta(**values)
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a complete meta file ({error})\n  mend: {mend}") from error
+        raise BrokenMeta(path, error) from error
 
 
 def shared_source(one: Meta | None, other: Meta | None) -> str | None:
