@@ -7,13 +7,24 @@ imports torch, and nothing changes a config once it is built: progress lives in 
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from megatron_sky.config.presets import PRESETS
 from megatron_sky.config.units import IntervalField, TokenCount
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _without_ending(path: str) -> str:
+    """The prefix of a pair, of which either file may be named; what comes out comes out of itself again."""
+    prefix = re.sub(r"\.(bin|idx)\Z", "", path)
+    if re.search(r"\.(bin|idx)\Z", prefix):
+        raise ValueError(f"{prefix!r} ends as a file of a pair does, and can't be told from one; rename the pair")
+    return prefix
+
+
+PairPrefix = Annotated[str, AfterValidator(_without_ending)]
 
 
 class Section(BaseModel):
@@ -130,15 +141,10 @@ class SourceConfig(Section):
     """One training source of the mixture."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$", description="Name in logs and reports.")
-    path: str = Field(description="Path prefix of the .bin and .idx files, without the ending.")
+    path: PairPrefix = Field(description="Path prefix of the .bin and .idx files, without the ending.")
     weight: Annotated[float, Field(ge=0)] | Ramp = Field(
         1.0, description="Share of the mixture (weights are normalised to sum to 1), constant or a ramp."
     )
-
-    @field_validator("path")
-    @classmethod
-    def _prefix(cls, path: str) -> str:
-        return re.sub(r"\.(bin|idx)$", "", path)
 
 
 class DataConfig(Section):
@@ -359,12 +365,7 @@ class ValidationSet(Section):
     """A named held-out set; its loss is reported on its own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$", description="Name in logs and reports.")
-    path: str = Field(description="Path prefix of the .bin and .idx files, without the ending.")
-
-    @field_validator("path")
-    @classmethod
-    def _prefix(cls, path: str) -> str:
-        return re.sub(r"\.(bin|idx)$", "", path)
+    path: PairPrefix = Field(description="Path prefix of the .bin and .idx files, without the ending.")
 
 
 class ValidationConfig(Section):
