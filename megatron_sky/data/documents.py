@@ -5,10 +5,11 @@ document). A block in which nothing is unusual goes through msgspec, where it is
 is judged line by line with the standard library, which tells the reason.
 """
 
+import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -161,27 +162,40 @@ def _parse_plain(lines: bytes, keys: tuple[str, ...]) -> list[tuple] | None:
 
     What is taken here and what line by line must never differ. msgspec refuses what is no JSON and lone surrogates.
     What it lets pass and must not is looked for in the bytes: a doubled key shows in the number of times that keys
-    occur, a NUL character or a key in disguise in an escape of that range; invalid UTF-8 and deep nesting, which it
-    passes over under other keys, are sought.
+    occur, a NUL character or a key in disguise in an escape of that range. Under keys that are not asked for it passes
+    over invalid UTF-8 and deep nesting, so that lines with such keys are searched for both.
     """
-    decode = _plain_decoder(keys)
-    if decode is None or b"\\u00" in lines or b"\r" in lines:
+    decoders = _plain_decoders(keys)
+    if decoders is None or b"\\u00" in lines or b"\r" in lines:
         return None
-    each_line = lines.removesuffix(b"\n").split(b"\n")
-    if any(lines.count(json.dumps(key).encode()) != len(each_line) for key in keys):
+    count = lines.count(b"\n") + (not lines.endswith(b"\n"))
+    if any(lines.count(json.dumps(key).encode()) != count for key in keys):
         return None
+    of_these_keys, of_any_keys = decoders
     try:
-        found = [decode(line) for line in each_line]
-        for line in each_line:
-            line.decode("utf-8")
+        return of_these_keys(io.BytesIO(lines))
+    except ValueError:  # at the first line that has other keys
+        pass
+    try:
+        return of_any_keys(_searched(lines))
     except (ValueError, RecursionError):
         return None
-    return None if any(map(_is_deep, each_line)) else found
+
+
+def _searched(lines: bytes) -> Iterator[bytes]:
+    """The lines; ValueError at one that is no UTF-8 or nests too deep."""
+    for line in io.BytesIO(lines):
+        if not line.isascii():
+            line.decode("utf-8")
+        if _is_deep(line):
+            raise ValueError("nests too deep")
+        yield line
 
 
 @cache
-def _plain_decoder(keys: tuple[str, ...]) -> Callable[[bytes], tuple] | None:
-    """From a line to its texts; None where msgspec is absent, or an escape could spell a key in another way."""
+def _plain_decoders(keys: tuple[str, ...]) -> tuple[Callable[[Iterable[bytes]], list[tuple]], ...] | None:
+    """From lines to their texts, where there are no keys but these, and where there may be others; None where msgspec
+    is absent, or an escape could spell a key in another way."""
     if any("/" in key or json.dumps(key) != f'"{key}"' for key in keys):
         return None
     try:
@@ -189,13 +203,21 @@ def _plain_decoder(keys: tuple[str, ...]) -> Callable[[bytes], tuple] | None:
     except ImportError:
         return None
     names = [f"key_{number}" for number in range(len(keys))]
-    line = msgspec.defstruct(
-        "Line", [(name, str) for name in names], rename=dict(zip(names, keys, strict=True)), gc=False
-    )
-    decode = msgspec.json.Decoder(line).decode
-    if len(keys) == 1:
-        return lambda line: (decode(line).key_0,)
-    return lambda line: msgspec.structs.astuple(decode(line))
+
+    def decoder(*, only_these: bool) -> Callable[[Iterable[bytes]], list[tuple]]:
+        line = msgspec.defstruct(
+            "Line",
+            [(name, str) for name in names],
+            rename=dict(zip(names, keys, strict=True)),
+            forbid_unknown_fields=only_these,
+            gc=False,
+        )
+        decode = msgspec.json.Decoder(line).decode
+        if len(keys) == 1:
+            return lambda lines: [(decode(line).key_0,) for line in lines]
+        return lambda lines: [msgspec.structs.astuple(decode(line)) for line in lines]
+
+    return decoder(only_these=True), decoder(only_these=False)
 
 
 def _is_deep(line: bytes) -> bool:

@@ -15,7 +15,7 @@ KEYS = [("text",), ("text", "o"), ("a/b",), ("文",)]
 def parse(lines, keys=("text",), *, plain=True):
     with pytest.MonkeyPatch.context() as patch:
         if not plain:  # as where msgspec is absent
-            patch.setattr(documents, "_plain_decoder", lambda keys: None)
+            patch.setattr(documents, "_plain_decoders", lambda keys: None)
         return parse_block(Block("a.jsonl", lines=lines), keys)
 
 
