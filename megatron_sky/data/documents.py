@@ -171,15 +171,18 @@ def _parse_plain(lines: bytes, keys: tuple[str, ...]) -> list[tuple] | None:
     count = lines.count(b"\n") + (not lines.endswith(b"\n"))
     if any(lines.count(json.dumps(key).encode()) != count for key in keys):
         return None
-    of_these_keys, of_any_keys = decoders
+    try:
+        return _decoded_lines(lines, *decoders)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _decoded_lines(lines: bytes, of_these_keys: Callable, of_any_keys: Callable) -> list[tuple]:
+    """ValueError or RecursionError where a line is not plain."""
     try:
         return of_these_keys(io.BytesIO(lines))
     except ValueError:  # at the first line that has other keys
-        pass
-    try:
         return of_any_keys(_searched(lines))
-    except (ValueError, RecursionError):
-        return None
 
 
 def _searched(lines: bytes) -> Iterator[bytes]:
