@@ -61,7 +61,7 @@ def verify(
     prefixes: Prefixes,
     tokenizer: TokenizerPath = None,
     write_meta: Annotated[
-        bool, typer.Option(help="Write the meta file of a pair made by another tool; needs --tokenizer.")
+        bool, typer.Option(help="Write the meta file of a pair that has none or a broken one; needs --tokenizer.")
     ] = False,
 ) -> None:
     """Prove pairs: header, index, sizes, ids, document ends, hashes. The first fault is told with its byte offset."""
@@ -74,8 +74,8 @@ def verify(
         raise typer.BadParameter("--write-meta needs --tokenizer")
     for prefix in map(_without_ending, prefixes):
         with _Bar(f"verifying {prefix}") as bar:
-            found = prove(prefix, tokenizer=loaded, report=bar)
-        known = "agrees with its meta file" if found.meta else "has no meta file: structure and ids only"
+            found = prove(prefix, tokenizer=loaded, without_broken_meta=write_meta, report=bar)
+        known = "agrees with its meta file" if found.meta else "has no meta file to agree with: structure and ids only"
         ends = "" if found.num_unended is None else f", {found.num_unended:,} not ended by the end-of-document id"
         typer.echo(f"{prefix}: whole; {found.num_documents:,} documents{ends}, {found.num_tokens:,} tokens; {known}")
         if write_meta and found.meta is None:
@@ -89,13 +89,16 @@ def merge(
     out: Annotated[Path, typer.Option(help="Path prefix of the pair to write.")],
     overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
 ) -> None:
-    """Join pairs, in the order given, into one. A folder stands for all pairs in it, in alphabetical order."""
+    """Join pairs, in the order given, into one. A folder stands for all pairs in it, in alphabetical order, but for
+    the output. Parts of a job (`tokenize --shard`) must all be there."""
     from megatron_sky.data.merge import merge as join
     from megatron_sky.data.merge import pairs_in_folder
 
-    named = [each for given in prefixes for each in (pairs_in_folder(given) if Path(given).is_dir() else [given])]
-    named = list(dict.fromkeys(map(_without_ending, named)))
-    meta = join(named, out, overwrite=overwrite)
+    named: dict[str, str] = {}
+    for given in prefixes:
+        pairs = pairs_in_folder(given, out=out) if Path(given).is_dir() else [_without_ending(given)]
+        named |= {os.path.abspath(pair): pair for pair in pairs if os.path.abspath(pair) not in named}
+    meta = join(list(named.values()), out, overwrite=overwrite)
     typer.echo(f"{out}: {len(named)} pairs joined")
     if meta is not None:
         _print_counts(meta)

@@ -17,7 +17,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--output-prefix", required=True, help="path of the new pair without an ending")
     args = parser.parse_args(given)
     try:
-        prefixes = pairs_in_folder(args.input)
+        prefixes = pairs_in_folder(args.input, out=args.output_prefix)
         merge(prefixes, args.output_prefix, overwrite=True)
     except SkyError as error:
         print(f"merge_datasets: {error}", file=sys.stderr)

@@ -18,6 +18,17 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 FilePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the home
 
 
+def _without_ending(path: str) -> str:
+    """The prefix of a pair, of which either file may be named; what comes out comes out of itself again."""
+    prefix = re.sub(r"\.(bin|idx)\Z", "", path)
+    if re.search(r"\.(bin|idx)\Z", prefix):
+        raise ValueError(f"{prefix!r} ends as a file of a pair does, and can't be told from one; rename the pair")
+    return prefix
+
+
+PairPrefix = Annotated[FilePath, AfterValidator(_without_ending)]
+
+
 class Section(BaseModel):
     """A part of the recipe: frozen, and any key it does not know is an error."""
 
@@ -132,15 +143,10 @@ class SourceConfig(Section):
     """One training source of the mixture."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$", description="Name in logs and reports.")
-    path: FilePath = Field(description="Path prefix of the .bin and .idx files, without the ending.")
+    path: PairPrefix = Field(description="Path prefix of the .bin and .idx files, without the ending.")
     weight: Annotated[float, Field(ge=0)] | Ramp = Field(
         1.0, description="Share of the mixture (weights are normalised to sum to 1), constant or a ramp."
     )
-
-    @field_validator("path")
-    @classmethod
-    def _prefix(cls, path: str) -> str:
-        return re.sub(r"\.(bin|idx)$", "", path)
 
 
 class DataConfig(Section):
@@ -361,12 +367,7 @@ class ValidationSet(Section):
     """A named held-out set; its loss is reported on its own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.\-]+$", description="Name in logs and reports.")
-    path: FilePath = Field(description="Path prefix of the .bin and .idx files, without the ending.")
-
-    @field_validator("path")
-    @classmethod
-    def _prefix(cls, path: str) -> str:
-        return re.sub(r"\.(bin|idx)$", "", path)
+    path: PairPrefix = Field(description="Path prefix of the .bin and .idx files, without the ending.")
 
 
 class ValidationConfig(Section):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 MODEL, JSON, RANKS = "tokenizer.model", "tokenizer.json", ".tiktoken"
 # What Hugging Face's libraries write beside tokenizer.json.
-BESIDE_JSON = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+SETTINGS = "tokenizer_config.json"
+BESIDE_JSON = (SETTINGS, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 
 def find(folder: Path) -> Path | None:
@@ -42,6 +43,12 @@ def is_json(path: Path) -> bool:
 def settings_of_ranks(path: Path) -> Path:
     """The file beside a .tiktoken file that says what the ranks do not; it need not be there."""
     return path.with_name(path.name + ".json")
+
+
+def settings_of_json(path: Path) -> Path | None:
+    """The file beside a tokenizer.json that names its special tokens; None for one that is called otherwise, to which
+    nothing beside it belongs."""
+    return path.with_name(SETTINGS) if path.name == JSON else None
 
 
 def copy(path: Path, folder: Path) -> None:

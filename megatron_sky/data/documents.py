@@ -5,20 +5,26 @@ document). A block in which nothing is unusual goes through msgspec, where it is
 is judged line by line with the standard library, which tells the reason.
 """
 
+import io
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 
 from megatron_sky.data.inputs import MAX_DOCUMENT_BYTES, Block
 
 BOM = b"\xef\xbb\xbf"
+MAX_DEPTH = 500  # of the objects and lists in a line
 _READ_BYTES = 1 << 20
 _EXCERPT = 200  # characters
+_STRING = re.compile(rb'"[^"]*"')  # where escapes have been taken out
+_BRACKET = re.compile(rb"[][{}]")
 
 REASONS = {
-    "not_json": "the line is no JSON",
+    "not_json": f"the line is no JSON, or nests deeper than {MAX_DEPTH}",
     "not_an_object": "the line is JSON, but no object with keys",
     "no_key": "the object has no such key",
     "not_text": "the value is neither a string nor a list of strings",
@@ -154,37 +160,76 @@ def _rest_of_line(file, room: int) -> bytes | None:
 def _parse_plain(lines: bytes, keys: tuple[str, ...]) -> list[tuple] | None:
     """The texts of lines that are all plain objects with string values; None where any is not, or msgspec is absent.
 
-    msgspec refuses invalid UTF-8 and lone surrogates. What it lets pass and must not shows in the bytes: a doubled key
-    in the number of times that keys occur, a NUL character or a key in disguise in an escape of that range, a blank
-    line in the number of lines.
+    What is taken here and what line by line must never differ. msgspec refuses what is no JSON and lone surrogates.
+    What it lets pass and must not is looked for in the bytes: a doubled key shows in the number of times that keys
+    occur, a NUL character or a key in disguise in an escape of that range. Under keys that are not asked for it passes
+    over invalid UTF-8 and deep nesting, so that lines with such keys are searched for both.
     """
-    decode = _plain_decoder(keys)
-    if decode is None or b"\\u00" in lines or b"\r" in lines:
+    decoders = _plain_decoders(keys)
+    if decoders is None or b"\\u00" in lines or b"\r" in lines:
         return None
     count = lines.count(b"\n") + (not lines.endswith(b"\n"))
     if any(lines.count(json.dumps(key).encode()) != count for key in keys):
         return None
     try:
-        found = decode(lines)
-    except ValueError:
+        return _decoded_lines(lines, *decoders)
+    except (ValueError, RecursionError):
         return None
-    return found if len(found) == count else None
+
+
+def _decoded_lines(lines: bytes, of_these_keys: Callable, of_any_keys: Callable) -> list[tuple]:
+    """ValueError or RecursionError where a line is not plain."""
+    try:
+        return of_these_keys(io.BytesIO(lines))
+    except ValueError:  # at the first line that has other keys
+        return of_any_keys(_searched(lines))
+
+
+def _searched(lines: bytes) -> Iterator[bytes]:
+    """The lines; ValueError at one that is no UTF-8 or nests too deep."""
+    for line in io.BytesIO(lines):
+        if not line.isascii():
+            line.decode("utf-8")
+        if _is_deep(line):
+            raise ValueError("nests too deep")
+        yield line
 
 
 @cache
-def _plain_decoder(keys: tuple[str, ...]) -> Callable[[bytes], list[tuple]] | None:
+def _plain_decoders(keys: tuple[str, ...]) -> tuple[Callable[[Iterable[bytes]], list[tuple]], ...] | None:
+    """From lines to their texts, where there are no keys but these, and where there may be others; None where msgspec
+    is absent, or an escape could spell a key in another way."""
+    if any("/" in key or json.dumps(key) != f'"{key}"' for key in keys):
+        return None
     try:
         import msgspec
     except ImportError:
         return None
     names = [f"key_{number}" for number in range(len(keys))]
-    line = msgspec.defstruct(
-        "Line", [(name, str) for name in names], rename=dict(zip(names, keys, strict=True)), gc=False
-    )
-    decoder = msgspec.json.Decoder(line)
-    if len(keys) == 1:
-        return lambda lines: [(each.key_0,) for each in decoder.decode_lines(lines)]
-    return lambda lines: [msgspec.structs.astuple(each) for each in decoder.decode_lines(lines)]
+
+    def decoder(*, only_these: bool) -> Callable[[Iterable[bytes]], list[tuple]]:
+        line = msgspec.defstruct(
+            "Line",
+            [(name, str) for name in names],
+            rename=dict(zip(names, keys, strict=True)),
+            forbid_unknown_fields=only_these,
+            gc=False,
+        )
+        decode = msgspec.json.Decoder(line).decode
+        if len(keys) == 1:
+            return lambda lines: [(decode(line).key_0,) for line in lines]
+        return lambda lines: [msgspec.structs.astuple(decode(line)) for line in lines]
+
+    return decoder(only_these=True), decoder(only_these=False)
+
+
+def _is_deep(line: bytes) -> bool:
+    """Whether a line's JSON nests deeper than `MAX_DEPTH`, where libraries and Pythons begin to differ."""
+    if len(line) <= 2 * MAX_DEPTH or line.count(b"{") + line.count(b"[") <= MAX_DEPTH:
+        return False
+    bare = _STRING.sub(b"", line.replace(rb"\\", b"").replace(rb"\"", b""))
+    steps = (1 if bracket in b"{[" else -1 for bracket in _BRACKET.findall(bare))
+    return max(accumulate(steps), default=0) > MAX_DEPTH
 
 
 def _parse_line(line: bytes, keys: tuple[str, ...]) -> tuple:
@@ -195,8 +240,10 @@ def _parse_line(line: bytes, keys: tuple[str, ...]) -> tuple:
         pairs[:] = found  # the outermost object is finished last
         return dict(found)
 
+    if _is_deep(line):
+        raise _Rejected("not_json")
     try:
-        given = json.loads(line.decode("utf-8"), object_pairs_hook=keep_pairs)
+        given = json.loads(line.decode("utf-8"), object_pairs_hook=keep_pairs, parse_int=_unread_number)
     except UnicodeDecodeError:
         raise _Rejected("invalid_utf8") from None
     except (ValueError, RecursionError):
@@ -208,6 +255,10 @@ def _parse_line(line: bytes, keys: tuple[str, ...]) -> tuple:
         if names[key] != 1:
             raise _Rejected("duplicate_key" if names[key] else "no_key")
     return tuple(_check_text(given[key]) for key in keys)
+
+
+def _unread_number(digits: str) -> None:
+    """No number is a text; Python would refuse one of many digits."""
 
 
 def _decoded(value: object, max_bytes: int) -> object:

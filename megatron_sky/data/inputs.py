@@ -9,6 +9,7 @@ The list of pieces and the cut into blocks depend on the files alone: that is wh
 import glob
 import gzip
 import io
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,17 @@ from megatron_sky.errors import DataError, MissingDependency
 BLOCK_BYTES = 16 << 20
 MAX_DOCUMENT_BYTES = 64 << 20
 _ROWS_AT_ONCE = 256
+_ZSTD_BYTES = 2048  # compressed, at once: in the worst case, a single byte repeated, they make 64 MiB
 
 # The ending decides what a file is; `.gz` and `.zst` may follow those of lines.
 _KINDS = {".jsonl": "lines", ".json": "lines", ".ndjson": "lines", ".parquet": "rows", ".txt": "text", ".text": "text"}
 _COMPRESSED = (".gz", ".zst")
+# What `tokenize` writes beside a pair under a known ending, and how each begins.
+_OWN_PRODUCTS = {
+    ".meta.json": b'{\n "tokenizer": {',
+    ".progress.json": b'{"fingerprint": "',
+    ".rejects.jsonl": b'{"file": "',
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class Block:
 def find_files(inputs: Sequence[str | Path]) -> list[Path]:
     """The files that `inputs` (files, folders, globs) name, in order; a folder's or glob's in alphabetical order.
 
+    What this program wrote beside a pair (meta file, progress, rejects) is no input, wherever it lies.
+
     Raises:
         DataError: an input names nothing, or a file of no known kind.
     """
@@ -71,6 +81,7 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
             named = [path]
         else:
             named = [Path(each) for each in sorted(glob.glob(given, recursive=True)) if Path(each).is_file()]
+        named = [each for each in named if not _is_own_product(each)]
         if not named:
             raise DataError(
                 f"{given} names no file\n  mend: give JSONL, Parquet or text files, folders of such, or a glob"
@@ -136,6 +147,19 @@ def _kind(path: Path) -> tuple[str, str] | None:
     return kind, compression
 
 
+def _is_own_product(path: Path) -> bool:
+    """Whether the file says by its name and how it begins that this program wrote it; one that is gone by now did so by
+    its name alone."""
+    begins = next((begins for ending, begins in _OWN_PRODUCTS.items() if path.name.endswith(ending)), None)
+    if begins is None:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(begins)) == begins
+    except FileNotFoundError:
+        return True
+
+
 def _line_blocks(piece: Piece, max_bytes: int) -> Iterator[bytes]:
     """Whole lines, about BLOCK_BYTES at a time; a longer line makes a block of its own."""
     rest = b""
@@ -148,7 +172,7 @@ def _line_blocks(piece: Piece, max_bytes: int) -> Iterator[bytes]:
                     rest = data[cut:]
                 else:
                     rest = (rest + data)[: max_bytes + 1]
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{piece.path}: broken {piece.compression} file ({error})\n  mend: fetch it again") from error
     if rest:
         yield rest
@@ -165,21 +189,44 @@ def _decompressed(piece: Piece) -> BinaryIO:
 
 
 class _ZstdReader(io.RawIOBase):
-    """Decompressed bytes of a file of any number of zstd frames; what zstandard raises comes out as OSError."""
+    """Decompressed bytes of a file of any number of zstd frames.
+
+    A frame that the file's end cuts off raises EOFError, as gzip does; what zstandard raises comes out as OSError.
+    (zstandard's own stream reader takes a frame that was cut off for a whole one.)
+    """
 
     def __init__(self, zstandard, path: str):
         self._failure = zstandard.ZstdError
+        self._decompressor = zstandard.ZstdDecompressor()
         self._file = open(path, "rb")  # noqa: SIM115
-        self._reader = zstandard.ZstdDecompressor().stream_reader(self._file, read_across_frames=True)
+        self._frame = None
+        self._unread = b""  # compressed, of the next frame
+        self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
+        while not self._ready:
+            data = self._unread or self._file.read(_ZSTD_BYTES)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the file ends before its last frame does")
+                return 0
+            self._decompress(data)
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+    def _decompress(self, data: bytes) -> None:
+        self._frame = self._frame or self._decompressor.decompressobj()
         try:
-            return self._reader.readinto(buffer)
+            self._ready = memoryview(self._frame.decompress(data))
         except self._failure as error:
             raise OSError(str(error)) from error
+        self._unread = b""
+        if self._frame.eof:
+            self._frame, self._unread = None, self._frame.unused_data
 
     def close(self) -> None:
         self._file.close()

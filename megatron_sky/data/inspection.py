@@ -10,6 +10,7 @@ import numpy as np
 from megatron_sky.data.indexed import IndexedTokens
 from megatron_sky.data.meta import Meta, read_meta
 from megatron_sky.data.tokenizer import Tokenizer
+from megatron_sky.errors import DataError
 
 SAMPLED_DOCUMENTS = 2000
 LANGUAGES = ("zh", "en", "code and numbers", "other")
@@ -60,8 +61,13 @@ def overview(prefix: str | Path, tokenizer: Tokenizer | None = None) -> Overview
 
 
 def show_document(prefix: str | Path, number: int, tokenizer: Tokenizer) -> str:
-    """The text of one document."""
+    """The text of one document; raises DataError where there is none of that number."""
     with IndexedTokens(prefix) as pair:
+        if not 0 <= number < pair.num_documents:
+            raise DataError(
+                f"{prefix} has no document {number}: its {pair.num_documents:,} documents are numbered from 0 to "
+                f"{pair.num_documents - 1:,}"
+            )
         return tokenizer.decode(pair.document(number).tolist())
 
 

@@ -52,6 +52,16 @@ class DocumentCounts:
 
 
 @dataclass(frozen=True)
+class ShardRecord:
+    """Which part of a job the pair is: `index` (from 0) of `count`; `whole` is a hash of what all of them must share:
+    the list of pieces that they were dealt from, and what was done to them."""
+
+    index: int
+    count: int
+    whole: str
+
+
+@dataclass(frozen=True)
 class Meta:
     """Contents of `<prefix>.meta.json`; docs/formats.md describes each field.
 
@@ -63,6 +73,7 @@ class Meta:
         rejected: documents left out, by reason.
         notes: lines that were taken though unusual (blank ones, CR LF, byte order marks).
         job: hash of all that decided the output, by which a finished job is known again.
+        shard: which part of a job this is; None where it is a whole one, or its program did not say.
     """
 
     tokenizer: TokenizerRecord
@@ -82,6 +93,7 @@ class Meta:
     rejected: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     job: str = ""
+    shard: ShardRecord | None = None
     format_version: int = FORMAT_VERSION
 
     def write(self, prefix: str | Path) -> None:
@@ -100,27 +112,45 @@ def meta_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.meta.json")
 
 
+class BrokenMeta(DataError):
+    """A meta file that is none, or lacks something; the pair beside it may be whole all the same."""
+
+    def __init__(self, path: Path, what: object):
+        prefix = str(path).removesuffix(".meta.json")
+        super().__init__(
+            f"{path} is no complete meta file ({what})\n  mend: `megatron-sky data verify {prefix} --tokenizer T "
+            "--write-meta` proves the pair and writes it anew; or make the pair again"
+        )
+
+
 def read_meta(prefix: str | Path) -> Meta | None:
     """The meta file of `prefix`, or None where there is none (files made by another tool).
 
     Raises:
-        DataError: the file can't be understood.
+        BrokenMeta: the file is damaged.
+        DataError: the file can't be read, or is of another version.
     """
     path = meta_path(prefix)
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read: {error}\n  mend: `megatron-sky data verify` writes it anew") from error
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise BrokenMeta(path, error) from error
     return _parse(path, given)
 
 
 def _parse(path: Path, given: object) -> Meta:
-    mend = "make the files again with this version, or remove the meta file to use them unchecked"
-    version = given.get("format_version") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or "format_version" not in given:
+        raise BrokenMeta(path, "it has no format_version")
+    version = given["format_version"]
     if version != FORMAT_VERSION:
-        raise DataError(f"{path}: format_version is {version!r}; this program knows {FORMAT_VERSION}\n  mend: {mend}")
+        raise DataError(
+            f"{path}: format_version is {version!r}; this program knows {FORMAT_VERSION}\n  mend: make the files again "
+            "with this version, or remove the meta file to use them unchecked"
+        )
     known = {each.name for each in fields(Meta)}
     try:
         values = {name: given[name] for name in given if name in known}
@@ -130,9 +160,10 @@ def _parse(path: Path, given: object) -> Meta:
         values["sources"] = tuple(
             FileRecord(each["path"], each["size"], tuple(each["blocks"])) for each in given.get("sources", ())
         )
+        values["shard"] = ShardRecord(**given["shard"]) if given.get("shard") else None
         return Meta(**values)
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a complete meta file ({error})\n  mend: {mend}") from error
+        raise BrokenMeta(path, error) from error
 
 
 def shared_source(one: Meta | None, other: Meta | None) -> str | None:
@@ -143,12 +174,15 @@ def shared_source(one: Meta | None, other: Meta | None) -> str | None:
     return next((record.path for record in one.sources if record.blocks in known), None)
 
 
-def check_source(prefix: str | Path, *, vocab_size: int, tokenizer_sha256: str | None = None) -> Meta | None:
+def check_source(
+    prefix: str | Path, *, vocab_size: int, tokenizer_sha256: str | None = None, eod_id: int | None = None
+) -> Meta | None:
     """Compare a pair with its meta file and with the model that is to read it, in constant time.
 
     Args:
         vocab_size: tokens the model knows; every id must be below.
         tokenizer_sha256: hash of the run's tokenizer, where one is configured.
+        eod_id: the id with which that tokenizer ends a document, which its hash does not tell.
 
     Returns:
         The meta file, or None where the pair has none; ids are then known to be right only batch by batch.
@@ -172,6 +206,12 @@ def check_source(prefix: str | Path, *, vocab_size: int, tokenizer_sha256: str |
             f"{meta_path(prefix)}: the tokens were made with the tokenizer {meta.tokenizer.name} "
             f"(sha256 {meta.tokenizer.sha256[:12]}), the recipe names one with sha256 {tokenizer_sha256[:12]}\n"
             "  mend: set tokenizer.path to the one the data was made with, or tokenize again"
+        )
+    if eod_id is not None and meta.append_eod and meta.tokenizer.eod_id != eod_id:
+        raise DataError(
+            f"{meta_path(prefix)}: the documents end with id {meta.tokenizer.eod_id}, the recipe's tokenizer ends them "
+            f"with {eod_id}\n  mend: name the end token that the data was made with as eos_token in "
+            "tokenizer_config.json beside the tokenizer, or tokenize again"
         )
     return meta
 

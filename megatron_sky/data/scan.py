@@ -14,7 +14,16 @@ import numpy as np
 import xxhash
 
 from megatron_sky.data.indexed import IndexedTokens, bin_path, idx_path
-from megatron_sky.data.meta import HASH_BLOCK, DocumentCounts, FileRecord, Meta, TokenizerRecord, entropy, hash_file
+from megatron_sky.data.meta import (
+    HASH_BLOCK,
+    DocumentCounts,
+    FileRecord,
+    Meta,
+    ShardRecord,
+    TokenizerRecord,
+    entropy,
+    hash_file,
+)
 from megatron_sky.data.tokenizer import Tokenizer
 
 LARGEST_COUNTED_ID = 1 << 22  # ids beyond are not counted one by one
@@ -104,6 +113,7 @@ def describe(
     notes: dict[str, int] | None = None,
     sources: tuple[FileRecord, ...] = (),
     job: str = "",
+    shard: ShardRecord | None = None,
 ) -> Meta:
     """The meta file's contents for a pair that is there; reads it once."""
     with IndexedTokens(prefix, allow_empty=True) as pair:
@@ -126,6 +136,7 @@ def describe(
             rejected=dict(rejected or {}),
             notes=dict(notes or {}),
             job=job,
+            shard=shard,
         )
 
 

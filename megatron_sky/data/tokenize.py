@@ -37,7 +37,7 @@ from megatron_sky.data.inputs import (
     find_files,
     pieces_of_shard,
 )
-from megatron_sky.data.meta import DocumentCounts, FileRecord, Meta, hash_blocks, meta_path, read_meta
+from megatron_sky.data.meta import DocumentCounts, FileRecord, Meta, ShardRecord, hash_blocks, meta_path, read_meta
 from megatron_sky.data.scan import describe
 from megatron_sky.data.sentences import learn_punkt
 from megatron_sky.data.tokenizer import Tokenizer, load_tokenizer
@@ -162,6 +162,7 @@ class _Job:
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
         self.tokenizer_path = None if isinstance(tokenizer, Tokenizer) else str(tokenizer)
         assert not (options.workers and self.tokenizer_path is None), "worker processes need the tokenizer's path"
+        self.sizes = {piece.path: piece.end for piece in pieces}  # of all files, whichever shard has them
         self.pieces = pieces if options.shard is None else pieces_of_shard(pieces, *options.shard)
         self.names = options.names or _default_names(prefix, options.keys)
         if options.append_eod and self.tokenizer.eod_id is None:
@@ -180,8 +181,21 @@ class _Job:
         files = {piece.path: os.stat(piece.path) for piece in self.pieces}
         decides["files"] = [(path, each.st_size, each.st_mtime_ns) for path, each in files.items()]
         decides["pieces"] = [(piece.path, piece.start, piece.end) for piece in self.pieces]
-        decides["tokenizer"] = self.tokenizer.sha256
-        return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+        decides["tokenizer"], decides["eod_id"] = self.tokenizer.sha256, self.tokenizer.eod_id
+        if self.options.shard is not None:
+            decides["whole"] = self._whole()
+        return _hash_of(decides)
+
+    def _whole(self, key: str | None = None) -> str:
+        """Hash of what all shards of a job share, of one key's pair; not the files' times, which copying changes."""
+        shared = asdict(self.options)
+        for name in ("workers", "overwrite", "fast", "names", "shard", "strict"):
+            del shared[name]
+        shared["key"] = key
+        shared["files"] = list(self.sizes.items())
+        shared["piece"] = BLOCK_BYTES
+        shared["tokenizer"], shared["eod_id"] = self.tokenizer.sha256, self.tokenizer.eod_id
+        return _hash_of(shared)
 
     def finished(self) -> list[Meta] | None:
         """The meta files of an earlier run of the same job; an error where other files are in the way."""
@@ -205,7 +219,8 @@ class _Job:
             self._finish_pairs(progress)
         else:
             self._write_pairs(progress, report)
-        metas = [self._describe(name, progress, empty) for name, empty in zip(self.names, progress.empty, strict=True)]
+        pairs = zip(self.names, self.options.keys, progress.empty, strict=True)
+        metas = [self._describe(name, key, progress, empty) for name, key, empty in pairs]
         for name, meta in zip(self.names, metas, strict=True):
             meta.write(name)
         self._put_rejects_in_place(progress)
@@ -363,7 +378,7 @@ class _Job:
             temporary.unlink(missing_ok=True)
             self.rejects_path.unlink(missing_ok=True)
 
-    def _describe(self, name: str, progress: Progress, empty: int) -> Meta:
+    def _describe(self, name: str, key: str, progress: Progress, empty: int) -> Meta:
         rejected = sum(progress.rejected.values())
         return describe(
             name,
@@ -379,6 +394,7 @@ class _Job:
             notes=progress.notes | ({"blank_lines": progress.blank} if progress.blank else {}),
             sources=tuple(self._source(path, progress) for path in dict.fromkeys(piece.path for piece in self.pieces)),
             job=self.fingerprint,
+            shard=self.options.shard and ShardRecord(*self.options.shard, self._whole(key)),
         )
 
     def _source(self, path: str, progress: Progress) -> FileRecord:
@@ -398,6 +414,10 @@ class _Job:
 
 def _default_names(prefix: str, keys: Sequence[str]) -> tuple[str, ...]:
     return (prefix,) if len(keys) == 1 else tuple(f"{prefix}_{key}" for key in keys)
+
+
+def _hash_of(decides: dict) -> str:
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _is_unfinished(name: str) -> bool:

@@ -9,9 +9,10 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -130,16 +131,40 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A `tokenizer.json` file."""
+    """A `tokenizer.json` file.
 
-    def __init__(self, data: bytes, name: str):
+    Truncation and padding that are kept in the file are switched off: a text has all its tokens and no others.
+
+    Args:
+        settings: what tokenizer_config.json beside it says; the end and begin tokens that it names go before those
+            that are known by their usual spelling.
+    """
+
+    def __init__(self, data: bytes, name: str, settings: Mapping[str, object] = MappingProxyType({})):
         try:
             from tokenizers import Tokenizer as Library
         except ImportError:
             raise MissingDependency("tokenizers", f"the tokenizer {name}", "pip install 'megatron-sky[hf]'") from None
         super().__init__(data, name)
         self.library = Library.from_str(data.decode("utf-8"))
+        self.library.no_truncation()
+        self.library.no_padding()
         self._vocab = self.library.get_vocab(with_added_tokens=True)
+        self._eod_id = self._special_id(settings, "eos_token", _EOD_NAMES)
+        self._bos_id = self._special_id(settings, "bos_token", _BOS_NAMES)
+
+    def _special_id(self, settings: Mapping[str, object], field: str, usual: Sequence[str]) -> int | None:
+        named = settings.get(field)
+        if isinstance(named, Mapping):
+            named = named.get("content")
+        if named is None:
+            return next((self._vocab[each] for each in usual if each in self._vocab), None)
+        if named not in self._vocab:
+            raise DataError(
+                f"{tokenizer_files.SETTINGS}: {field} = {named!r} is no token of the tokenizer {self.name} beside it\n"
+                "  mend: name one of its tokens, or take the field out"
+            )
+        return self._vocab[named]
 
     def encode(self, text: str) -> list[int]:
         return self.library.encode(text, add_special_tokens=False).ids
@@ -156,11 +181,11 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def eod_id(self) -> int | None:
-        return next((self._vocab[name] for name in _EOD_NAMES if name in self._vocab), None)
+        return self._eod_id
 
     @property
     def bos_id(self) -> int | None:
-        return next((self._vocab[name] for name in _BOS_NAMES if name in self._vocab), None)
+        return self._bos_id
 
     @cached_property
     def special_texts(self) -> tuple[str, ...]:
@@ -228,8 +253,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         if path.suffix == tokenizer_files.RANKS:
             return TiktokenTokenizer(path)
-        kind = HuggingFaceTokenizer if tokenizer_files.is_json(path) else SentencePieceTokenizer
-        return kind(path.read_bytes(), path.name)
+        if tokenizer_files.is_json(path):
+            return HuggingFaceTokenizer(path.read_bytes(), path.name, _settings_beside(path))
+        return SentencePieceTokenizer(path.read_bytes(), path.name)
     except OSError as error:
         raise DataError(
             f"tokenizer {path} can't be read: {error.strerror}\n  mend: give a SentencePiece .model, a tokenizer.json "
@@ -240,6 +266,19 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     except Exception as error:  # the libraries raise bare Exception for a file they can't parse
         what = {".json": "tokenizer.json", ".tiktoken": "tiktoken file"}.get(path.suffix, "SentencePiece model")
         raise DataError(f"tokenizer {path} is no {what} that can be read: {error}") from error
+
+
+def _settings_beside(path: Path) -> Mapping[str, object]:
+    beside = tokenizer_files.settings_of_json(path)
+    if beside is None or not beside.is_file():
+        return {}
+    try:
+        settings = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{beside} can't be read: {error}\n  mend: mend it, or take it away") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{beside} is no JSON object\n  mend: mend it, or take it away")
+    return settings
 
 
 def train_tokenizer(

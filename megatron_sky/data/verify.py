@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_sky.data.indexed import IndexedTokens, bin_path, chunks, idx_path
-from megatron_sky.data.meta import HASH_BLOCK, Meta, check_meta, hash_file, meta_path, read_meta
+from megatron_sky.data.meta import HASH_BLOCK, BrokenMeta, Meta, check_meta, hash_file, meta_path, read_meta
 from megatron_sky.data.scan import ScannedBlock, TokenScan, scan_tokens
 from megatron_sky.data.tokenizer import Tokenizer
 from megatron_sky.errors import DataError
@@ -43,12 +43,14 @@ def verify(
     prefix: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
+    without_broken_meta: bool = False,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verified:
     """Check a pair against itself, its meta file, and a tokenizer.
 
     Args:
         tokenizer: ids must be below its size, and the meta file must name it.
+        without_broken_meta: prove the pair as one that has no meta file where it has a broken one, to be replaced.
         report: called with (bytes done, bytes in all).
 
     Raises:
@@ -57,7 +59,7 @@ def verify(
     with IndexedTokens(prefix, allow_empty=True) as pair:
         if pair.dtype.kind not in "iu":
             raise DataError(f"{idx_path(prefix)}: number format {pair.dtype.name} can't hold token ids")
-        meta = read_meta(prefix)
+        meta = _read_meta(prefix, without_broken=without_broken_meta)
         if meta is not None:
             check_meta(prefix, meta, pair)
             if tokenizer is not None and meta.tokenizer.sha256 != tokenizer.sha256:
@@ -70,6 +72,15 @@ def verify(
         scan = scan_tokens(bin_path(prefix), pair.dtype, visit=checker)
         _check_totals(prefix, meta, scan, checker)
         return Verified(str(prefix), meta, pair.num_tokens, pair.num_documents, num_empty, scan, checker.num_unended)
+
+
+def _read_meta(prefix: str | Path, *, without_broken: bool) -> Meta | None:
+    try:
+        return read_meta(prefix)
+    except BrokenMeta:
+        if not without_broken:
+            raise
+        return None
 
 
 def _limit(meta: Meta | None, tokenizer: Tokenizer | None) -> int | None:

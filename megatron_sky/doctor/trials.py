@@ -132,23 +132,29 @@ def disk_speed(run_dir: Path, mebibytes: int) -> dict:
         folder = folder.parent
     result = {"folder": str(folder), "reason": "", "write_mb_per_second": None, "free_gb": None}
     path = folder / f".megatron_sky_doctor_{os.getpid()}"
-    block = os.urandom(1 << 20)
     try:
-        start = time.perf_counter()
-        with open(path, "wb") as file:
-            for _ in range(mebibytes):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        seconds = time.perf_counter() - start
+        seconds = _writing_seconds(path, mebibytes)
         state = os.statvfs(folder)
         result["write_mb_per_second"] = round(mebibytes * (1 << 20) / seconds / 1e6, 1)
         result["free_gb"] = round(state.f_bavail * state.f_frsize / 1e9, 1)
     except OSError as error:
         result["reason"] = f"can't be written: {error.strerror}"
-    finally:
-        path.unlink(missing_ok=True)
     return result
+
+
+def _writing_seconds(path: Path, mebibytes: int) -> float:
+    """Writes a file to disk and removes it; raises OSError."""
+    block = os.urandom(1 << 20)
+    start = time.perf_counter()
+    with open(path, "wb") as file:
+        try:
+            for _ in range(mebibytes):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            return time.perf_counter() - start
+        finally:
+            path.unlink()
 
 
 def _free_port() -> int:

@@ -75,14 +75,16 @@ def open_data(config: Config) -> TrainData:
 
     Raises DataError telling every file that is not what it should be.
     """
-    tokenizer_hash, problems = None, []
+    tokenizer_hash, eod_id, problems = None, None, []
     try:
-        tokenizer_hash = load_tokenizer(config.tokenizer.path).sha256 if config.tokenizer.path else None
+        if config.tokenizer.path:
+            tokenizer = load_tokenizer(config.tokenizer.path)
+            tokenizer_hash, eod_id = tokenizer.sha256, tokenizer.eod_id
     except DataError as error:
         problems.append(str(error))
     for each in (*config.data.train, *config.validation.sets):
         try:
-            check_source(each.path, vocab_size=config.model.vocab_size, tokenizer_sha256=tokenizer_hash)
+            check_source(each.path, vocab_size=config.model.vocab_size, tokenizer_sha256=tokenizer_hash, eod_id=eod_id)
         except DataError as error:
             problems.append(str(error))
     if problems:

@@ -180,6 +180,31 @@ def test_environment_variables(write, monkeypatch):
     assert [source.path for source in config.data.train] == ["/data/a", "here/b", "${CORPUS}/c"]
 
 
+@pytest.mark.parametrize(
+    ("given", "prefix"),
+    [
+        ("a", "a"),
+        ("a.bin", "a"),
+        ("a.idx", "a"),
+        ("a.bin.gz", "a.bin.gz"),
+        ("a.bin/b", "a.bin/b"),
+        ("a.bin\n", "a.bin\n"),
+    ],
+)
+def test_a_pair_may_be_named_by_one_of_its_files(write, given, prefix):
+    layer = {"data": {"train": [{"name": "a", "path": given}]}, "validation": {"sets": [{"name": "b", "path": given}]}}
+    config = load_config([write({**BASE, **layer})])
+    assert config.data.train[0].path == config.validation.sets[0].path == prefix
+    assert load_config([write(dump_config(config))]) == config
+
+
+@pytest.mark.parametrize("path", ["a.bin.bin", "a.idx.bin", "a.bin.idx"])
+def test_a_pair_whose_prefix_ends_as_a_file_does_is_refused(write, path):
+    layer = {"data": {"train": [{"name": "a", "path": path}]}, "validation": {"sets": [{"name": "b", "path": path}]}}
+    told = problems([write({**BASE, **layer})])
+    assert len(told) == 2 and all(f"{path[:-4]!r} ends as a file of a pair does" in each for each in told)
+
+
 def test_a_list_item_can_be_overridden(write):
     path = write({**BASE, "data": {"train": [{"name": "a", "path": "x"}]}})
     assert load_config([path], ["data.train.0.weight=0.5"]).data.train[0].weight == 0.5

@@ -1,7 +1,10 @@
+import pytest
+
 from megatron_sky.data.inspection import draw, language_of, overview, show_document
 from megatron_sky.data.tokenize import TokenizeOptions, tokenize_files
+from megatron_sky.errors import DataError
 
-from .helpers import read_texts
+from .helpers import read_texts, write_pair
 
 
 def test_languages_by_script():
@@ -23,3 +26,11 @@ def test_an_overview_and_its_picture(corpus, tmp_path):
     assert show_document(tmp_path / "a", 3, corpus.tokenizer) == texts[3]
     draw([view, view], tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("number", [-1, 3, 1 << 40])
+def test_a_document_that_is_not_there_is_told(corpus, tmp_path, number):
+    prefix = write_pair(tmp_path / "a", [[5], [], [6]])
+    with pytest.raises(DataError, match=rf"a has no document {number}: its 3 documents are numbered from 0 to 2"):
+        show_document(prefix, number, corpus.tokenizer)
+    assert show_document(prefix, 1, corpus.tokenizer) == ""

@@ -1,15 +1,25 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from megatron_sky.data import inputs as inputs_module
 from megatron_sky.data.indexed import IndexedTokens, bin_path, idx_path
 from megatron_sky.data.merge import merge, pairs_in_folder
-from megatron_sky.data.meta import meta_path
+from megatron_sky.data.meta import meta_path, read_meta
 from megatron_sky.data.tokenize import TokenizeOptions, tokenize_files
 from megatron_sky.data.tokenizer import train_tokenizer
 from megatron_sky.data.verify import verify
 from megatron_sky.errors import DataError
 
 from .helpers import megatron_datasets, read_texts, write_pair
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 def test_bytes_are_megatrons(tmp_path):
@@ -37,8 +47,9 @@ def test_what_does_not_fit_is_named(corpus, tmp_path):
     narrow, wide = write_pair(tmp_path / "a", [[1]]), write_pair(tmp_path / "b", [[1]], np.int32)
     with pytest.raises(DataError, match="differ in number format"):
         merge([narrow, wide], tmp_path / "out")
-    with pytest.raises(DataError, match="an input and the output"):
-        merge([narrow], narrow, overwrite=True)
+    for same in (narrow, tmp_path / "." / ".." / tmp_path.name / "a", os.path.relpath(narrow)):
+        with pytest.raises(DataError, match="an input and the output"):
+            merge([narrow], same, overwrite=True)
     with pytest.raises(DataError, match="exists already"):
         merge([narrow], wide)
     path = corpus.files["test"]["code"]
@@ -72,12 +83,127 @@ def raises(error):
 
 
 def test_a_folder_names_its_pairs(tmp_path):
+    out = tmp_path / "out"
     for name in "ba":
         write_pair(tmp_path / name, [[1]])
-    assert pairs_in_folder(tmp_path) == [str(tmp_path / "a"), str(tmp_path / "b")]
+    expected = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert pairs_in_folder(tmp_path, out=out) == expected
+    merge(expected, out)
+    assert pairs_in_folder(tmp_path, out=out) == pairs_in_folder(tmp_path, out=os.path.relpath(out)) == expected
+    assert pairs_in_folder(tmp_path, out=tmp_path / "other") == [*expected, str(out)]
+    bin_path(out).unlink()  # as a merge that was killed may leave it
+    assert pairs_in_folder(tmp_path, out=out) == expected
     idx_path(tmp_path / "a").unlink()
     with pytest.raises(DataError, match=r"a\.idx is missing"):
-        pairs_in_folder(tmp_path)
+        pairs_in_folder(tmp_path, out=out)
+
+
+def test_a_tokenized_pair_of_a_folder_is_not_replaced_by_the_others(corpus, tmp_path):
+    tokenize_files([corpus.files["test"]["code"]], tmp_path / "a", corpus.tokenizer, TokenizeOptions())
+    with pytest.raises(DataError, match="a is an input and the output"):
+        pairs_in_folder(tmp_path, out=tmp_path / "a")
+
+
+def test_merging_a_folder_again_gives_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tk").mkdir()
+    for name in "ab":
+        write_pair(tmp_path / "tk" / name, [[1, 2], [3]])
+    command = [sys.executable, str(TOOLS / "merge_datasets.py"), "--input", "./tk", "--output-prefix", "./tk/merged"]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "2 pairs joined" in done.stdout
+        with IndexedTokens(tmp_path / "tk" / "merged") as pair:
+            assert pair.num_documents == 4
+
+
+@pytest.fixture
+def shards(corpus, tmp_path, monkeypatch):
+    """From a number of parts, those to make, and the texts to take more of them from: the parts' prefixes."""
+    monkeypatch.setattr(inputs_module, "BLOCK_BYTES", 2048)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    shutil.copy(corpus.files["test"]["stem"], folder / "b.jsonl")
+
+    def make(count, indexes, *, name="s", **options):
+        made = [tmp_path / f"{name}_{index}_of_{count}" for index in indexes]
+        for index, prefix in zip(indexes, made, strict=True):
+            given = TokenizeOptions(shard=(index, count), **options)
+            tokenize_files([folder], prefix, corpus.tokenizer, given)
+        return made
+
+    make.folder = folder
+    return make
+
+
+def test_missing_shards_are_named(corpus, tmp_path, shards):
+    parts = shards(8, [0, 1, 3, 6, 7])
+    with pytest.raises(DataError, match=r"s_0_of_8 is one of 8 parts, numbered from 0; missing: 2, 4-5\n"):
+        merge(parts, tmp_path / "out")
+    assert not bin_path(tmp_path / "out").exists()
+    plain = tmp_path / "plain"
+    tokenize_files([corpus.files["test"]["code"]], plain, corpus.tokenizer, TokenizeOptions())
+    with pytest.raises(DataError, match="missing: 2, 4-5\n"):
+        merge([plain, *parts], tmp_path / "out")
+    parts += shards(8, [2, 4, 5], strict=True)
+    merged = merge([plain, *parts], tmp_path / "out")
+    assert merged.shard is None and merged.documents.read == sum(
+        read_meta(each).documents.read for each in [plain, *parts]
+    )
+    merge([tmp_path / "out", *shards(1, [0])], tmp_path / "more")  # what was merged, or is a part of one, is a whole
+
+
+def test_a_part_that_is_there_twice_is_refused(tmp_path, shards):
+    (again,) = shards(3, [1], name="again")
+    for more in (again, *shards(2, [0, 1])):
+        with pytest.raises(DataError, match=r"of a job, .* belongs to the same job cut into 3: .* twice"):
+            merge([*shards(3, range(3)), more], tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", ["comes", "goes", "grows", "options"])
+def test_shards_of_different_lists_are_refused(corpus, tmp_path, shards, change):
+    shutil.copy(corpus.files["test"]["code"], shards.folder / "d.jsonl")
+    parts = shards(4, [0, 1])
+    options = {}
+    if change == "comes":
+        shutil.copy(corpus.files["test"]["en_web"], shards.folder / "a.jsonl")
+    elif change == "goes":
+        (shards.folder / "b.jsonl").unlink()
+    elif change == "grows":
+        with open(shards.folder / "d.jsonl", "a") as file:
+            file.write('{"text": "more"}\n')
+    else:
+        options["append_eod"] = False
+    parts += shards(4, [2, 3], **options)
+    with pytest.raises(
+        DataError, match=r"different lists of files(.|\n)*s_0_of_4 .*missing: 2-3\n.*s_2_of_4 .*: 0-1\n"
+    ):
+        merge(parts, tmp_path / "out")
+    parts = shards(4, range(4), overwrite=True, **options)
+    merge(parts, tmp_path / "out")
+    with pytest.raises(DataError, match="exists already"):  # made from the list that was: not taken for done
+        os.utime(shards.folder / "d.jsonl")
+        (shards.folder / "z.jsonl").write_text('{"text": "late"}\n')
+        shards(4, [0], **options)
+
+
+def test_parts_of_several_keys_are_jobs_of_their_own(tmp_path, shards):
+    for path in shards.folder.iterdir():
+        path.write_text("".join(json.dumps({"q": f"q{n}" * 90, "a": f"a{n}"}) + "\n" for n in range(40)))
+    parts = shards(2, [0, 1], keys=("q", "a"))
+    merge([f"{each}_q" for each in parts], tmp_path / "q")
+    merge([f"{each}_{key}" for key in "qa" for each in parts], tmp_path / "both")
+    with pytest.raises(DataError, match="different lists"):
+        merge([f"{parts[0]}_q", f"{parts[1]}_a"], tmp_path / "mixed")
+
+
+def test_shards_whose_meta_file_says_nothing_of_it_are_plain_pairs(tmp_path, shards):
+    parts = shards(3, [0, 2])
+    for prefix in parts:
+        told = json.loads(meta_path(prefix).read_text())
+        del told["shard"]
+        meta_path(prefix).write_text(json.dumps(told))
+    assert merge(parts, tmp_path / "out").documents.read
 
 
 def test_empty_shards_are_taken(tmp_path):

@@ -1,12 +1,17 @@
 import dataclasses
+import errno
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from megatron_sky import cli_data
 from megatron_sky.data.indexed import bin_path
-from megatron_sky.data.meta import check_source, entropy, hash_blocks, hash_file, meta_path, read_meta
+from megatron_sky.data.meta import BrokenMeta, check_source, entropy, hash_blocks, hash_file, meta_path, read_meta
 from megatron_sky.data.tokenize import tokenize_jsonl
 from megatron_sky.errors import DataError
 
@@ -54,17 +59,40 @@ def test_contradicting_files_are_named(pair, name):
         check_source(prefix, vocab_size=600)
 
 
-def test_unreadable_meta_files_are_named(pair):
+def test_meta_files_of_another_version_are_named(pair):
     prefix, _ = pair
-    for text, message in (
-        ("{", "can't be read"),
-        ("[]", "format_version"),
-        ('{"format_version": 99}', "is 99"),
-        ('{"format_version": 2}', "not a complete meta file"),
-    ):
-        meta_path(prefix).write_text(text)
-        with pytest.raises(DataError, match=message):
-            read_meta(prefix)
+    meta_path(prefix).write_text('{"format_version": 99}')
+    with pytest.raises(DataError, match="is 99; this program knows 2") as caught:
+        read_meta(prefix)
+    assert not isinstance(caught.value, BrokenMeta)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "", "[]", "{}", '{"format_version": 2}', '{"format_version": 2, "tokenizer": 3}']
+)
+def test_broken_meta_files_are_named_with_a_mend_that_mends(corpus, pair, text):
+    prefix, meta = pair
+    meta_path(prefix).write_text(text)
+    with pytest.raises(BrokenMeta, match=r"stem\.meta\.json is no complete meta file") as caught:
+        read_meta(prefix)
+    mend = re.search(r"`megatron-sky data (.*?)`", str(caught.value)).group(1)
+    words = mend.replace(" T ", f" {corpus.tokenizer_path} ").split()
+    without = [word for word in words if word != "--write-meta"]
+    assert isinstance(CliRunner().invoke(cli_data.app, without).exception, BrokenMeta)
+    assert CliRunner().invoke(cli_data.app, words).exit_code == 0
+    written = read_meta(prefix)
+    assert written.bin_blocks == meta.bin_blocks and written.documents.written == meta.documents.written
+    assert check_source(prefix, vocab_size=600, tokenizer_sha256=corpus.tokenizer.sha256) == written
+
+
+def test_a_meta_file_that_may_not_be_read_is_not_called_broken(pair, monkeypatch):
+    def refuse(*arguments, **more):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(DataError, match=r"meta\.json can't be read: Permission denied$") as caught:
+        read_meta(pair[0])
+    assert not isinstance(caught.value, BrokenMeta)
 
 
 def test_unknown_fields_of_a_later_writer_are_passed_over(pair):

@@ -1,9 +1,13 @@
+import json
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_sky.data.merge import merge
+from megatron_sky.data.meta import check_source
+from megatron_sky.data.tokenize import TokenizeOptions, tokenize_files
 from megatron_sky.data.tokenizer import load_tokenizer, train_tokenizer
 from megatron_sky.errors import DataError
 
@@ -74,3 +78,86 @@ def test_bad_files_and_sizes_are_named(tmp_path):
     with pytest.raises(DataError, match="could not build 5000 tokens"):
         train_tokenizer(["ab ab"], tmp_path / "t.model", 5000)
     assert not (tmp_path / "t.model").exists()
+
+
+@pytest.fixture
+def json_folder(corpus, tmp_path):
+    """Writes a tokenizer.json that has both </s> and <|endoftext|>, and the given settings beside it."""
+    pytest.importorskip("tokenizers")
+
+    def write(settings=None, *, name="tokenizer.json", change=lambda library: None):
+        library = corpus.tokenizer.as_huggingface()
+        library.add_special_tokens(["<|endoftext|>", "<|begin|>"])
+        change(library)
+        folder = tmp_path / f"t{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        library.save(str(folder / name))
+        if settings is not None:
+            text = settings if isinstance(settings, str) else json.dumps(settings)
+            (folder / "tokenizer_config.json").write_text(text)
+        return folder / name
+
+    return write
+
+
+def test_truncation_and_padding_of_a_file_are_not_applied(corpus, tmp_path, json_folder):
+    def cut_and_fill(library):
+        library.enable_truncation(16)
+        library.enable_padding(length=16)
+
+    path = json_folder(change=cut_and_fill)
+    tokenizer = load_tokenizer(path)
+    for text in ("ab", "The reader waits by the river. " * 9):
+        assert tokenizer.encode(text) == corpus.tokenizer.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eos_token": "<|endoftext|>", "bos_token": "<|begin|>"},
+        {"eos_token": {"content": "<|endoftext|>", "lstrip": False}, "bos_token": {"content": "<|begin|>"}},
+    ],
+)
+def test_settings_beside_a_tokenizer_json_name_its_end_and_begin(json_folder, settings):
+    tokenizer = load_tokenizer(json_folder(settings).parent)
+    assert (tokenizer.piece(tokenizer.eod_id), tokenizer.piece(tokenizer.bos_id)) == ("<|endoftext|>", "<|begin|>")
+
+
+def test_without_settings_the_usual_spellings_count(json_folder):
+    end = {"eos_token": "<|endoftext|>"}
+    for path in (json_folder(), json_folder({"eos_token": None}), json_folder(end, name="mine.json")):
+        tokenizer = load_tokenizer(path)
+        assert (tokenizer.piece(tokenizer.eod_id), tokenizer.piece(tokenizer.bos_id)) == ("</s>", "<s>")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eos_token": "<|no|>"}, r"eos_token = '<\|no\|>' is no token"),
+        ("{", r"tokenizer_config\.json can't be read"),
+        ("[]", r"tokenizer_config\.json is no JSON object"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(json_folder, settings, message):
+    with pytest.raises(DataError, match=message):
+        load_tokenizer(json_folder(settings))
+
+
+def test_the_end_of_a_document_is_part_of_a_job_and_of_a_pair(corpus, tmp_path, json_folder):
+    one, other = load_tokenizer(json_folder()), load_tokenizer(json_folder({"eos_token": "<|endoftext|>"}))
+    assert one.sha256 == other.sha256 and one.eod_id != other.eod_id
+    path, prefix = corpus.files["test"]["code"], tmp_path / "a"
+    (meta,) = tokenize_files([path], prefix, one, TokenizeOptions())
+    assert meta.tokenizer.eod_id == one.eod_id
+    with pytest.raises(DataError, match="exists already"):
+        tokenize_files([path], prefix, other, TokenizeOptions())
+    tokenize_files([path], tmp_path / "b", other, TokenizeOptions())
+    with pytest.raises(DataError, match=rf"end-of-document id is {other.eod_id}, the first pair's {one.eod_id}"):
+        merge([prefix, tmp_path / "b"], tmp_path / "out")
+    check = {"vocab_size": one.vocab_size, "tokenizer_sha256": one.sha256}
+    assert check_source(prefix, **check, eod_id=one.eod_id) == meta
+    with pytest.raises(DataError, match=rf"end with id {one.eod_id}, the recipe's tokenizer .* {other.eod_id}"):
+        check_source(prefix, **check, eod_id=other.eod_id)
+    (plain,) = tokenize_files([path], tmp_path / "c", one, TokenizeOptions(append_eod=False))
+    assert check_source(tmp_path / "c", **check, eod_id=other.eod_id) == plain

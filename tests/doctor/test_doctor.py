@@ -1,6 +1,7 @@
 """The doctor: its rules on machines that this one is not, its trials on this one, and the command."""
 
 import copy
+import errno
 import json
 import socket
 import subprocess
@@ -157,3 +158,19 @@ def test_the_exit_code_says_that_nothing_can_be_saved():
     done = doctor("--ranks", "1", "--disk-mib", "1", "--run-dir", "/proc")
     assert done.returncode == 1
     assert "PROBLEM /proc" in done.stdout and done.stdout.rstrip().endswith("this machine can't train as it is")
+
+
+def test_a_disk_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    def refuse(*arguments, **more):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        patch.setattr(Path, "unlink", refuse)
+        told = trials.disk_speed(tmp_path / "run", 1)
+    assert told["reason"] == "can't be written: Read-only file system" and told["write_mb_per_second"] is None
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", refuse)
+        assert "Read-only" in trials.disk_speed(tmp_path / "run", 1)["reason"]
+    assert trials.disk_speed(tmp_path / "run", 1)["write_mb_per_second"] > 0
+    assert list(tmp_path.iterdir()) == []
