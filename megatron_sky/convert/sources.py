@@ -13,7 +13,7 @@ from megatron_sky.config import tokenizer_files
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert import families, hf_config, megatron_args, split_files, torch_dist, vocabulary, weights
 from megatron_sky.convert.lazy import LazyTensor
-from megatron_sky.convert.pickles import TorchArchive, settings_of
+from megatron_sky.convert.pickles import TensorRef, TorchArchive, settings_of
 from megatron_sky.convert.safetensors_file import read_tensors
 from megatron_sky.errors import CheckpointError
 
@@ -22,8 +22,8 @@ MEGATRON_DIST = "Megatron-LM torch_dist folder"
 MEGATRON_SPLIT = "Megatron-LM mp_rank folder"
 HF = "Hugging Face folder"
 _LATEST = "latest_checkpointed_iteration.txt"
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
+# Where a Hugging Face folder's weights may lie, in the order in which transformers looks: a whole file, or an index.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -226,20 +226,21 @@ def _open_hf(folder: Path, given: _Given) -> Source:
 
 def hf_files(folder: Path) -> list[Path]:
     """The weight files of a Hugging Face folder. Raises CheckpointError naming one that the index lists in vain."""
-    for name in _INDEXES:
-        if (folder / name).is_file():
-            try:
-                listed = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"]
-                files = [folder / file for file in sorted(set(listed.values()))]
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{folder / name}: can't be read: {error}") from error
-            if missing := [file for file in files if file.parent != folder or not file.is_file()]:
-                raise CheckpointError(f"{missing[0]}: is missing: {name} lists it")
-            return files
-    single = [folder / name for name in _SINGLE if (folder / name).is_file()]
-    if not single:
-        raise CheckpointError(f"{folder}: holds no weights: none of {', '.join((*_INDEXES, *_SINGLE))}")
-    return single[:1]
+    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder}: holds no weights: none of {', '.join(_WEIGHTS)}")
+    return _indexed_files(path) if path.suffix == ".json" else [path]
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = [index.parent / file for file in sorted(set(listed.values()))]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index}: can't be read: {error}") from error
+    if missing := [file for file in files if file.parent != index.parent or not file.is_file()]:
+        raise CheckpointError(f"{missing[0]}: is missing: {index.name} lists it")
+    return files
 
 
 def hf_tensors(folder: Path, architecture: str) -> dict[str, LazyTensor]:
@@ -257,6 +258,8 @@ def _file_tensors(path: Path) -> dict[str, LazyTensor]:
     content = archive.content()
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no table of tensors")
+    if strange := [str(name) for name, ref in content.items() if not isinstance(ref, TensorRef)]:
+        raise CheckpointError(f"{path}: {', '.join(strange[:5])}: is no tensor; a table of tensors alone is read")
     return {str(name): archive.tensor(ref, str(name)) for name, ref in content.items()}
 
 
@@ -273,6 +276,8 @@ def _from_hf(
         for each, part, shape in zip(rule.names, parts, rule.shapes, strict=True):
             if part is None:
                 wrong.append(f"  {each}: is missing")
+            elif not part.is_weight:
+                wrong.append(f"  {part.place}: {weights.no_weight(part)}")
             elif part.shape != shape:
                 wrong.append(f"  {part.place}: has shape {list(part.shape)}, {hf_config.CONFIG} means {list(shape)}")
         if not wrong:
