@@ -168,7 +168,7 @@ def _push(repository: str, exported: list[tuple[Mark, Path]]) -> None:
     """Uploads each folder as the revision of its mark; where it can't, says why: the folders are ready all the same."""
     try:
         from huggingface_hub import HfApi, get_token
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.errors import HFValidationError, HTTPError  # the second of whichever library it uses
     except ImportError:
         raise MissingDependency("huggingface_hub", "release --push", "pip install 'megatron-sky[hf]'") from None
     if get_token() is None:
@@ -183,7 +183,7 @@ def _push(repository: str, exported: list[tuple[Mark, Path]]) -> None:
             api.create_repo(repository, exist_ok=True)
             api.create_branch(repository, branch=revision, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=str(folder), revision=revision)
-        except (OSError, HfHubHTTPError) as error:
+        except (OSError, HTTPError, HFValidationError) as error:
             log.warning("%s: not uploaded: %s; the folder is ready, run the command again", mark.label, error)
             return
         log.info("%s: uploaded to %s, revision %s", mark.label, repository, revision)

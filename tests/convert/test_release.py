@@ -62,6 +62,7 @@ def test_the_series(run, tmp_path):
     shares = [line for line in card.splitlines() if line.startswith(("| en_web", "| zh_web"))]
     assert sum(int(line.split("|")[2].replace(",", "")) for line in shares) == 3 * STEP
     assert str(run.parent) not in card  # nothing of the machine
+    assert "sessions" not in card
     series = json.loads((tmp_path / "series" / "series.json").read_text())
     assert [each["consumed_tokens"] for each in series["checkpoints"]] == [STEP, 3 * STEP]
     stamps = [(folder / "model.safetensors").stat().st_mtime_ns for folder in folders]
@@ -90,6 +91,45 @@ def test_push_without_a_token_says_so_and_leaves_the_folders(run, tmp_path, monk
     with caplog.at_level(logging.WARNING, "megatron_sky"):
         folders = release_run(run, tmp_path / "series", marks=[STEP], push="team/tiny")
     assert "not uploaded: there is no Hugging Face token" in caplog.text and folders[0].is_dir()
+
+
+def test_push_without_a_network_says_so_and_leaves_the_folders(run, tmp_path, monkeypatch, caplog):
+    """The library's own error of a connection that can't be made, which is no OSError."""
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with caplog.at_level(logging.WARNING, "megatron_sky"):
+        folders = release_run(run, tmp_path / "series", marks=[STEP], push="team/tiny")
+    assert "256: not uploaded: " in caplog.text and "run the command again" in caplog.text and folders[0].is_dir()
+
+
+def test_push_to_what_is_no_repository_says_so(run, tmp_path, monkeypatch, caplog):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    with caplog.at_level(logging.WARNING, "megatron_sky"):
+        release_run(run, tmp_path / "series", marks=[STEP], push="a/b/c")
+    assert "256: not uploaded: " in caplog.text
+
+
+def test_the_card_tells_the_sessions(ranks, corpus, tmp_path):
+    recipe = recipe_of(corpus, tmp_path / "staged", {}, {}, "fp32")
+    del recipe["train"]["tokens"]
+    recipe["checkpoint"] = {"interval": "1 steps"}
+    recipe["sessions"] = [
+        {"name": "first", "tokens": STEP},
+        {"name": "second", "tokens": STEP, "weights": {"zh_web": 1.0}, "schedule": {"lr": 1.5e-3}, "start": "weights"},
+    ]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    ranks(1, workers.train, str(path))
+    (folder,) = release_run(tmp_path / "staged", tmp_path / "series", marks=[2 * STEP])
+    card = (folder / "README.md").read_text()
+    told = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])["sessions"]
+    assert [(each["name"], each["tokens"]) for each in told] == [("first", STEP), ("second", STEP)]
+    assert told[1]["weights"] == {"zh_web": 1.0} and told[1]["schedule"]["lr"] == 1.5e-3
 
 
 def test_push_uploads_a_revision_a_mark(run, tmp_path, monkeypatch):
