@@ -3,7 +3,6 @@
 Megatron-LM writes no other description of the model. What our model has no word for is refused by name.
 """
 
-from megatron_sky.config.schema import ModelConfig
 from megatron_sky.errors import CheckpointError
 
 # name -> the values with which the function is the one that our model computes; any other is another model. These are
@@ -84,17 +83,6 @@ def model_fields(args: dict, where: str) -> dict:
         "attention_dropout": reader.get("attention_dropout", 0.0),
         "init_std": reader.get("init_method_std", 0.02),
     }
-
-
-def build_model_config(fields: dict, vocab_size: int, where: str) -> ModelConfig:
-    """The ModelConfig of `fields`, or a CheckpointError naming what stands in the way."""
-    from pydantic import ValidationError
-
-    try:
-        return ModelConfig(vocab_size=vocab_size, **fields)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, each['loc']))} = {each['input']!r}: {each['msg']}" for each in error.errors()]
-        raise CheckpointError(f"{where}: describes no model:\n" + "\n".join(lines)) from error
 
 
 class _Reader:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,7 @@ log = get_logger(__name__)
 
 RECORD = "conversion.json"
 DEFAULT_FILE_SIZE = 5 * 10**9  # bytes of one weight file, as Hugging Face's tools write
+_WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|__0_\d+\.distcp")
 _BLOCK = 4 << 20  # bytes read back at once
 _SPARE = 64 << 20  # bytes kept free beyond the weights: tokenizer, index, file system
 
@@ -160,10 +162,18 @@ class Output:
         return self._record["files"]
 
     def take_up(self) -> None:
-        """Makes the folder, or takes up what an interrupted run of the same conversion left in it."""
+        """Makes the folder, or takes up what an interrupted run of the same conversion left in it.
+
+        Raises CheckpointError where another program's files are in it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / RECORD
         before = _read_record(path)
+        if before is None and (strange := _strange(self.folder)):
+            raise CheckpointError(
+                f"{self.folder}: holds {', '.join(strange[:5])} and no {RECORD}: no conversion made it\n"
+                "  mend: move it away, or choose another folder; conversions into OUT are written into OUT.partial"
+            )
         if before is None or before["conversion"] != self._record["conversion"]:
             if before is not None:
                 log.warning("%s: holds another conversion's unfinished files, which are removed", self.folder)
@@ -271,8 +281,19 @@ def _read_record(path: Path) -> dict | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return record if isinstance(record["files"], dict) and "conversion" in record else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def _strange(folder: Path) -> list[str]:
+    """Names in a folder without a record that no conversion left: it writes the record first, then the weights."""
+    own = {RECORD, RECORD + ".tmp"}
+    torn = (folder / RECORD).is_file()
+    return sorted(
+        each.name for each in folder.iterdir() if each.name not in own and not (torn and _WEIGHTS.fullmatch(each.name))
+    )
 
 
 def _is_whole(path: Path, record: dict) -> bool:

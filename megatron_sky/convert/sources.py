@@ -13,6 +13,7 @@ from megatron_sky.config import tokenizer_files
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert import families, hf_config, megatron_args, split_files, torch_dist, vocabulary, weights
 from megatron_sky.convert.lazy import LazyTensor
+from megatron_sky.convert.model_section import build_model
 from megatron_sky.convert.pickles import TensorRef, TorchArchive, settings_of
 from megatron_sky.convert.safetensors_file import read_tensors
 from megatron_sky.errors import CheckpointError
@@ -186,7 +187,7 @@ def _megatron_model(folder: Path, settings: dict | None, found: dict[str, LazyTe
     fields = dict(_megatron_fields(folder, settings, given))
     described = fields.pop("vocab_size", None)
     vocab = given.settled_vocab_size(folder, _rows(found, folder), described, given.tokenizer)
-    return megatron_args.build_model_config(fields, vocab, str(folder))
+    return build_model(fields | {"vocab_size": vocab}, folder)
 
 
 def _recipe_fields(path: Path) -> dict:

@@ -158,6 +158,17 @@ HF_DAMAGE = {
     "an unknown architecture": (lambda f: edit(f, architectures=["BertModel"]), "BertModel.*isn't supported"),
     "another activation": (lambda f: edit(f, hidden_act="gelu"), "hidden_act = 'gelu'"),
     "an unknown scaling": (lambda f: edit(f, rope_scaling={"rope_type": "yarn", "factor": 2}), "rope_scaling.*yarn"),
+    "a scaling without a factor": (lambda f: edit(f, rope_scaling={"type": "linear"}), "rope_scaling.*names no factor"),
+    "a scaling by words": (
+        lambda f: edit(f, rope_scaling={"type": "linear", "factor": "x"}),
+        "rope_scaling.factor = 'x'",
+    ),
+    "a scaling that is no table": (
+        lambda f: edit(f, rope_scaling="linear"),
+        "rope_scaling = 'linear': must be a table",
+    ),
+    "a word for a switch": (lambda f: edit(f, tie_word_embeddings="maybe"), "tie_embeddings = 'maybe'"),
+    "a width of zero": (lambda f: edit(f, hidden_size=0), "config.json: describes no model:.*hidden_size = 0"),
     "quantised weights": (lambda f: edit(f, quantization_config={"bits": 4}), "quantised"),
     "no config": (lambda f: (f / "config.json").unlink(), "is no checkpoint"),
 }
@@ -178,6 +189,12 @@ def test_a_damaged_hugging_face_folder_is_named(kind, folder):
     damage(folder)
     with pytest.raises(CheckpointError, match=f"(?s){part}"):
         open_source(folder)
+
+
+@pytest.mark.parametrize("said", [{"tie_word_embeddings": None}, {"initializer_range": 0.0}], ids=str)
+def test_a_config_may_leave_open_what_the_weights_do_not_need(said, native, folder):
+    edit(folder, **said)
+    assert_same_weights(open_source(native("tp2")), open_source(folder))
 
 
 WRITERS = {"hf": (write_hf, "safetensors"), "native": (write_native, "distcp")}
@@ -236,6 +253,33 @@ def test_a_finished_conversion_is_not_done_again_and_another_is_refused(native, 
     assert (tmp_path / "hf" / "model.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(CheckpointError, match="exists already"):
         write_hf(open_source(native("one")), tmp_path / "hf")
+
+
+def test_a_file_where_the_folder_goes_is_told(native, tmp_path):
+    (tmp_path / "hf").write_text("mine")
+    with pytest.raises(CheckpointError, match="hf: exists already"):
+        write_hf(open_source(native("one")), tmp_path / "hf")
+    assert (tmp_path / "hf").read_text() == "mine"
+
+
+@pytest.mark.parametrize("names", [["notes.txt"], ["model.safetensors"], ["conversion.json", "notes.txt"]], ids=str)
+def test_another_programs_partial_folder_is_left_alone(names, native, tmp_path):
+    partial = tmp_path / "hf.partial"
+    partial.mkdir()
+    for name in names:
+        (partial / name).write_text("mine")
+    with pytest.raises(CheckpointError, match=rf"hf.partial: holds {names[-1]} and no conversion.json"):
+        write_hf(open_source(native("one")), tmp_path / "hf")
+    assert sorted(path.name for path in partial.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("names", [[], ["conversion.json.tmp"], ["conversion.json", "model.safetensors"]], ids=str)
+def test_a_partial_folder_whose_record_a_crash_took_is_begun_anew(names, native, tmp_path):
+    (tmp_path / "hf.partial").mkdir()
+    for name in names:
+        (tmp_path / "hf.partial" / name).write_text("")
+    source = open_source(native("one"))
+    assert_same_weights(source, open_source(write_hf(source, tmp_path / "hf").folder))
 
 
 def test_two_conversions_into_one_folder_are_kept_apart(native, tmp_path):
