@@ -16,7 +16,11 @@ from megatron_sky.convert.lazy import LazyTensor
 from megatron_sky.convert.model_section import build_model
 from megatron_sky.convert.pickles import TensorRef, TorchArchive, settings_of
 from megatron_sky.convert.safetensors_file import read_tensors
+from megatron_sky.data.tokenizer import find_in_hugging_face
 from megatron_sky.errors import CheckpointError
+from megatron_sky.log import get_logger
+
+log = get_logger(__name__)
 
 NATIVE = "megatron_sky checkpoint"
 MEGATRON_DIST = "Megatron-LM torch_dist folder"
@@ -42,6 +46,15 @@ class Source:
     """`step` and `consumed_tokens` of the run that made it, as far as it says."""
     architecture: str | None = None
     """Of a Hugging Face folder."""
+
+    @property
+    def adds_begin(self) -> bool:
+        """Whether the begin token stood before each text in training, as its tokenizer's settings have it.
+
+        Not where the model was trained here: there a document follows the end of the one before. Raises DataError.
+        """
+        untrained = self.kind != NATIVE or not self.progress.get("consumed_tokens")
+        return untrained and self.tokenizer is not None and tokenizer_files.adds_begin(self.tokenizer)
 
     @property
     def dtype(self) -> str:
@@ -123,7 +136,7 @@ def _open_native(folder: Path, given: _Given) -> Source:
         model,
         weights.settle(found, model, folder),
         tokenizer,
-        _identity([folder / store.MANIFEST, folder / torch_dist.METADATA]),
+        _content_identity([folder / store.MANIFEST, folder / torch_dist.METADATA]),
         saved.progress,
     )
 
@@ -209,7 +222,8 @@ def _open_hf(folder: Path, given: _Given) -> Source:
         raise CheckpointError(
             f"{folder}: vocab_size = {model.vocab_size:,} in {hf_config.CONFIG}, but {embedding} has {rows:,} rows"
         )
-    tokenizer = given.tokenizer or tokenizer_files.find_named(folder)
+    tokenizer = given.tokenizer or find_in_hugging_face(folder)
+    _tell_of_lost_tokens(tokenizer)
     vocab = given.settled_vocab_size(folder, rows, model.vocab_size, tokenizer)
     model = model.model_copy(update={"vocab_size": vocab})
     found = _from_hf(tensors, model, architecture, folder, rows)
@@ -223,6 +237,18 @@ def _open_hf(folder: Path, given: _Given) -> Source:
         {},
         architecture,
     )
+
+
+def _tell_of_lost_tokens(tokenizer: Path | None) -> None:
+    lost = vocabulary.tokens_beside(tokenizer)
+    if lost:
+        log.warning(
+            "%s: lacks %d tokens that the settings beside it add, and no tokenizer.json holds them: texts that spell "
+            "them are encoded as plain text\n  mend: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) "
+            "of transformers writes one",
+            tokenizer,
+            lost,
+        )
 
 
 def hf_files(folder: Path) -> list[Path]:
@@ -307,6 +333,14 @@ def _rows(found: dict[str, LazyTensor], folder: Path) -> int:
     if weights.WORD_EMBEDDING not in found:
         raise CheckpointError(f"{folder}: holds no {weights.WORD_EMBEDDING}: it is no language model of megatron-core")
     return found[weights.WORD_EMBEDDING].shape[0]
+
+
+def _content_identity(files: list[Path]) -> str:
+    """Of files that hold the hashes of the others: the same wherever the folder is moved or copied to."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _identity(files: list[Path]) -> str:

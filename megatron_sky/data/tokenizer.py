@@ -242,6 +242,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise DataError(f"tokenizer {path} is no {what} that can be read: {error}") from error
 
 
+def find_in_hugging_face(folder: Path) -> Path | None:
+    """The tokenizer's file in a Hugging Face folder: tokenizer.json where it has tokens that tokenizer.model lacks.
+
+    Chat's symbols are often added to the one and not to the other. Raises DataError where one can't be read.
+    """
+    found = tokenizer_files.find_named(folder)
+    whole = folder / tokenizer_files.JSON
+    if found is None or found == whole or not whole.is_file():
+        return found
+    return whole if tokenizer_files.json_size(whole) > load_tokenizer(found).vocab_size else found
+
+
 def train_tokenizer(
     texts: Iterable[str], out_path: str | Path, vocab_size: int, *, reserved: Sequence[str] = ()
 ) -> SentencePieceTokenizer:
