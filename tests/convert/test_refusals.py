@@ -1,6 +1,7 @@
 """Damaged, contradictory and hostile files are named and refused; interrupted conversions go on."""
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -252,6 +253,60 @@ def test_a_finished_conversion_is_not_done_again_and_another_is_refused(native, 
     assert write_hf(source, tmp_path / "hf").files == first_time.files
     assert (tmp_path / "hf" / "model.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(CheckpointError, match="exists already"):
+        write_hf(open_source(native("one")), tmp_path / "hf")
+
+
+def test_a_changed_option_or_file_is_not_taken_for_done(native, corpus, tmp_path):
+    """What a finished folder depends on is in its record; what differs now is named."""
+    bare = tmp_path / "bare"
+    shutil.copytree(native("one"), bare)
+    (bare / "tokenizer.model").unlink()
+    manifest = json.loads((bare / store.MANIFEST).read_text())
+    del manifest["files"]["tokenizer.model"]
+    (bare / store.MANIFEST).write_text(json.dumps(manifest))
+    write_hf(open_source(bare), tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=r"exists already(?s:.*)tokenizer: none then, tokenizer.model now"):
+        write_hf(open_source(bare, tokenizer=corpus / "tokenizer.model"), tmp_path / "hf")
+    write_native(open_source(tmp_path / "hf"), tmp_path / "native")
+    edit(tmp_path / "hf", rope_theta=500_000.0, rope_parameters=None)
+    with pytest.raises(CheckpointError, match=r"model.rotary_base: 10000.0 then, 500000.0 now"):
+        write_native(open_source(tmp_path / "hf"), tmp_path / "native")
+    write_native(open_source(tmp_path / "hf", tokenizer=corpus / "tokenizer.model"), tmp_path / "native2")
+    other = tmp_path / "tokenizer.model"
+    other.write_bytes((corpus / "tokenizer.model").read_bytes() + b"\x1a\x00")
+    with pytest.raises(CheckpointError, match=r"tokenizer.tokenizer.model: \w{12} then, \w{12} now"):
+        write_native(open_source(tmp_path / "hf", tokenizer=other), tmp_path / "native2")
+
+
+def test_a_moved_checkpoint_is_the_same_source(native, tmp_path):
+    shutil.copytree(native("one"), tmp_path / "step_0000002")
+    first_time = write_hf(open_source(native("one")), tmp_path / "hf")
+    assert write_hf(open_source(tmp_path / "step_0000002"), tmp_path / "hf").files == first_time.files
+
+
+@pytest.mark.parametrize("changed", [{}, {"vocab_size": 690}, {"conversion": "words"}], ids=str)
+def test_a_record_of_an_earlier_version_is_read(changed, native, tmp_path, caplog):
+    source = open_source(native("one"))
+    done = write_hf(source, tmp_path / "hf")
+    path = tmp_path / "hf" / "conversion.json"
+    record = json.loads(path.read_text())
+    for name in ("model", "dtype", "tokenizer", "adds_begin"):
+        del record["conversion"][name]
+    record["conversion"] = changed.pop("conversion", record["conversion"] | changed)
+    path.write_text(json.dumps(record))
+    if record["conversion"] == "words" or changed:
+        with pytest.raises(CheckpointError, match="exists already"):
+            write_hf(source, tmp_path / "hf")
+        return
+    with caplog.at_level(logging.WARNING, "megatron_sky"):
+        assert write_hf(source, tmp_path / "hf").files == done.files
+    assert "did not note adds_begin, dtype, model, tokenizer" in caplog.text
+
+
+def test_a_finished_folder_that_was_damaged_is_named(native, tmp_path):
+    write_hf(open_source(native("one")), tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"hf: exists already, but its model.safetensors is missing"):
         write_hf(open_source(native("one")), tmp_path / "hf")
 
 

@@ -85,6 +85,60 @@ def test_a_mark_needs_a_checkpoint_near_it(run, tmp_path, caplog):
         find_marks(tmp_path, None)
 
 
+def stamps(folders):
+    return [(folder / "model.safetensors").stat().st_mtime_ns for folder in folders]
+
+
+def test_a_mark_that_is_exported_stays_whatever_becomes_of_its_checkpoint(run, tmp_path):
+    """The run is moved, other file sizes are asked for, the mark's checkpoint is pruned: the command goes on."""
+    moved, out = tmp_path / "moved", tmp_path / "series"
+    shutil.copytree(run, moved)
+    (first,) = release_run(run, out, marks=[STEP], name="tiny")
+    before = stamps([first])
+    assert release_run(moved, out, marks=[STEP, 2 * STEP], name="tiny") == [first, out / "tiny-512"]
+    assert release_run(moved, out, marks=[STEP], name="tiny", file_size=60_000) == [first]
+    for step in (1, 2, 3):
+        shutil.rmtree(moved / "checkpoints" / f"step_000000{step}")
+    assert release_run(moved, out, marks=[STEP, 4 * STEP], name="tiny") == [first, out / "tiny-1.024k"]
+    assert release_run(moved, out, marks=[STEP], name="tiny") == [first]
+    assert stamps([first]) == before
+    with pytest.raises(CheckpointError, match="exists already, as LlamaForCausalLM, not SkyworkForCausalLM"):
+        release_run(moved, out, marks=[STEP], name="tiny", architecture="SkyworkForCausalLM")
+    (first / "model.safetensors").write_bytes(b"changed")
+    with pytest.raises(CheckpointError, match=r"tiny-256: exists already, but its model.safetensors is missing"):
+        release_run(moved, out, marks=[STEP], name="tiny")
+
+
+def test_the_series_lists_what_stands_in_the_folder(run, tmp_path):
+    out = tmp_path / "series"
+    release_run(run, out, marks=[3 * STEP], name="tiny")
+    (out / "tiny-notes").mkdir()
+    release_run(run, out, marks=[STEP], name="tiny")
+    release_run(run, out, marks=[2 * STEP], name="other")
+    release_run(run, out, marks=[STEP], name="tiny")
+    series = json.loads((out / "series.json").read_text())
+    assert series["name"] == "tiny"
+    expected = [("256", STEP, "step_0000001", "tiny-256"), ("768", 3 * STEP, "step_0000003", "tiny-768")]
+    assert [tuple(each.values()) for each in series["checkpoints"]] == expected
+
+
+@pytest.mark.parametrize("damage", ["train_state.json", "config.yaml", "the weights"])
+def test_a_damaged_checkpoint_is_passed_over(damage, run, tmp_path, caplog):
+    moved = tmp_path / "tiny"
+    shutil.copytree(run, moved)
+    for step in (2, 4):
+        folder = moved / "checkpoints" / f"step_000000{step}"
+        (next(folder.glob("*.distcp")) if damage == "the weights" else folder / damage).write_text("")
+    with caplog.at_level(logging.WARNING, "megatron_sky"):
+        found = find_marks(moved, [STEP, 3 * STEP, 4 * STEP])
+    assert [mark.folder.name for mark in found] == ["step_0000001", "step_0000003"]
+    assert "passed over: " in caplog.text and "step_0000002" in caplog.text
+    for step in (1, 3):
+        shutil.rmtree(moved / "checkpoints" / f"step_000000{step}")
+    with pytest.raises(CheckpointError, match="none of its 2 checkpoints can be read"):
+        find_marks(moved, [STEP])
+
+
 def test_push_without_a_token_says_so_and_leaves_the_folders(run, tmp_path, monkeypatch, caplog):
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub, "get_token", lambda: None)
