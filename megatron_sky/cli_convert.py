@@ -124,7 +124,7 @@ def release(
     ] = None,
     arch: Annotated[str | None, typer.Option(help="Architecture, as in convert to-hf.")] = None,
     name: Annotated[
-        str | None, typer.Option(help="Model name in cards and folders; default: the run folder's.")
+        str | None, typer.Option(help="Model name in cards and folders; default: its series', else the run folder's.")
     ] = None,
     push: Annotated[
         str | None, typer.Option(help="Upload to this Hugging Face repository, one revision a mark (needs a token).")

@@ -315,7 +315,7 @@ def _differences(before: dict, now: dict) -> str:
     for name in [name for name in now if name in before and before[name] != now[name]]:
         old, new = before[name], now[name]
         if name == "source":
-            lines.append("  source: other files, or files changed since")
+            lines.append("  source: other files, or files moved or changed since")
         elif isinstance(old, dict) and isinstance(new, dict):
             keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
             lines += [f"  {name}.{key}: {_shown(old.get(key))} then, {_shown(new.get(key))} now" for key in keys]

@@ -67,15 +67,18 @@ def release_run(
     Returns the folders, earliest mark first. `push` names a Hugging Face repository to upload to, a revision a mark.
     Raises CheckpointError when there is no mark, or none that a checkpoint stands for.
     """
+    name = name or (_name_before(run_dir / "release") if out is None else None) or run_dir.resolve().name
     out = out or run_dir / "release"
-    name = name or run_dir.resolve().name
     checkpoints = _readable_checkpoints(run_dir)
     wanted = _wanted(run_dir, checkpoints, marks)
     folders = {mark: out / f"{name}-{mark_label(mark)}" for mark in wanted}
     done = {mark: folder for mark, folder in folders.items() if _is_exported(folder, architecture)}
     found = _stand_for(checkpoints, [mark for mark in wanted if mark not in done])
     if not done and not found:
-        raise _none_stands(run_dir, checkpoints, wanted)
+        raise CheckpointError(
+            f"{run_dir}: no checkpoint stands for any of {', '.join(map(mark_label, wanted))}; it has checkpoints at "
+            f"{', '.join(f'{tokens:,}' for tokens, _ in checkpoints)} tokens"
+        )
     for mark in found:
         _export(mark, run_dir, folders[mark.tokens], name, architecture, file_size)
     exported = [mark for mark in wanted if mark in done or mark in {each.tokens for each in found}]
@@ -85,21 +88,11 @@ def release_run(
     return [folders[mark] for mark in exported]
 
 
-def find_marks(run_dir: Path, marks: Sequence[int] | None) -> list[Mark]:
-    """The marks that the run has passed, with their checkpoints. Tells of those that no checkpoint stands for.
-
-    A checkpoint that can't be read is told and passed over. Raises CheckpointError where no mark has a checkpoint.
-    """
-    checkpoints = _readable_checkpoints(run_dir)
-    wanted = _wanted(run_dir, checkpoints, marks)
-    found = _stand_for(checkpoints, wanted)
-    if not found:
-        raise _none_stands(run_dir, checkpoints, wanted)
-    return found
-
-
 def _readable_checkpoints(run_dir: Path) -> list[tuple[int, native.Saved]]:
-    """(consumed tokens, what it says of itself) of every checkpoint of the run that has all its files, oldest first."""
+    """(consumed tokens, what it says of itself) of every checkpoint of the run that has all its files, oldest first.
+
+    The others are told and passed over. Raises CheckpointError where there is none.
+    """
     listed = store.list_checkpoints(run_dir)
     if not listed:
         raise CheckpointError(f"{run_dir}: has no checkpoint\n  mend: give a run's folder")
@@ -126,7 +119,7 @@ def _wanted(run_dir: Path, checkpoints: list[tuple[int, native.Saved]], marks: S
 
 
 def _stand_for(checkpoints: list[tuple[int, native.Saved]], marks: list[int]) -> list[Mark]:
-    """The first checkpoint at or after each mark, if it is near enough to stand for it."""
+    """For each mark that the run has passed the first checkpoint at or after it, if it is near enough; tells if not."""
     config = checkpoints[-1][1].config
     step_tokens = config.train.global_batch_size * config.model.seq_length
     found = []
@@ -139,13 +132,6 @@ def _stand_for(checkpoints: list[tuple[int, native.Saved]], marks: list[int]) ->
         else:
             found.append(Mark(mark, saved.folder, tokens))
     return found
-
-
-def _none_stands(run_dir: Path, checkpoints: list[tuple[int, native.Saved]], wanted: list[int]) -> CheckpointError:
-    return CheckpointError(
-        f"{run_dir}: no checkpoint stands for any of {', '.join(map(mark_label, wanted))}; it has checkpoints at "
-        f"{', '.join(f'{tokens:,}' for tokens, _ in checkpoints)} tokens"
-    )
 
 
 def _is_exported(folder: Path, architecture: str | None) -> bool:
@@ -200,6 +186,16 @@ def _validation(run_dir: Path, step: int) -> dict[str, tuple[float, int]]:
         return {}
     records = [record for record in read_metrics(run_dir).validation if record.step <= step]
     return {record.set: (record.lm_loss, record.step) for record in sorted(records, key=lambda record: record.step)}
+
+
+def _name_before(out: Path) -> str | None:
+    """The name that the run's own series bears, also where the run's folder was renamed since."""
+    try:
+        return json.loads((out / SERIES).read_text(encoding="utf-8"))["name"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{out / SERIES}: can't be read: {error}\n  mend: remove it; it is made anew") from error
 
 
 def _write_series(out: Path, name: str) -> None:

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import yaml
 
-from megatron_sky.convert.release import find_marks, mark_label, release_run
+from megatron_sky.convert.release import mark_label, release_run
 from megatron_sky.convert.sources import open_source
 from megatron_sky.errors import CheckpointError
 from tests.conftest import SEQ_LENGTH
@@ -75,14 +75,22 @@ def test_a_mark_needs_a_checkpoint_near_it(run, tmp_path, caplog):
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints" / "step_0000002")
     shutil.rmtree(copy / "checkpoints" / "step_0000003")
+    out = tmp_path / "series"
     with caplog.at_level(logging.WARNING, "megatron_sky"):
-        found = find_marks(copy, [STEP, STEP + 1])
-    assert [(mark.tokens, mark.consumed_tokens) for mark in found] == [(STEP, STEP)]
+        assert release_run(copy, out, marks=[STEP, STEP + 1]) == [out / "tiny-256"]
     assert "257: skipped: the next checkpoint is at 1,024 tokens" in caplog.text
     with pytest.raises(CheckpointError, match="no checkpoint stands for any of 1T; it has checkpoints at 256"):
-        find_marks(copy, [10**12])
+        release_run(copy, out, marks=[10**12])
     with pytest.raises(CheckpointError, match="has no checkpoint"):
-        find_marks(tmp_path, None)
+        release_run(tmp_path)
+
+
+def test_a_renamed_run_keeps_its_series_name(run, tmp_path):
+    shutil.copytree(run, tmp_path / "tiny")
+    release_run(tmp_path / "tiny", marks=[STEP])
+    (tmp_path / "tiny").rename(tmp_path / "renamed")
+    folders = release_run(tmp_path / "renamed", marks=[STEP, 2 * STEP])
+    assert [folder.name for folder in folders] == ["tiny-256", "tiny-512"]
 
 
 def stamps(folders):
@@ -129,14 +137,16 @@ def test_a_damaged_checkpoint_is_passed_over(damage, run, tmp_path, caplog):
     for step in (2, 4):
         folder = moved / "checkpoints" / f"step_000000{step}"
         (next(folder.glob("*.distcp")) if damage == "the weights" else folder / damage).write_text("")
+    out = tmp_path / "series"
     with caplog.at_level(logging.WARNING, "megatron_sky"):
-        found = find_marks(moved, [STEP, 3 * STEP, 4 * STEP])
-    assert [mark.folder.name for mark in found] == ["step_0000001", "step_0000003"]
+        release_run(moved, out, marks=[STEP, 3 * STEP, 4 * STEP])
+    series = json.loads((out / "series.json").read_text())
+    assert [each["step"] for each in series["checkpoints"]] == ["step_0000001", "step_0000003"]
     assert "passed over: " in caplog.text and "step_0000002" in caplog.text
     for step in (1, 3):
         shutil.rmtree(moved / "checkpoints" / f"step_000000{step}")
     with pytest.raises(CheckpointError, match="none of its 2 checkpoints can be read"):
-        find_marks(moved, [STEP])
+        release_run(moved, out, marks=[STEP])
 
 
 def test_push_without_a_token_says_so_and_leaves_the_folders(run, tmp_path, monkeypatch, caplog):
