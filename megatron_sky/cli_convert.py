@@ -124,7 +124,7 @@ def release(
     ] = None,
     arch: Annotated[str | None, typer.Option(help="Architecture, as in convert to-hf.")] = None,
     name: Annotated[
-        str | None, typer.Option(help="Model name in cards and folders; default: the run folder's.")
+        str | None, typer.Option(help="Model name in cards and folders; default: its series', else the run folder's.")
     ] = None,
     push: Annotated[
         str | None, typer.Option(help="Upload to this Hugging Face repository, one revision a mark (needs a token).")
@@ -132,11 +132,10 @@ def release(
     file_size: FileSize = "5G",
 ) -> None:
     """Export the series of intermediate checkpoints at token marks, each with a model card, verified and resumable."""
-    from megatron_sky.config.units import parse_count
     from megatron_sky.convert.release import release_run
 
     _log_to_screen()
-    wanted = None if marks is None else [parse_count(mark.strip()) for mark in marks.split(",")]
+    wanted = None if marks is None else _marks(marks)
     for folder in release_run(
         run_dir, out, marks=wanted, architecture=arch, name=name, push=push, file_size=_bytes(file_size)
     ):
@@ -166,14 +165,26 @@ def _to_native(
 
 
 def _bytes(size: str) -> int:
+    return _count(size, "--file-size", "give it as 5G or 500M")
+
+
+def _marks(given: str) -> list[int]:
+    from megatron_sky.errors import ConfigError, Problem
+
+    marks = [_count(mark, "--marks", "give them as 500B,1T,1.5T") for mark in given.split(",") if mark.strip()]
+    if not marks:
+        raise ConfigError(Problem("--marks", "names no mark", "give them as 500B,1T,1.5T", given))
+    return marks
+
+
+def _count(text: str, option: str, mend: str) -> int:
     from megatron_sky.config.units import parse_count
     from megatron_sky.errors import ConfigError, Problem
 
     try:
-        count = parse_count(size)
+        return int(parse_count(text.strip()))
     except ValueError as error:
-        raise ConfigError(Problem("--file-size", str(error), "give it as 5G or 500M", size)) from None
-    return int(count)
+        raise ConfigError(Problem(option, str(error), mend, text)) from None
 
 
 def _log_to_screen() -> None:

@@ -4,12 +4,15 @@ There are three kinds: a SentencePiece model, Hugging Face's tokenizer.json with
 ranks (`NAME.tiktoken`, whose name may say the encoding) with `NAME.tiktoken.json` beside them.
 """
 
+import json
 import shutil
 from pathlib import Path
 
+from megatron_sky.errors import DataError
+
 MODEL, JSON, RANKS = "tokenizer.model", "tokenizer.json", ".tiktoken"
-# What Hugging Face's libraries write beside tokenizer.json.
 SETTINGS = "tokenizer_config.json"
+# What Hugging Face's libraries write beside tokenizer.json.
 BESIDE_JSON = (SETTINGS, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 
@@ -51,18 +54,68 @@ def settings_of_json(path: Path) -> Path | None:
     return path.with_name(SETTINGS) if path.name == JSON else None
 
 
-def copy(path: Path, folder: Path) -> None:
+def adds_begin(path: Path) -> bool:
+    """Whether those who load the tokenizer's folder by Hugging Face's libraries get a begin token before a text.
+
+    The template in tokenizer.json decides where there is one, else `add_bos_token` in the settings beside. A file
+    under another name has no settings. Raises DataError where these can't be read.
+    """
+    if path.name not in (MODEL, JSON):
+        return False
+    template = _template(read_table(path.with_name(JSON)).get("post_processor"))
+    if template is not None:
+        return bool(template) and "SpecialToken" in template[0]
+    return read_table(path.with_name(SETTINGS)).get("add_bos_token") is True
+
+
+def read_table(path: Path) -> dict:
+    """The JSON object in a file, empty where there is no file. Raises DataError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read: {error}\n  mend: mend it, or take it away") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is no JSON object\n  mend: mend it, or take it away")
+    return content
+
+
+def _template(processor: dict | None) -> list | None:
+    """What a tokenizer.json's `post_processor` makes of one text, piece by piece; None where it has no template."""
+    if processor is None:
+        return None
+    if processor.get("type") == "Sequence":
+        return next((found for each in processor["processors"] if (found := _template(each)) is not None), None)
+    return processor.get("single") if processor.get("type") == "TemplateProcessing" else None
+
+
+def json_size(path: Path) -> int:
+    """One more than the largest id of a tokenizer.json, added tokens included. Raises DataError."""
+    content = read_table(path)
+    try:
+        vocab = content["model"]["vocab"]
+        ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
+        return 1 + max([*ids, *(token["id"] for token in content.get("added_tokens") or ())])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: is no tokenizer.json: {error}") from error
+
+
+def copy(path: Path, folder: Path, *, settings: bool = False) -> None:
     """Copies the tokenizer that `path` means, with what belongs to it, so that `find` finds it in `folder`.
 
+    `settings`: also what Hugging Face's libraries keep beside a tokenizer.model and training does not look at.
     Raises OSError.
     """
+    for each, name in files_of(path, settings=settings):
+        shutil.copyfile(each, folder / name)
+
+
+def files_of(path: Path, *, settings: bool = False) -> list[tuple[Path, str]]:
+    """The files that `copy` takes, each with its name in the copy, the tokenizer's own first. Raises OSError."""
     path = file_of(path)
     if path.suffix == RANKS:
         beside = settings_of_ranks(path)
-        for each in [path, *([beside] if beside.is_file() else [])]:
-            shutil.copyfile(each, folder / each.name)
-        return
-    shutil.copyfile(path, folder / (JSON if is_json(path) else MODEL))
-    if path.name == JSON:
-        for name in [name for name in BESIDE_JSON if (path.parent / name).is_file()]:
-            shutil.copyfile(path.parent / name, folder / name)
+        return [(each, each.name) for each in [path, *([beside] if beside.is_file() else [])]]
+    kept = JSON if is_json(path) else MODEL
+    names = {JSON: BESIDE_JSON, MODEL: (JSON, *BESIDE_JSON) if settings else ()}[kept] if path.name == kept else ()
+    beside = [(path.with_name(name), name) for name in names if path.with_name(name).is_file()]
+    return [(path, kept), *beside]

@@ -18,7 +18,7 @@ from megatron_sky.convert.lazy import LazyTensor, as_float32, same_bits
 from megatron_sky.convert.sample_text import SAMPLES
 from megatron_sky.convert.sources import HF, Source, open_source
 from megatron_sky.data.tokenizer import load_tokenizer
-from megatron_sky.errors import CheckpointError, MissingDependency
+from megatron_sky.errors import CheckpointError, DataError, MissingDependency
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
@@ -84,17 +84,24 @@ def compare(
 ) -> Report:
     """Compares the checkpoints `a` and `b` on `text` (a file; None: built-in passages).
 
-    Raises CheckpointError when one can't be opened, or they are models of different sizes.
+    Raises CheckpointError when one can't be opened, or they are models of different sizes, DataError for the text.
     """
+    texts = SAMPLES if text is None else (_read_text(text),)
     sources = [open_source(path, tokenizer=tokenizer, vocab_size=vocab_size, recipe=recipe) for path in (a, b)]
     _check_same_size(*sources)
-    texts = SAMPLES if text is None else (text.read_text(encoding="utf-8"),)
     passages = _passages(sources, texts, max_tokens)
     with contextlib.ExitStack() as stack, _no_grad():
         runners = [_runner(source, stack) for source in sources]
         report = _run(runners, sources, passages, tolerance)
     report.tokenizer_note = _compare_tokenizers(sources, texts)
     return report
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read: {error}\n  mend: give a text file in UTF-8") from error
 
 
 def _run(runners: list, sources: list[Source], passages: list[list[int]], tolerance: float) -> Report:

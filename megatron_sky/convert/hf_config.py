@@ -7,8 +7,9 @@ assumed where a key is missing except transformers' own defaults. The folder's P
 import json
 from pathlib import Path
 
-from megatron_sky.config.schema import ModelConfig, RopeScaling
+from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert.families import ARCHITECTURES, GPT2, LLAMA, SKYWORK
+from megatron_sky.convert.model_section import build_model
 from megatron_sky.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -105,7 +106,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     if found.get("quantization_config") is not None:
         raise CheckpointError(f"{path}: describes quantised weights\n  mend: convert the unquantised checkpoint")
     tied = found.get("tie_word_embeddings", architecture == GPT2)
-    return ModelConfig(vocab_size=reader.get("vocab_size"), tie_embeddings=tied, **fields), architecture
+    tied = False if tied is None else tied  # as transformers takes null
+    return build_model(fields | {"vocab_size": reader.get("vocab_size"), "tie_embeddings": tied}, path), architecture
 
 
 class _Reader:
@@ -146,14 +148,18 @@ def _read_llama(reader: _Reader) -> dict:
         "kv_channels": reader.content.get("head_dim"),
         "seq_length": reader.get("max_position_embeddings", 2048),
         "norm_epsilon": reader.get("rms_norm_eps", 1e-6),
-        "init_std": reader.get("initializer_range", 0.02),
+        "init_std": reader.content.get("initializer_range") or 0.02,  # 0: no word on it, the weights are there
         "rotary_base": theta,
         "rope_scaling": scaling,
         "add_bias_linear": bias,
     }
 
 
-def _read_rope(reader: _Reader) -> tuple[float, RopeScaling | None]:
+def _read_rope(reader: _Reader) -> tuple[float, dict | None]:
+    """(rotary_base, rope_scaling of a `model` section)."""
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(reader.content.get(key) or {}, dict):
+            raise CheckpointError(f"{reader.path}: {key} = {reader.content[key]!r}: must be a table or null")
     parameters = reader.content.get("rope_parameters") or {}
     theta = parameters.get("rope_theta") or reader.get("rope_theta", 10_000.0)
     given = reader.content.get("rope_scaling") or parameters
@@ -165,7 +171,9 @@ def _read_rope(reader: _Reader) -> tuple[float, RopeScaling | None]:
         raise CheckpointError(f"{where}: only linear and llama3 scaling are supported")
     if kind == "llama3" and any(given.get(key) != value for key, value in _LLAMA3.items()):
         raise CheckpointError(f"{where}: megatron-core's llama3 scaling has {_LLAMA3} and no other values")
-    return theta, RopeScaling(kind=kind, factor=given["factor"])
+    if given.get("factor") is None:
+        raise CheckpointError(f"{where}: names no factor")
+    return theta, {"kind": kind, "factor": given["factor"]}
 
 
 def _read_gpt2(reader: _Reader) -> dict:
@@ -180,7 +188,7 @@ def _read_gpt2(reader: _Reader) -> dict:
         "num_attention_heads": reader.get("n_head", 12),
         "seq_length": reader.get("n_positions", 1024),
         "norm_epsilon": reader.get("layer_norm_epsilon", 1e-5),
-        "init_std": reader.get("initializer_range", 0.02),
+        "init_std": reader.content.get("initializer_range") or 0.02,  # 0: no word on it, the weights are there
         "hidden_dropout": reader.get("resid_pdrop", 0.1),
         "attention_dropout": reader.get("attn_pdrop", 0.1),
         "position_embedding": "learned_absolute",

@@ -20,6 +20,7 @@ from megatron_sky.convert.output import (
     Output,
     WeightFile,
     converted_already,
+    describe_source,
     plan_files,
     prepared,
 )
@@ -49,12 +50,7 @@ def write_hf(
     """
     architecture = architecture or families.architecture_for(source.model)
     families.check_architecture(source.model, architecture)
-    conversion = {
-        "to": architecture,
-        "source": source.identity,
-        "vocab_size": source.model.vocab_size,
-        "file_size": file_size,
-    }
+    conversion = {"to": architecture, "file_size": file_size, **describe_source(source)}
     if done := converted_already(out, conversion):
         log.info("%s: is converted and whole already", out)
         return done

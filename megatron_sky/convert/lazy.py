@@ -14,10 +14,14 @@ import numpy as np
 
 from megatron_sky.errors import CheckpointError
 
-# Names of number formats as safetensors spells them.
-ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# Number formats of weights, then those of constants that lie beside them in files; as safetensors spells them.
+WEIGHT_FORMATS = ("F64", "F32", "F16", "BF16")
+ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2} | {
+    **{"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1},
+    **{"F8_E4M3": 1, "F8_E5M2": 1},
+}
 _COMPARED = 1 << 17  # words compared at once: 1 MiB stays in the processor's cache
-_BITS = {8: np.uint64, 4: np.uint32, 2: np.uint16}
+_BITS = {8: np.uint64, 4: np.uint32, 2: np.uint16, 1: np.uint8}
 
 
 def bits_dtype(dtype: str) -> np.dtype:
@@ -33,6 +37,11 @@ class LazyTensor:
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
     place: str
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether its number format is one that weights have."""
+        return self.dtype in WEIGHT_FORMATS
 
     @property
     def num_bytes(self) -> int:

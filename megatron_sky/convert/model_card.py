@@ -61,10 +61,11 @@ def _validation(facts: Facts) -> str:
 
 def _recipe(config: Config) -> str:
     """The recipe without the machine's own: paths and services."""
-    content = config.model_dump(mode="json", include={"model", "parallel", "precision", "optimizer", "schedule"})
-    train = config.train.model_dump(mode="json", exclude={"run_dir", "num_threads"})
-    data = [source.model_dump(mode="json", exclude={"path"}) for source in config.data.train]
-    return yaml.safe_dump(content | {"train": train, "data": {"train": data}}, sort_keys=False, allow_unicode=True)
+    told = {"model", "parallel", "precision", "optimizer", "schedule"} | ({"sessions"} if config.sessions else set())
+    content = config.model_dump(mode="json", include=told)
+    content["train"] = config.train.model_dump(mode="json", exclude={"run_dir", "num_threads"})
+    content["data"] = {"train": [source.model_dump(mode="json", exclude={"path"}) for source in config.data.train]}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _hashes(files: dict[str, FileRecord]) -> str:

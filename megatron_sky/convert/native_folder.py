@@ -27,6 +27,7 @@ from megatron_sky.convert.output import (
     Output,
     WeightFile,
     converted_already,
+    describe_source,
     plan_files,
     prepared,
 )
@@ -72,10 +73,9 @@ def write_native(
     config = _recipe(source)
     conversion = {
         "to": "native",
-        "source": source.identity,
-        "vocab_size": source.model.vocab_size,
-        "padded_vocab_size": source.model.padded_vocab_size,
         "file_size": file_size,
+        "padded_vocab_size": source.model.padded_vocab_size,
+        **describe_source(source),
     }
     if done := converted_already(out, conversion):
         log.info("%s: is converted and whole already", out)
@@ -211,7 +211,7 @@ def _write_description(source: Source, output: Output, config: Config, names: li
     described = {"progress": progress, "data": {}, "layout": f"converted from a {source.kind}: {source.folder.name}"}
     output.write_text(native.TRAIN_STATE, native.train_state(described))
     if source.tokenizer is not None:
-        tokenizer_files.copy(source.tokenizer, folder)
+        tokenizer_files.copy(source.tokenizer, folder, settings=True)
     elif source.kind == HF:
         log.warning("%s: has no tokenizer, so the checkpoint gets none", source.folder)
 

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ import xxhash
 
 from megatron_sky import __version__
 from megatron_sky.checkpoint.store import hash_files, sync
+from megatron_sky.config import tokenizer_files
 from megatron_sky.convert import weights
 from megatron_sky.convert.lazy import read_into, same_bytes
 from megatron_sky.convert.sources import Source
@@ -32,6 +34,7 @@ log = get_logger(__name__)
 
 RECORD = "conversion.json"
 DEFAULT_FILE_SIZE = 5 * 10**9  # bytes of one weight file, as Hugging Face's tools write
+_WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|__0_\d+\.distcp")
 _BLOCK = 4 << 20  # bytes read back at once
 _SPARE = 64 << 20  # bytes kept free beyond the weights: tokenizer, index, file system
 
@@ -160,10 +163,18 @@ class Output:
         return self._record["files"]
 
     def take_up(self) -> None:
-        """Makes the folder, or takes up what an interrupted run of the same conversion left in it."""
+        """Makes the folder, or takes up what an interrupted run of the same conversion left in it.
+
+        Raises CheckpointError where another program's files are in it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / RECORD
         before = _read_record(path)
+        if before is None and (strange := _strange(self.folder)):
+            raise CheckpointError(
+                f"{self.folder}: holds {', '.join(strange[:5])} and no {RECORD}: no conversion made it\n"
+                "  mend: move it away, or choose another folder; conversions into OUT are written into OUT.partial"
+            )
         if before is None or before["conversion"] != self._record["conversion"]:
             if before is not None:
                 log.warning("%s: holds another conversion's unfinished files, which are removed", self.folder)
@@ -241,15 +252,85 @@ def prepared(out: Path, conversion: dict) -> Iterator[Output]:
         os.close(handle)
 
 
+def describe_source(source: Source) -> dict:
+    """All of a source that a conversion's files depend on, as plain values: part of `conversion`."""
+    return {
+        "source": source.identity,
+        "vocab_size": source.model.vocab_size,
+        "dtype": source.dtype,
+        "model": source.model.model_dump(mode="json", exclude={"preset", "backend", "vocab_size"}),
+        "tokenizer": None if source.tokenizer is None else _tokenizer_hashes(source.tokenizer),
+        "adds_begin": source.adds_begin,
+    }
+
+
+def _tokenizer_hashes(path: Path) -> dict[str, str]:
+    files = tokenizer_files.files_of(path, settings=True)
+    return {name: hash_files(each.parent, [each.name])[each.name].sha256 for each, name in files}
+
+
 def converted_already(out: Path, conversion: dict) -> Converted | None:
-    """The finished conversion in `out`, if it is this one and its files are whole; else None."""
+    """The finished conversion in `out`, if it is this one; None where `out` holds no conversion's record.
+
+    Raises CheckpointError naming what differs where it is another, and a file that is no longer what was written.
+    """
+    record = finished_record(out)
+    if record is None:
+        return None
+    before = record["conversion"]
+    if differing := _differences(before, conversion):
+        raise CheckpointError(
+            f"{out}: exists already, from another conversion:\n{differing}\n  mend: choose another folder, or remove it"
+        )
+    if noted_since := conversion.keys() - before.keys():
+        log.warning(
+            "%s: an earlier version converted it and did not note %s; remove the folder if that has changed since",
+            out,
+            ", ".join(sorted(noted_since)),
+        )
+    return whole_conversion(out, record)
+
+
+def finished_record(out: Path) -> dict | None:
+    """The record of the finished conversion in `out`; None where there is none. Its files are not looked at."""
     record = _read_record(out / RECORD)
-    if record is None or record["conversion"] != conversion or "verified_tensors" not in record:
-        return None
-    if not all(_is_whole(out / name, each) for name, each in record["files"].items()):
-        return None
+    return record if record is not None and "verified_tensors" in record else None
+
+
+def whole_conversion(out: Path, record: dict) -> Converted:
+    """The finished conversion in `out`. Raises CheckpointError naming a file that isn't what was written."""
+    for name, each in record["files"].items():
+        if not _is_whole(out / name, each):
+            raise CheckpointError(
+                f"{out}: exists already, but its {name} is missing or no longer what was written\n"
+                "  mend: remove the folder, and convert again"
+            )
     num_bytes = sum(each["size"] for each in record["files"].values())
     return Converted(out, record["verified_tensors"], num_bytes, record["files"])
+
+
+def _differences(before: dict, now: dict) -> str:
+    """A line for each value that both conversions note and that differs; of tables, for each of their values."""
+    lines = []
+    for name in [name for name in now if name in before and before[name] != now[name]]:
+        old, new = before[name], now[name]
+        if name == "source":
+            lines.append("  source: other files, or files moved or changed since")
+        elif isinstance(old, dict) and isinstance(new, dict):
+            keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+            lines += [f"  {name}.{key}: {_shown(old.get(key))} then, {_shown(new.get(key))} now" for key in keys]
+        else:
+            lines.append(f"  {name}: {_shown(old)} then, {_shown(new)} now")
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    """A value in a few characters; hashes by their beginning, a tokenizer by its files."""
+    if isinstance(value, dict):
+        return ", ".join(value)
+    if value is None:
+        return "none"
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def plan_files(source: Source, file_size: int) -> list[list[str]]:
@@ -270,9 +351,20 @@ def _read_record(path: Path) -> dict | None:
     """A conversion's record; None where there is none, or one that a crash tore."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return record if isinstance(record["files"], dict) and "conversion" in record else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return record if isinstance(record["files"], dict) and isinstance(record["conversion"], dict) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def _strange(folder: Path) -> list[str]:
+    """Names in a folder without a record that no conversion left: it writes the record first, then the weights."""
+    own = {RECORD, RECORD + ".tmp"}
+    torn = (folder / RECORD).is_file()
+    return sorted(
+        each.name for each in folder.iterdir() if each.name not in own and not (torn and _WEIGHTS.fullmatch(each.name))
+    )
 
 
 def _is_whole(path: Path, record: dict) -> bool:

@@ -22,7 +22,10 @@ from megatron_sky.convert.lazy import ITEM_SIZE, LazyTensor, bits_dtype, read_in
 from megatron_sky.errors import CheckpointError
 
 _DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "half": "F16", "bfloat16": "BF16"}
-_STORAGES = {"FloatStorage": "F32", "DoubleStorage": "F64", "HalfStorage": "F16", "BFloat16Storage": "BF16"}
+_STORAGES = {"FloatStorage": "F32", "DoubleStorage": "F64", "HalfStorage": "F16", "BFloat16Storage": "BF16"} | {
+    **{"LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8"},
+    **{"ByteStorage": "U8", "BoolStorage": "BOOL"},
+}
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, then lengths of name and extra field
 
 
@@ -218,7 +221,7 @@ class TorchArchive:
         place = f"{self.path}: {name}"
         record = self._records.get(ref.record)
         if record is None or ref.dtype not in ITEM_SIZE:
-            what = "has no bytes in the file" if record is None else f"is of type {ref.dtype}, not of floating point"
+            what = "has no bytes in the file" if record is None else f"is of type {ref.dtype}, which isn't read"
             raise CheckpointError(f"{place}: {what}")
         item = ITEM_SIZE[ref.dtype]
         last = ref.storage_offset + sum((s - 1) * t for s, t in zip(ref.shape, ref.stride, strict=True) if s) + 1

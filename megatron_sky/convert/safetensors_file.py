@@ -50,7 +50,10 @@ def build_header(entries: list[Entry]) -> bytes:
 
 
 def read_tensors(path: Path) -> dict[str, LazyTensor]:
-    """Name -> tensor of a file. Raises CheckpointError where the file is missing, truncated, or no such file."""
+    """Name -> tensor of a file, of any number format: not all that lies in a file is a weight.
+
+    Raises CheckpointError where the file is missing, truncated, or no such file.
+    """
     header, start = _read_header(path)
     header.pop("__metadata__", None)
     found, end = {}, 0
@@ -59,13 +62,8 @@ def read_tensors(path: Path) -> dict[str, LazyTensor]:
             dtype, shape, (begin, stop) = each["dtype"], tuple(each["shape"]), each["data_offsets"]
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {name}: its description can't be read: {error}") from error
-        if dtype not in ITEM_SIZE:
-            raise CheckpointError(
-                f"{path}: {name}: has dtype {dtype}; weights are {', '.join(ITEM_SIZE)}\n"
-                "  mend: convert a checkpoint that isn't quantised"
-            )
         tensor = in_file(path, start + begin, dtype, shape, name)
-        if tensor.num_bytes != stop - begin or begin < 0:
+        if begin < 0 or (dtype in ITEM_SIZE and tensor.num_bytes != stop - begin):
             needed = f"needs {tensor.num_bytes:,} bytes, not {stop - begin:,}"
             raise CheckpointError(f"{path}: {name}: shape {list(shape)} {needed}")
         found[name], end = tensor, max(end, stop)

@@ -13,17 +13,22 @@ from megatron_sky.config import tokenizer_files
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert import families, hf_config, megatron_args, split_files, torch_dist, vocabulary, weights
 from megatron_sky.convert.lazy import LazyTensor
-from megatron_sky.convert.pickles import TorchArchive, settings_of
+from megatron_sky.convert.model_section import build_model
+from megatron_sky.convert.pickles import TensorRef, TorchArchive, settings_of
 from megatron_sky.convert.safetensors_file import read_tensors
+from megatron_sky.data.tokenizer import find_in_hugging_face
 from megatron_sky.errors import CheckpointError
+from megatron_sky.log import get_logger
+
+log = get_logger(__name__)
 
 NATIVE = "megatron_sky checkpoint"
 MEGATRON_DIST = "Megatron-LM torch_dist folder"
 MEGATRON_SPLIT = "Megatron-LM mp_rank folder"
 HF = "Hugging Face folder"
 _LATEST = "latest_checkpointed_iteration.txt"
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
+# Where a Hugging Face folder's weights may lie, in the order in which transformers looks: a whole file, or an index.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,15 @@ class Source:
     """`step` and `consumed_tokens` of the run that made it, as far as it says."""
     architecture: str | None = None
     """Of a Hugging Face folder."""
+
+    @property
+    def adds_begin(self) -> bool:
+        """Whether the begin token stood before each text in training, as its tokenizer's settings have it.
+
+        Not where the model was trained here: there a document follows the end of the one before. Raises DataError.
+        """
+        untrained = self.kind != NATIVE or not self.progress.get("consumed_tokens")
+        return untrained and self.tokenizer is not None and tokenizer_files.adds_begin(self.tokenizer)
 
     @property
     def dtype(self) -> str:
@@ -122,7 +136,7 @@ def _open_native(folder: Path, given: _Given) -> Source:
         model,
         weights.settle(found, model, folder),
         tokenizer,
-        _identity([folder / store.MANIFEST, folder / torch_dist.METADATA]),
+        _content_identity([folder / store.MANIFEST, folder / torch_dist.METADATA]),
         saved.progress,
     )
 
@@ -186,7 +200,7 @@ def _megatron_model(folder: Path, settings: dict | None, found: dict[str, LazyTe
     fields = dict(_megatron_fields(folder, settings, given))
     described = fields.pop("vocab_size", None)
     vocab = given.settled_vocab_size(folder, _rows(found, folder), described, given.tokenizer)
-    return megatron_args.build_model_config(fields, vocab, str(folder))
+    return build_model(fields | {"vocab_size": vocab}, folder)
 
 
 def _recipe_fields(path: Path) -> dict:
@@ -208,7 +222,8 @@ def _open_hf(folder: Path, given: _Given) -> Source:
         raise CheckpointError(
             f"{folder}: vocab_size = {model.vocab_size:,} in {hf_config.CONFIG}, but {embedding} has {rows:,} rows"
         )
-    tokenizer = given.tokenizer or tokenizer_files.find_named(folder)
+    tokenizer = given.tokenizer or find_in_hugging_face(folder)
+    _tell_of_lost_tokens(tokenizer)
     vocab = given.settled_vocab_size(folder, rows, model.vocab_size, tokenizer)
     model = model.model_copy(update={"vocab_size": vocab})
     found = _from_hf(tensors, model, architecture, folder, rows)
@@ -224,22 +239,35 @@ def _open_hf(folder: Path, given: _Given) -> Source:
     )
 
 
+def _tell_of_lost_tokens(tokenizer: Path | None) -> None:
+    lost = vocabulary.tokens_beside(tokenizer)
+    if lost:
+        log.warning(
+            "%s: lacks %d tokens that the settings beside it add, and no tokenizer.json holds them: texts that spell "
+            "them are encoded as plain text\n  mend: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) "
+            "of transformers writes one",
+            tokenizer,
+            lost,
+        )
+
+
 def hf_files(folder: Path) -> list[Path]:
     """The weight files of a Hugging Face folder. Raises CheckpointError naming one that the index lists in vain."""
-    for name in _INDEXES:
-        if (folder / name).is_file():
-            try:
-                listed = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"]
-                files = [folder / file for file in sorted(set(listed.values()))]
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{folder / name}: can't be read: {error}") from error
-            if missing := [file for file in files if file.parent != folder or not file.is_file()]:
-                raise CheckpointError(f"{missing[0]}: is missing: {name} lists it")
-            return files
-    single = [folder / name for name in _SINGLE if (folder / name).is_file()]
-    if not single:
-        raise CheckpointError(f"{folder}: holds no weights: none of {', '.join((*_INDEXES, *_SINGLE))}")
-    return single[:1]
+    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder}: holds no weights: none of {', '.join(_WEIGHTS)}")
+    return _indexed_files(path) if path.suffix == ".json" else [path]
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = [index.parent / file for file in sorted(set(listed.values()))]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index}: can't be read: {error}") from error
+    if missing := [file for file in files if file.parent != index.parent or not file.is_file()]:
+        raise CheckpointError(f"{missing[0]}: is missing: {index.name} lists it")
+    return files
 
 
 def hf_tensors(folder: Path, architecture: str) -> dict[str, LazyTensor]:
@@ -257,6 +285,8 @@ def _file_tensors(path: Path) -> dict[str, LazyTensor]:
     content = archive.content()
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no table of tensors")
+    if strange := [str(name) for name, ref in content.items() if not isinstance(ref, TensorRef)]:
+        raise CheckpointError(f"{path}: {', '.join(strange[:5])}: is no tensor; a table of tensors alone is read")
     return {str(name): archive.tensor(ref, str(name)) for name, ref in content.items()}
 
 
@@ -273,6 +303,8 @@ def _from_hf(
         for each, part, shape in zip(rule.names, parts, rule.shapes, strict=True):
             if part is None:
                 wrong.append(f"  {each}: is missing")
+            elif not part.is_weight:
+                wrong.append(f"  {part.place}: {weights.no_weight(part)}")
             elif part.shape != shape:
                 wrong.append(f"  {part.place}: has shape {list(part.shape)}, {hf_config.CONFIG} means {list(shape)}")
         if not wrong:
@@ -301,6 +333,14 @@ def _rows(found: dict[str, LazyTensor], folder: Path) -> int:
     if weights.WORD_EMBEDDING not in found:
         raise CheckpointError(f"{folder}: holds no {weights.WORD_EMBEDDING}: it is no language model of megatron-core")
     return found[weights.WORD_EMBEDDING].shape[0]
+
+
+def _content_identity(files: list[Path]) -> str:
+    """Of files that hold the hashes of the others: the same wherever the folder is moved or copied to."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _identity(files: list[Path]) -> str:

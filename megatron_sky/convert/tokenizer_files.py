@@ -37,15 +37,41 @@ def write(source: Source, folder: Path) -> dict[str, int]:
         return {}
     tokenizer = load_tokenizer(source.tokenizer)
     if isinstance(tokenizer, SentencePieceTokenizer):
-        return _write_sentencepiece(tokenizer, folder)
+        adds_begin = source.adds_begin and tokenizer.bos_id is not None
+        return _write_sentencepiece(tokenizer, folder, adds_begin=adds_begin)
     tokenizer_files.copy(source.tokenizer, folder)
+    if not source.adds_begin and tokenizer_files.adds_begin(folder / tokenizer_files.JSON):
+        _take_begin_out(folder)
     if source.tokenizer.suffix == tokenizer_files.RANKS:
         log.warning("%s goes along as it is: transformers reads no tiktoken ranks by themselves", source.tokenizer.name)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eod_id}
     return {name: token_id for name, token_id in ids.items() if token_id is not None}
 
 
-def _write_sentencepiece(tokenizer: SentencePieceTokenizer, folder: Path) -> dict[str, int]:
+def _take_begin_out(folder: Path) -> None:
+    """Has tokenizer.json and its settings add nothing to a text, as in training here."""
+    path = folder / tokenizer_files.JSON
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["post_processor"] = _without_template(content["post_processor"])
+    _write_json(path, content)
+    path = folder / tokenizer_files.SETTINGS
+    if path.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        _write_json(path, settings | {"add_bos_token": False, "add_eos_token": False})
+
+
+def _without_template(processor: dict | None) -> dict | None:
+    if processor is None or processor["type"] == "TemplateProcessing":
+        return None
+    if processor["type"] != "Sequence":
+        return processor
+    kept = [left for each in processor["processors"] if (left := _without_template(each)) is not None]
+    return processor | {"processors": kept} if kept else None
+
+
+def _write_sentencepiece(
+    tokenizer: SentencePieceTokenizer, folder: Path, *, adds_begin: bool = False
+) -> dict[str, int]:
     (folder / "tokenizer.model").write_bytes(tokenizer.data)
     processor = tokenizer.processor
     ids = {
@@ -59,11 +85,11 @@ def _write_sentencepiece(tokenizer: SentencePieceTokenizer, folder: Path) -> dic
         if token_id >= 0
     }
     tokens = {f"{name}_token": tokenizer.piece(token_id) for name, token_id in ids.items()}
-    fast = _write_fast(tokenizer, folder)
+    fast = _write_fast(tokenizer, folder, adds_begin)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast" if fast else "LlamaTokenizer",
         **tokens,
-        "add_bos_token": False,
+        "add_bos_token": adds_begin,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "legacy": True,
@@ -78,7 +104,7 @@ def _write_sentencepiece(tokenizer: SentencePieceTokenizer, folder: Path) -> dic
     return {f"{name}_token_id": token_id for name, token_id in ids.items() if name != "unk"}
 
 
-def _write_fast(tokenizer: SentencePieceTokenizer, folder: Path) -> bool:
+def _write_fast(tokenizer: SentencePieceTokenizer, folder: Path, adds_begin: bool) -> bool:
     """Writes tokenizer.json if it can be made and gives SentencePiece's ids; says why where it isn't written."""
     try:
         import tokenizers  # noqa: F401 (asked for here, so that a missing package is told once)
@@ -92,6 +118,13 @@ def _write_fast(tokenizer: SentencePieceTokenizer, folder: Path) -> bool:
         if fast.encode(text, add_special_tokens=False).ids != tokenizer.encode(text):
             log.warning("no tokenizer.json: it would give other ids than SentencePiece on %r", text[:60])
             return False
+    if adds_begin:
+        from tokenizers.processors import TemplateProcessing
+
+        begin = tokenizer.piece(tokenizer.bos_id)
+        fast.post_processor = TemplateProcessing(
+            single=f"{begin}:0 $A:0", pair=f"{begin}:0 $A:0 {begin}:1 $B:1", special_tokens=[(begin, tokenizer.bos_id)]
+        )
     fast.save(str(folder / "tokenizer.json"))
     return True
 

@@ -41,7 +41,15 @@ def tokenizer_size(tokenizer: Path | None) -> int | None:
     """Tokens of a tokenizer file, with those that Hugging Face files beside it add; None without one."""
     if tokenizer is None:
         return None
-    return max([load_tokenizer(tokenizer).vocab_size, *(token_id + 1 for token_id in _added_ids(tokenizer.parent))])
+    return load_tokenizer(tokenizer).vocab_size + tokens_beside(tokenizer)
+
+
+def tokens_beside(tokenizer: Path | None) -> int:
+    """How many tokens the Hugging Face files beside a tokenizer file add that are not in it."""
+    if tokenizer is None:
+        return 0
+    size = load_tokenizer(tokenizer).vocab_size
+    return max([size, *(token_id + 1 for token_id in _added_ids(tokenizer.parent))]) - size
 
 
 def _added_ids(folder: Path) -> list[int]:

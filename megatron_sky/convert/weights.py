@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_sky.config.schema import ModelConfig
-from megatron_sky.convert.lazy import LazyTensor
+from megatron_sky.convert.lazy import WEIGHT_FORMATS, LazyTensor
 from megatron_sky.errors import CheckpointError
 
 WORD_EMBEDDING = "embedding.word_embeddings.weight"
@@ -97,6 +97,8 @@ def settle(found: dict[str, LazyTensor], model: ModelConfig, where: Path) -> dic
         if name not in found:
             continue
         tensor = found[name]
+        if not tensor.is_weight:
+            wrong.append(f"{tensor.place}: {no_weight(tensor)}")
         if name in VOCABULARY_ROWS and tensor.shape[1:] == shape[1:] and tensor.shape[0] >= shape[0]:
             tensor = tensor.rows(0, shape[0])
         if tensor.shape != shape:
@@ -105,6 +107,12 @@ def settle(found: dict[str, LazyTensor], model: ModelConfig, where: Path) -> dic
     if wrong:
         raise CheckpointError(f"{where}: does not hold the weights of the model it describes:\n{_listed(wrong)}")
     return settled
+
+
+def no_weight(tensor: LazyTensor) -> str:
+    """What is wrong with a tensor that stands where a weight must, in a number format that weights have not."""
+    formats = ", ".join(WEIGHT_FORMATS)
+    return f"has dtype {tensor.dtype}, weights are {formats}: convert a checkpoint that isn't quantised"
 
 
 def _listed(lines: Iterable[str], limit: int = 20) -> str:

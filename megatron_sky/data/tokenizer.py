@@ -270,15 +270,19 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def _settings_beside(path: Path) -> Mapping[str, object]:
     beside = tokenizer_files.settings_of_json(path)
-    if beside is None or not beside.is_file():
-        return {}
-    try:
-        settings = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{beside} can't be read: {error}\n  mend: mend it, or take it away") from error
-    if not isinstance(settings, dict):
-        raise DataError(f"{beside} is no JSON object\n  mend: mend it, or take it away")
-    return settings
+    return {} if beside is None else tokenizer_files.read_table(beside)
+
+
+def find_in_hugging_face(folder: Path) -> Path | None:
+    """The tokenizer's file in a Hugging Face folder: tokenizer.json where it has tokens that tokenizer.model lacks.
+
+    Chat's symbols are often added to the one and not to the other. Raises DataError where one can't be read.
+    """
+    found = tokenizer_files.find_named(folder)
+    whole = folder / tokenizer_files.JSON
+    if found is None or found == whole or not whole.is_file():
+        return found
+    return whole if tokenizer_files.json_size(whole) > load_tokenizer(found).vocab_size else found
 
 
 def train_tokenizer(

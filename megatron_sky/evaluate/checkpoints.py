@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_sky.checkpoint import state, store
 from megatron_sky.config import tokenizer_files
-from megatron_sky.data.tokenizer import load_tokenizer
+from megatron_sky.data.tokenizer import find_in_hugging_face, load_tokenizer
 from megatron_sky.errors import CheckpointError, ConfigError, MissingDependency, Problem
 from megatron_sky.evaluate.results import file_name
 from megatron_sky.log import get_logger
@@ -69,7 +69,7 @@ class Checkpoint:
     @cached_property
     def coder(self) -> TextCoder:
         """Its tokenizer. Raises CheckpointError where it has none."""
-        return _hf_coder(self.path) if self.kind == HF else file_coder(state.tokenizer_in(self.path))
+        return _hf_coder(self.path) if self.kind == HF else _native_coder(self)
 
     def load(self, context):
         """The model with its weights, on this rank of `context` (a ParallelContext): a `scoring.Model`."""
@@ -122,12 +122,27 @@ def _native_name(folder: Path) -> str:
     return f"{folder.parents[1].name}/{folder.name}" if folder.parent.name == "checkpoints" else folder.name
 
 
-def file_coder(path: Path) -> TextCoder:
+def file_coder(path: Path, *, adds_bos: bool = False) -> TextCoder:
     """The coder of a tokenizer file. Raises DataError where it can't be read."""
     tokenizer = load_tokenizer(path)
     return TextCoder(
-        tokenizer.name, tokenizer.sha256, tokenizer.encode, tokenizer.decode, tokenizer.bos_id, tokenizer.eod_id
+        name=tokenizer.name,
+        sha256=tokenizer.sha256,
+        encode=tokenizer.encode,
+        decode=tokenizer.decode,
+        bos_id=tokenizer.bos_id,
+        eod_id=tokenizer.eod_id,
+        adds_bos=adds_bos and tokenizer.bos_id is not None,
     )
+
+
+def _native_coder(checkpoint: Checkpoint) -> TextCoder:
+    """Training here puts the end-of-document token before a document, whatever the tokenizer's settings are.
+
+    Of a checkpoint that was only converted, the settings tell what its training did.
+    """
+    path = state.tokenizer_in(checkpoint.path)
+    return file_coder(path, adds_bos=not checkpoint.consumed_tokens and tokenizer_files.adds_begin(path))
 
 
 def hf_settings(folder: Path) -> dict:
@@ -158,11 +173,10 @@ def _hf_context(folder: Path) -> int:
 
 def _hf_coder(folder: Path) -> TextCoder:
     """The tokenizer as those who load the folder get it; its file alone where transformers does not know it."""
-    found = tokenizer_files.find_named(folder)
-    if found is not None and not (folder / "tokenizer_config.json").is_file():
-        return file_coder(found)
-    if is_skywork(hf_settings(folder)) and found is not None:
-        return file_coder(found)
+    found = find_in_hugging_face(folder)
+    known = (folder / tokenizer_files.SETTINGS).is_file() and not is_skywork(hf_settings(folder))
+    if found is not None and not known:
+        return file_coder(found, adds_bos=tokenizer_files.adds_begin(found))
     transformers = transformers_for(folder)
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)

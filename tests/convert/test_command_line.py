@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from megatron_sky.cli_convert import app, release
 from megatron_sky.convert.sources import open_source
-from megatron_sky.errors import CheckpointError
+from megatron_sky.errors import CheckpointError, ConfigError, DataError
 from tests.convert.test_native import assert_same_weights
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,29 @@ def test_release_wants_a_run_with_marks(native):
     main.command()(release)
     result = CliRunner().invoke(main, [str(native("one").parents[1])])
     assert isinstance(result.exception, CheckpointError) and "release_marks" in str(result.exception)
+
+
+@pytest.mark.parametrize("marks", ["500X", "1.5", ",", "256,x"])
+def test_release_names_a_mark_that_is_none(marks, native):
+    main = typer.Typer()
+    main.command()(release)
+    result = CliRunner().invoke(main, [str(native("one").parents[1]), "--marks", marks])
+    assert isinstance(result.exception, ConfigError) and "--marks" in str(result.exception)
+
+
+def test_release_takes_a_list_that_ends_in_a_comma(native, tmp_path):
+    main = typer.Typer()
+    main.command()(release)
+    words = [str(native("one").parents[1]), "--marks", "512, ", "--out", str(tmp_path / "series")]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0 and result.output.strip().endswith("one-512"), result.output
+
+
+def test_check_names_a_text_that_cant_be_read(native, tmp_path):
+    (tmp_path / "text.txt").write_bytes(b"\xff\xfe\x00")
+    for name in ("none.txt", "text.txt", "."):
+        with pytest.raises(DataError, match="can't be read"):
+            call("check", native("one"), native("one"), "--text", tmp_path / name)
 
 
 def test_the_tool_converts_with_megatrons_flags(native, hf, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Damaged, contradictory and hostile files are named and refused; interrupted conversions go on."""
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -158,6 +159,17 @@ HF_DAMAGE = {
     "an unknown architecture": (lambda f: edit(f, architectures=["BertModel"]), "BertModel.*isn't supported"),
     "another activation": (lambda f: edit(f, hidden_act="gelu"), "hidden_act = 'gelu'"),
     "an unknown scaling": (lambda f: edit(f, rope_scaling={"rope_type": "yarn", "factor": 2}), "rope_scaling.*yarn"),
+    "a scaling without a factor": (lambda f: edit(f, rope_scaling={"type": "linear"}), "rope_scaling.*names no factor"),
+    "a scaling by words": (
+        lambda f: edit(f, rope_scaling={"type": "linear", "factor": "x"}),
+        "rope_scaling.factor = 'x'",
+    ),
+    "a scaling that is no table": (
+        lambda f: edit(f, rope_scaling="linear"),
+        "rope_scaling = 'linear': must be a table",
+    ),
+    "a word for a switch": (lambda f: edit(f, tie_word_embeddings="maybe"), "tie_embeddings = 'maybe'"),
+    "a width of zero": (lambda f: edit(f, hidden_size=0), "config.json: describes no model:.*hidden_size = 0"),
     "quantised weights": (lambda f: edit(f, quantization_config={"bits": 4}), "quantised"),
     "no config": (lambda f: (f / "config.json").unlink(), "is no checkpoint"),
 }
@@ -178,6 +190,12 @@ def test_a_damaged_hugging_face_folder_is_named(kind, folder):
     damage(folder)
     with pytest.raises(CheckpointError, match=f"(?s){part}"):
         open_source(folder)
+
+
+@pytest.mark.parametrize("said", [{"tie_word_embeddings": None}, {"initializer_range": 0.0}], ids=str)
+def test_a_config_may_leave_open_what_the_weights_do_not_need(said, native, folder):
+    edit(folder, **said)
+    assert_same_weights(open_source(native("tp2")), open_source(folder))
 
 
 WRITERS = {"hf": (write_hf, "safetensors"), "native": (write_native, "distcp")}
@@ -236,6 +254,87 @@ def test_a_finished_conversion_is_not_done_again_and_another_is_refused(native, 
     assert (tmp_path / "hf" / "model.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(CheckpointError, match="exists already"):
         write_hf(open_source(native("one")), tmp_path / "hf")
+
+
+def test_a_changed_option_or_file_is_not_taken_for_done(native, corpus, tmp_path):
+    """What a finished folder depends on is in its record; what differs now is named."""
+    bare = tmp_path / "bare"
+    shutil.copytree(native("one"), bare)
+    (bare / "tokenizer.model").unlink()
+    manifest = json.loads((bare / store.MANIFEST).read_text())
+    del manifest["files"]["tokenizer.model"]
+    (bare / store.MANIFEST).write_text(json.dumps(manifest))
+    write_hf(open_source(bare), tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=r"exists already(?s:.*)tokenizer: none then, tokenizer.model now"):
+        write_hf(open_source(bare, tokenizer=corpus / "tokenizer.model"), tmp_path / "hf")
+    write_native(open_source(tmp_path / "hf"), tmp_path / "native")
+    edit(tmp_path / "hf", rope_theta=500_000.0, rope_parameters=None)
+    with pytest.raises(CheckpointError, match=r"model.rotary_base: 10000.0 then, 500000.0 now"):
+        write_native(open_source(tmp_path / "hf"), tmp_path / "native")
+    write_native(open_source(tmp_path / "hf", tokenizer=corpus / "tokenizer.model"), tmp_path / "native2")
+    other = tmp_path / "tokenizer.model"
+    other.write_bytes((corpus / "tokenizer.model").read_bytes() + b"\x1a\x00")
+    with pytest.raises(CheckpointError, match=r"tokenizer.tokenizer.model: \w{12} then, \w{12} now"):
+        write_native(open_source(tmp_path / "hf", tokenizer=other), tmp_path / "native2")
+
+
+def test_a_moved_checkpoint_is_the_same_source(native, tmp_path):
+    shutil.copytree(native("one"), tmp_path / "step_0000002")
+    first_time = write_hf(open_source(native("one")), tmp_path / "hf")
+    assert write_hf(open_source(tmp_path / "step_0000002"), tmp_path / "hf").files == first_time.files
+
+
+@pytest.mark.parametrize("changed", [{}, {"vocab_size": 690}, {"conversion": "words"}], ids=str)
+def test_a_record_of_an_earlier_version_is_read(changed, native, tmp_path, caplog):
+    source = open_source(native("one"))
+    done = write_hf(source, tmp_path / "hf")
+    path = tmp_path / "hf" / "conversion.json"
+    record = json.loads(path.read_text())
+    for name in ("model", "dtype", "tokenizer", "adds_begin"):
+        del record["conversion"][name]
+    record["conversion"] = changed.pop("conversion", record["conversion"] | changed)
+    path.write_text(json.dumps(record))
+    if record["conversion"] == "words" or changed:
+        with pytest.raises(CheckpointError, match="exists already"):
+            write_hf(source, tmp_path / "hf")
+        return
+    with caplog.at_level(logging.WARNING, "megatron_sky"):
+        assert write_hf(source, tmp_path / "hf").files == done.files
+    assert "did not note adds_begin, dtype, model, tokenizer" in caplog.text
+
+
+def test_a_finished_folder_that_was_damaged_is_named(native, tmp_path):
+    write_hf(open_source(native("one")), tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"hf: exists already, but its model.safetensors is missing"):
+        write_hf(open_source(native("one")), tmp_path / "hf")
+
+
+def test_a_file_where_the_folder_goes_is_told(native, tmp_path):
+    (tmp_path / "hf").write_text("mine")
+    with pytest.raises(CheckpointError, match="hf: exists already"):
+        write_hf(open_source(native("one")), tmp_path / "hf")
+    assert (tmp_path / "hf").read_text() == "mine"
+
+
+@pytest.mark.parametrize("names", [["notes.txt"], ["model.safetensors"], ["conversion.json", "notes.txt"]], ids=str)
+def test_another_programs_partial_folder_is_left_alone(names, native, tmp_path):
+    partial = tmp_path / "hf.partial"
+    partial.mkdir()
+    for name in names:
+        (partial / name).write_text("mine")
+    with pytest.raises(CheckpointError, match=rf"hf.partial: holds {names[-1]} and no conversion.json"):
+        write_hf(open_source(native("one")), tmp_path / "hf")
+    assert sorted(path.name for path in partial.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("names", [[], ["conversion.json.tmp"], ["conversion.json", "model.safetensors"]], ids=str)
+def test_a_partial_folder_whose_record_a_crash_took_is_begun_anew(names, native, tmp_path):
+    (tmp_path / "hf.partial").mkdir()
+    for name in names:
+        (tmp_path / "hf.partial" / name).write_text("")
+    source = open_source(native("one"))
+    assert_same_weights(source, open_source(write_hf(source, tmp_path / "hf").folder))
 
 
 def test_two_conversions_into_one_folder_are_kept_apart(native, tmp_path):
