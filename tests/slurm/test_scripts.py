@@ -55,6 +55,48 @@ def test_the_last_of_two_options_counts(cluster, tmp_path):
     cluster.client("sbatch", "--test-only", str(script))
 
 
+@pytest.fixture
+def in_slurm(cluster, tmp_path):
+    """`in_slurm(job, site)`: how that job's script ended on the cluster, and what its python was called with.
+
+    The "python" tells its arguments and does what `does` says, in shell.
+    """
+
+    def run(job: Job, site: Site, does: str = "exit 0", seconds: float = 120) -> tuple[dict[str, str], list[str]]:
+        told, python = tmp_path / "calls.txt", tmp_path / "python"
+        python.write_text(f"#!/bin/bash\necho \"$*\" >>'{told}'\n{does}\n")
+        python.chmod(0o755)
+        script = tmp_path / f"{job.name}.sbatch"
+        script.write_text(render(job, site.model_copy(update={"python": str(python)})), encoding="utf-8")
+        number = cluster.client("sbatch", "--parsable", str(script)).strip()
+        ended = cluster.wait_for_state(number, "COMPLETED", "FAILED", "CANCELLED", seconds=seconds)
+        return ended, told.read_text().splitlines() if told.is_file() else []
+
+    return run
+
+
+def wanted_job(script: str, folder: Path, *arguments: str, **more) -> Job:
+    return Job(script, script, arguments, folder=str(folder), output=f"{folder}/{script}_%j.txt", **more)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "calls"),
+    [
+        ("convert", ("release", "run"), ["-m megatron_sky release run"]),
+        ("evaluate", ("run",), ["-m megatron_sky eval loss run/checkpoints/step_0000005 --out run/eval/step_0000005"]),
+        ("merge", ("pair",), ["-m megatron_sky data merge pair_shard_00000_of_00001 --out pair"]),
+        ("tokenize", ("in", "--out", "o"), ["-m megatron_sky data tokenize in --out o --shard 0/1 --workers 1"]),
+    ],
+)
+def test_a_site_that_says_nothing_of_cores(in_slurm, tmp_path, script, arguments, calls):
+    """Slurm sets SLURM_CPUS_PER_TASK only where the job asked for cores."""
+    (tmp_path / "run/checkpoints/step_0000005").mkdir(parents=True)
+    (tmp_path / "pair_shard_00000_of_00001.idx").touch()
+    array = "0-0" if script in ("evaluate", "tokenize") else None
+    ended, called = in_slurm(wanted_job(script, tmp_path, *arguments, array=array), Site())
+    assert ended["JobState"] == "COMPLETED" and called == calls, next(tmp_path.glob(f"{script}_*.txt")).read_text()
+
+
 def test_a_bad_recipe_is_refused_before_it_is_queued(cluster, sky, recipe_file, tmp_path):
     before = cluster.client("squeue", "--noheader", "--states=all")
     layout = sky("slurm", "submit", recipe_file("parallel.tp_size=3"), "--nodes", "2")

@@ -22,7 +22,7 @@ from tests.slurm.conftest import ROOT
 
 STEP_TOKENS = 8 * SEQ_LENGTH
 STEPS = 100
-ONE_TASK_A_NODE = ("--nodes", "2", "--gpus-per-node", "0", "--cpus-per-task", "1")
+ONE_TASK_A_NODE = ("--nodes", "2", "--gpus-per-node", "0")  # and no more than a site profile's defaults
 JOB_SECONDS = 240
 
 
