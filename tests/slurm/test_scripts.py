@@ -155,3 +155,43 @@ def test_tokenizing_in_an_array_and_joining(cluster, sky, corpus, tmp_path):
     again = cluster.client(*common, str(scripts() / "merge.sbatch"), str(tmp_path / "joined"), cwd=tmp_path).strip()
     assert cluster.wait_for_state(again, "COMPLETED", "FAILED", seconds=120)["JobState"] == "FAILED"
     assert "2 of 3 parts are there" in (tmp_path / f"slurm-merge-{again}.log").read_text()
+
+
+def test_joining_the_parts_of_several_keys(cluster, sky, corpus, tmp_path):
+    """Each key's parts make the pair that one process would write for it; what is no part of them stays out."""
+    texts = tmp_path / "texts.jsonl"
+    lines = [json.dumps({"title": f"title {number}", "body": f"body {number} " * 20}) for number in range(200)]
+    texts.write_text("\n".join(lines) + "\n")
+    arguments = [texts, "--tokenizer", corpus / "tokenizer.model", "--workers", "1", "--key", "title", "--key", "body"]
+    for more in (["whole"], ["a b", "--shard", "0/2"], ["a b", "--shard", "1/2"]):
+        done = sky("data", "tokenize", *arguments, "--out", tmp_path / more[0], *more[1:])
+        assert done.returncode == 0, done.stderr
+    (tmp_path / "a b_shard_of_the_web.idx").write_text("another's")
+
+    def merge(*arguments: str) -> tuple[str, str]:
+        command = ["sbatch", "--parsable", "--cpus-per-task=1", "--mem=1G", str(scripts() / "merge.sbatch"), "a b"]
+        job = cluster.client(*command, *arguments, cwd=tmp_path).strip()
+        ended = cluster.wait_for_state(job, "COMPLETED", "FAILED", seconds=120)
+        return ended["JobState"], (tmp_path / f"slurm-merge-{job}.log").read_text()
+
+    part = tmp_path / "a b_shard_00001_of_00002_body.idx"
+    part.rename(tmp_path / "aside")
+    state, said = merge()
+    assert state == "FAILED" and "a b_body: 1 of 2 parts are there" in said
+    (tmp_path / "aside").rename(part)
+    assert not list(tmp_path.glob("a b_title.*"))
+
+    state, said = merge()
+    assert state == "COMPLETED", said
+    for name in ("title.bin", "title.idx", "body.bin", "body.idx"):
+        assert (tmp_path / f"a b_{name}").read_bytes() == (tmp_path / f"whole_{name}").read_bytes()
+    assert not (tmp_path / "a b.bin").exists()
+
+    state, said = merge()
+    assert state == "FAILED" and said.count("--overwrite") == 2
+    state, said = merge("--overwrite")
+    assert state == "COMPLETED", said
+
+    (tmp_path / "a b_shard_00000_of_00003_body.idx").touch()
+    state, said = merge()
+    assert state == "FAILED" and "a b_body: there are parts of 2 and parts of 3" in said
