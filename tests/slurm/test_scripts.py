@@ -97,6 +97,40 @@ def test_a_site_that_says_nothing_of_cores(in_slurm, tmp_path, script, arguments
     assert ended["JobState"] == "COMPLETED" and called == calls, next(tmp_path.glob(f"{script}_*.txt")).read_text()
 
 
+# What train.sbatch calls before, as and after an attempt: `codes` are those of `begin`, one for each start of the job.
+ATTEMPTS = """
+codes=({codes}) start=${{SLURM_RESTART_COUNT:-0}}
+case "$*" in
+*"attempt begin"*) echo "{folder}" && exit "${{codes[start]}}" ;;
+*"attempt end"*) if ((start + 1 < ${{#codes[@]}})); then echo {between}; else echo done; fi ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "state", "restarts"),
+    [
+        ("0 1 0 127 0", "COMPLETED", 4),  # more starts than MAX_REQUEUES, but no two in a row that can't begin
+        ("0 137 1 0", "FAILED", 2),
+        ("1 5 0", "FAILED", 1),
+    ],
+)
+def test_a_node_that_can_not_begin_an_attempt(in_slurm, tmp_path, codes, state, restarts):
+    job = wanted_job("train", tmp_path, "recipe.yaml")
+    does = ATTEMPTS.format(codes=codes, folder=tmp_path, between="requeue")
+    ended, _ = in_slurm(job, Site(max_requeues=1), does, seconds=240)
+    said = next(tmp_path.glob("train_*.txt")).read_text()
+    assert (ended["JobState"], int(ended["Restarts"])) == (state, restarts), said
+
+
+def test_an_attempt_whose_end_nobody_entered(in_slurm, tmp_path):
+    """The next one enters it, and decides by it."""
+    does = ATTEMPTS.format(codes="0 0", folder=tmp_path, between="")
+    ended, _ = in_slurm(wanted_job("train", tmp_path, "recipe.yaml"), Site(), does)
+    said = next(tmp_path.glob("train_*.txt")).read_text()
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), said
+
+
 def test_a_bad_recipe_is_refused_before_it_is_queued(cluster, sky, recipe_file, tmp_path):
     before = cluster.client("squeue", "--noheader", "--states=all")
     layout = sky("slurm", "submit", recipe_file("parallel.tp_size=3"), "--nodes", "2")
