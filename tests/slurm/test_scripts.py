@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_sky.slurm.render import Job, render, scripts
+from megatron_sky.slurm.render import Job, as_output, render, scripts
 from megatron_sky.slurm.site import Container, Site
 
 PYTHON_FIRST = f"{Path(sys.executable).parent}{os.pathsep}"
@@ -66,7 +66,7 @@ def in_slurm(cluster, tmp_path):
         told, python = tmp_path / "calls.txt", tmp_path / "python"
         python.write_text(f"#!/bin/bash\necho \"$*\" >>'{told}'\n{does}\n")
         python.chmod(0o755)
-        script = tmp_path / f"{job.name}.sbatch"
+        script = tmp_path / f"{job.script}.sbatch"
         script.write_text(render(job, site.model_copy(update={"python": str(python)})), encoding="utf-8")
         number = cluster.client("sbatch", "--parsable", str(script)).strip()
         ended = cluster.wait_for_state(number, "COMPLETED", "FAILED", "CANCELLED", seconds=seconds)
@@ -77,6 +77,20 @@ def in_slurm(cluster, tmp_path):
 
 def wanted_job(script: str, folder: Path, *arguments: str, **more) -> Job:
     return Job(script, script, arguments, folder=str(folder), output=f"{folder}/{script}_%j.txt", **more)
+
+
+@pytest.mark.parametrize("name", ["my project", """it's "q" #1; $HOME %j""", " 数据  50%", "a[b]"])
+def test_folders_of_any_name(cluster, in_slurm, tmp_path, name):
+    """Working folder, output and the job's name reach Slurm as they are."""
+    folder = tmp_path / name
+    (folder / "run").mkdir(parents=True)
+    output = f"{as_output(folder / 'run')}/said_%j.txt"
+    job = Job("convert", name, (name,), folder=str(folder), output=output)
+    ended, called = in_slurm(job, Site(), "pwd; echo said")
+    number = ended["JobId"]
+    assert ended["JobState"] == "COMPLETED" and called == [f"-m megatron_sky {name}"]
+    assert (folder / f"run/said_{number}.txt").read_text() == f"{folder}\nsaid\n"
+    assert f"JobId={number} JobName={name}\n" in cluster.client("scontrol", "show", "job", number)
 
 
 @pytest.mark.parametrize(
