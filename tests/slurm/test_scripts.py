@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_sky.slurm import attempts
 from megatron_sky.slurm.render import Job, as_output, render, scripts
 from megatron_sky.slurm.site import Container, Site
+from tests.slurm.cluster import wait_until
 
 PYTHON_FIRST = f"{Path(sys.executable).parent}{os.pathsep}"
 
@@ -70,7 +72,7 @@ def in_slurm(cluster, tmp_path):
         script.write_text(render(job, site.model_copy(update={"python": str(python)})), encoding="utf-8")
         number = cluster.client("sbatch", "--parsable", str(script)).strip()
         ended = cluster.wait_for_state(number, "COMPLETED", "FAILED", "CANCELLED", seconds=seconds)
-        return ended, told.read_text().splitlines() if told.is_file() else []
+        return ended, read_lines(told)
 
     return run
 
@@ -143,6 +145,31 @@ def test_an_attempt_whose_end_nobody_entered(in_slurm, tmp_path):
     ended, _ = in_slurm(wanted_job("train", tmp_path, "recipe.yaml"), Site(), does)
     said = next(tmp_path.glob("train_*.txt")).read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), said
+
+
+def test_cancelling_an_evaluation(cluster, sky, tmp_path):
+    """It has nothing to save, and would go on with the next checkpoint where only the one in hand were stopped."""
+    run_dir = tmp_path / "run"
+    for step in range(8):
+        (run_dir / f"checkpoints/step_{step:07d}").mkdir(parents=True)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/bash\necho $8 >>'{tmp_path}/begun.txt'\nexec sleep 300\n")
+    python.chmod(0o755)
+    script = tmp_path / "evaluate.sbatch"
+    script.write_text(render(wanted_job("evaluate", tmp_path, "run", array="0-1"), Site(python=str(python))))
+    number = cluster.client("sbatch", "--parsable", str(script)).strip()
+    attempts.add_jobs(run_dir, [attempts.QueuedJob(number, "evaluate", "sky-evaluate", str(script))])
+    wait_until(lambda: len(read_lines(tmp_path / "begun.txt")) == 2, 60, "both tasks evaluate")
+    done = sky("slurm", "cancel", run_dir, "--wait", "120")
+    assert done.returncode == 0, done.stderr
+    assert f"job {number} (sky-evaluate): ended, it has nothing to save" in done.stdout
+    assert "saved" not in done.stdout and "asked to" not in done.stdout
+    ended = cluster.client("squeue", "--noheader", "--states=all", f"--jobs={number}", "--format=%T").split()
+    assert ended == ["CANCELLED"] * 2 and len(read_lines(tmp_path / "begun.txt")) == 2
+
+
+def read_lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
 
 
 def test_a_bad_recipe_is_refused_before_it_is_queued(cluster, sky, recipe_file, tmp_path):
