@@ -29,7 +29,7 @@ EXTRAS = {
     "corpus": ["gigatoken>=0.10", "msgspec>=0.18", "zstandard>=0.22", "pyarrow>=15"],
     "wandb": ["wandb>=0.17"],
     "eval": ["lm-eval>=0.4.13,<0.5", "transformers>=4.46,<6"],
-    "gpu": ["transformer-engine[pytorch]>=2.2"],
+    "gpu": ["transformer-engine[pytorch]>=2.2"],  # once torch is there, with --no-build-isolation: built for that torch
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.5,<4",

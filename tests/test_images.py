@@ -47,5 +47,21 @@ def test_the_extras_of_the_image_exist():
     assert all(f'    "{extra}": [' in setup for extra in named.split(","))
 
 
+def test_folders_are_mounted_into_a_container_of_their_owner():
+    """The image's own user can't write to them; another has no entry in the image's /etc/passwd."""
+    told = [(ROOT / name).read_text(encoding="utf-8") for name in ("Dockerfile", "docs/gpu.md")]
+    commands = [command for text in told for command in re.findall(r"docker run .*(?:\\\n.*)*", text)]
+    assert len(commands) == 2 and all("/work" in command for command in commands)
+    for command in commands:
+        assert '--user "$(id -u):$(id -g)" -e HOME=/tmp -e USER ' in command
+
+
+def test_transformer_engine_is_installed_in_one_way():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "megatron_sky/doctor/findings.py"]
+    text = "".join(path.read_text(encoding="utf-8") for path in pages)
+    commands = re.findall(r"pip install [^\n`]*(?:transformer-engine|\[gpu\]|,gpu|gpu,)[^\n`]*", text)
+    assert len(commands) >= 2 and all("--no-build-isolation" in command for command in commands)
+
+
 def test_the_development_container_is_json():
     assert json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())["name"] == "megatron_sky"
