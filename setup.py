@@ -58,7 +58,10 @@ setup(
         "megatron_sky.recipes": "examples",
         "megatron_sky.slurm_scripts": "slurm",
     },
-    package_data={"megatron_sky.recipes": ["*/*.yaml"], "megatron_sky.slurm_scripts": ["*.sbatch"]},
+    package_data={
+        "megatron_sky.recipes": ["*/*.yaml", "*/*.csv", "*/*.jsonl"],  # recipes, tasks, and the data that tasks name
+        "megatron_sky.slurm_scripts": ["*.sbatch"],
+    },
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-sky = megatron_sky.cli:main"]},

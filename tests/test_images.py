@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,6 +40,17 @@ def test_the_engine_gets_what_the_wheel_is_made_of():
         for word in line.split()
     }
     assert copied == let_in and all((ROOT / name).exists() for name in copied)
+
+
+def test_the_wheel_has_all_that_the_examples_are_read_from(monkeypatch):
+    """Recipes, tasks and their data, and the job scripts; what is run from a checkout alone is .py and .sh."""
+    given = {}
+    monkeypatch.setattr("setuptools.setup", lambda **options: given.update(options))
+    runpy.run_path(str(ROOT / "setup.py"))
+    for package, folder in given["package_dir"].items():
+        files = {path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+        taken = {path for pattern in given["package_data"][package] for path in (ROOT / folder).glob(pattern)}
+        assert taken and {path.suffix for path in files - taken} <= {".py", ".sh"}
 
 
 def test_the_extras_of_the_image_exist():
