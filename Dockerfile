@@ -1,9 +1,13 @@
 # megatron_sky on NVIDIA's PyTorch image, which brings CUDA, NCCL, torch, apex and Transformer Engine.
 #
 #   docker build -t megatron_sky .
-#   docker run --rm --gpus all --ipc=host -v "$PWD":/work megatron_sky quickstart
+#   docker run --rm --gpus all --ipc=host --user "$(id -u):$(id -g)" -e HOME=/tmp -e USER -v "$PWD":/work \
+#       megatron_sky quickstart
 #   enroot import -o sky.sqsh dockerd://megatron_sky          for pyxis
 #   apptainer build sky.sif docker-daemon://megatron_sky      for apptainer
+#
+# A folder of yours is written to as you, not as the image's user. The image does not know you, so it is told where caches
+# go (HOME) and whose they are (USER).
 
 # One tag for both stages: what is built is what is run.
 ARG NGC=nvcr.io/nvidia/pytorch:25.09-py3

@@ -29,7 +29,7 @@ EXTRAS = {
     "corpus": ["gigatoken>=0.10", "msgspec>=0.18", "zstandard>=0.22", "pyarrow>=15"],
     "wandb": ["wandb>=0.17"],
     "eval": ["lm-eval>=0.4.13,<0.5", "transformers>=4.46,<6"],
-    "gpu": ["transformer-engine[pytorch]>=2.2"],
+    "gpu": ["transformer-engine[pytorch]>=2.2"],  # once torch is there, with --no-build-isolation: built for that torch
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.5,<4",
@@ -58,7 +58,10 @@ setup(
         "megatron_sky.recipes": "examples",
         "megatron_sky.slurm_scripts": "slurm",
     },
-    package_data={"megatron_sky.recipes": ["*/*.yaml"], "megatron_sky.slurm_scripts": ["*.sbatch"]},
+    package_data={
+        "megatron_sky.recipes": ["*/*.yaml", "*/*.csv", "*/*.jsonl"],  # recipes, tasks, and the data that tasks name
+        "megatron_sky.slurm_scripts": ["*.sbatch"],
+    },
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-sky = megatron_sky.cli:main"]},

@@ -56,7 +56,7 @@ def submit(
     from megatron_sky.config.validate import check
     from megatron_sky.slurm.render import render
     from megatron_sky.slurm.site import load_site, overridden
-    from megatron_sky.slurm.submit import Wanted, check_idle, plan_jobs, world_size
+    from megatron_sky.slurm.submit import Wanted, check_idle, name_of, plan_jobs, world_size
     from megatron_sky.slurm.submit import follow as follow_jobs
     from megatron_sky.slurm.submit import submit as queue_jobs
 
@@ -74,7 +74,7 @@ def submit(
     )
     config = load_recipe(recipe)
     run_dir = Path(config.train.run_dir)
-    wanted = Wanted(nodes, name or run_dir.resolve().name, Path.cwd(), tuple(evaluate or ()), release)
+    wanted = Wanted(nodes, name or name_of(run_dir), Path.cwd(), tuple(evaluate or ()), release)
     wanted.check()
     ranks = world_size(profile, nodes)
     check(config, ranks)  # its rules alone, before torch is imported for the rest

@@ -56,9 +56,15 @@ class CheckpointError(SkyError):
 
 
 class RunError(SkyError):
-    """The run folder or the machine does not allow the run (in use, not writable, no space)."""
+    """The run folder or the run's numbers do not allow the run (in use, not writable, no space, not finite)."""
 
     exit_code = 5
+
+
+class NodeError(SkyError):
+    """A node, a GPU or the way between nodes fails the job at its start: another start may find all of them well."""
+
+    exit_code = 69  # EX_UNAVAILABLE
 
 
 class LeftEarly(SkyError):

@@ -17,7 +17,7 @@ import os
 import sys
 import warnings
 
-from megatron_sky.errors import RunError
+from megatron_sky.errors import NodeError
 
 _FACTORIES = [
     "arange",
@@ -115,7 +115,7 @@ def _gpu_of(local_rank: int, num_gpus: int) -> int:
         return local_rank
     if num_gpus == 1 and "SLURM_STEP_ID" in os.environ and "LOCAL_RANK" not in os.environ:
         return 0
-    raise RunError(
+    raise NodeError(
         f"local rank {local_rank}: there is no GPU for it, as this process sees {num_gpus}, and each needs its own\n"
         f"  mend: start at most {num_gpus} on this machine, or train on its CPU with CUDA_VISIBLE_DEVICES= (empty)"
     )

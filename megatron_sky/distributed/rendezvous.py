@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from megatron_sky.distributed.launch import RankInfo
-from megatron_sky.errors import RunError
+from megatron_sky.errors import NodeError, RunError
 
 CLOCK_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
@@ -22,23 +22,25 @@ READ_SECONDS = 5.0
 def meet(info: RankInfo, facts: dict, *, timeout_seconds: float, warn: Callable[[str], None]):
     """The job's store, once all ranks have checked in with equal `facts` (plain JSON values).
 
-    Raises RunError on every rank: a rank did not come in time, or its facts are not rank 0's.
+    Raises on every rank: NodeError where a rank did not come in time, RunError where its facts are not rank 0's.
     """
     store = _open_store(info, timeout_seconds)
     store.set(f"here/{info.rank}", json.dumps({"facts": facts, "clock": time.time()}))
     if info.rank == 0:
-        answer, ranks = _wait_for_all(store, info.world_size, timeout_seconds)
-        answer = answer or disagreement([each["facts"] for each in ranks])
-        store.set("answer", answer)
-        if answer:
+        absent, ranks = _wait_for_all(store, info.world_size, timeout_seconds)
+        differing = "" if absent else disagreement([each["facts"] for each in ranks])
+        store.set("answer", json.dumps({"absent": absent, "differing": differing}))
+        if absent or differing:
             _wait_until_read(store, len(ranks) - 1)
         else:
             _compare_clocks([each["clock"] for each in ranks], warn)
     else:
-        answer = _wait_for_answer(store, timeout_seconds + ANSWER_SECONDS)
+        absent, differing = _wait_for_answer(store, timeout_seconds + ANSWER_SECONDS)
         store.add("read", 1)
-    if answer:
-        raise RunError(answer)
+    if absent:
+        raise NodeError(absent)
+    if differing:
+        raise RunError(differing)
     return store
 
 
@@ -75,7 +77,7 @@ def _open_store(info: RankInfo, timeout_seconds: float):
         )
     except (dist.DistError, TimeoutError, OSError) as error:
         where = f"{info.master_addr}:{info.master_port}"
-        raise RunError(
+        raise NodeError(
             f"rank {info.rank} can't reach the job's store at {where}: {error}\n"
             f"  mend: set MASTER_ADDR and MASTER_PORT to an address of rank 0's node that the others reach"
         ) from error
@@ -101,14 +103,16 @@ def _wait_for_all(store, world_size: int, timeout_seconds: float) -> tuple[str, 
     return "", [json.loads(store.get(f"here/{rank}")) for rank in range(world_size)]
 
 
-def _wait_for_answer(store, timeout_seconds: float) -> str:
+def _wait_for_answer(store, timeout_seconds: float) -> tuple[str, str]:
+    """(who is absent, which facts differ), in words: both empty where the job may go on."""
     import torch.distributed as dist
 
     try:
         store.wait(["answer"], timedelta(seconds=timeout_seconds))
-        return store.get("answer").decode()
+        answer = json.loads(store.get("answer"))
+        return answer["absent"], answer["differing"]
     except dist.DistError as error:
-        return f"rank 0 gave no answer within {timeout_seconds:.0f} s: {error}\n  mend: look at rank 0's log"
+        return f"rank 0 gave no answer within {timeout_seconds:.0f} s: {error}\n  mend: look at rank 0's log", ""
 
 
 def _wait_until_read(store, readers: int) -> None:

@@ -1,4 +1,7 @@
-"""`slurm cancel`: the jobs that wait leave the queue, the running one saves and ends, and nothing is requeued."""
+"""`slurm cancel`: the jobs that wait leave the queue, training saves and ends, and nothing is requeued.
+
+Evaluation and release have nothing to save, so they are ended at once.
+"""
 
 import time
 from collections.abc import Callable
@@ -13,8 +16,9 @@ PAUSE_SECONDS = 1.0
 
 
 def cancel_run(run_dir: Path, *, wait_seconds: float, say: Callable[[str], None]) -> None:
-    """Stops all jobs of a run in order. What still runs after `wait_seconds` is ended without having saved."""
-    live = [job.job_id for job in live_jobs(run_dir)]
+    """Stops all jobs of a run in order. Training that still runs after `wait_seconds` is ended without having saved."""
+    jobs = {job.job_id: job for job in live_jobs(run_dir)}
+    live = list(jobs)
     if not live:
         mend = f"look at megatron-sky slurm status {run_dir}"
         raise RunError(f"{run_dir}: no job of this run is queued or running\n  mend: {mend}")
@@ -24,13 +28,18 @@ def cancel_run(run_dir: Path, *, wait_seconds: float, say: Callable[[str], None]
     end = time.monotonic() + wait_seconds
     while states := [state for state in queue.find_jobs(live).values() if state.is_live]:
         queue.cancel([state.job_id for state in states if state.state == "PENDING"])
-        for state in states:
-            if state.state == "RUNNING" and state.job_id not in asked:
-                queue.ask_to_leave(state.job_id)
-                asked.add(state.job_id)
-                say(f"job {state.job_id}: asked to save and leave, waiting up to {wait_seconds:.0f} s")
+        for job in [jobs[state.job_id] for state in states if state.state == "RUNNING" and state.job_id not in asked]:
+            asked.add(job.job_id)
+            if job.kind == "train":
+                queue.ask_to_leave(job.job_id)
+                say(f"job {job.job_id}: asked to save and leave, waiting up to {wait_seconds:.0f} s")
+            else:
+                queue.cancel([job.job_id])
+                say(f"job {job.job_id} ({job.name}): ended, it has nothing to save")
         if time.monotonic() > end:
-            say(f"jobs {', '.join(state.job_id for state in states)}: ended without having saved")
+            training = [state.job_id for state in states if jobs[state.job_id].kind == "train"]
+            if training:
+                say(f"jobs {', '.join(training)}: ended without having saved")
             queue.cancel([state.job_id for state in states])
             break
         time.sleep(PAUSE_SECONDS)

@@ -1,8 +1,9 @@
 """Whether a job goes on after an attempt: one pure decision, taken when an attempt ends and when the next one begins.
 
-An attempt is one start of the job by Slurm. Its exit code is 0 (the budget is met), 75 (asked to leave, saved), the
-code of an error that the same start would meet again (recipe, data, checkpoint, run folder, missing package), anything
-else for a crash or a hang, or None where it ended without a word: Slurm took the job away, as when a node fails.
+An attempt is one start of the job by Slurm. Its exit code is 0 (the budget is met), 75 (asked to leave, saved), 69 (a
+node failed its start), the code of an error that the same start would meet again (recipe, data, checkpoint, run folder,
+missing package), anything else for a crash or a hang, or None where it ended without a word: Slurm took the job away,
+as when a node fails.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from megatron_sky.errors import (
     DataError,
     LeftEarly,
     MissingDependency,
+    NodeError,
     RunError,
 )
 
@@ -44,7 +46,7 @@ def decide(
     Args:
         exit_codes: of every attempt, oldest first.
         steps: the newest checkpoint's step before each attempt, and now: one more than attempts.
-        max_requeues: crashes and hangs after which the job is started again, in all.
+        max_requeues: crashes, hangs and failed starts after which the job is started again, in all.
         cancelled: the user asked the job to stop.
     """
     assert len(steps) == len(exit_codes) + 1 > 1, "one step before each attempt, and one now"
@@ -55,7 +57,7 @@ def decide(
         return Decision("stop", f"cancelled at step {step}")
     if code in LASTING:
         return Decision("stop", f"exit code {code}: {LASTING[code]} is at fault, which another attempt would meet too")
-    if len(exit_codes) >= FRUITLESS_LIMIT and len(set(steps[-FRUITLESS_LIMIT - 1 :])) == 1:
+    if code != NodeError.exit_code and _ended_where_they_began(exit_codes, steps):
         return Decision(
             "stop",
             f"no progress: {FRUITLESS_LIMIT} attempts in a row ended at step {step}, where they began; look at their "
@@ -69,3 +71,13 @@ def decide(
     if failures > max_requeues:
         return Decision("stop", f"exit code {code}: failure {failures} of this job, which may requeue {max_requeues}")
     return Decision("requeue", f"exit code {code}: failure {failures} of this job; it goes on from step {step}")
+
+
+def _ended_where_they_began(exit_codes: Sequence[int | None], steps: Sequence[int]) -> bool:
+    """Whether the last attempts gained nothing. Those that a node kept from starting say nothing of the run."""
+    gains = [
+        after - before
+        for code, before, after in zip(exit_codes, steps[:-1], steps[1:], strict=True)
+        if code != NodeError.exit_code
+    ]
+    return len(gains) >= FRUITLESS_LIMIT and not any(gains[-FRUITLESS_LIMIT:])

@@ -26,7 +26,7 @@ class Job:
     folder: str
     """Working folder, an absolute path: relative paths of recipe and arguments start there."""
     output: str
-    """File of what the batch script says, in sbatch's spelling (%j: the job's number)."""
+    """File of what the batch script says, in sbatch's spelling (%j: the job's number; see `as_output`)."""
     nodes: int = 1
     tasks_per_node: int = 1
     gpus_per_node: int = 0
@@ -41,6 +41,11 @@ def scripts() -> Path:
     package = Path(__file__).parents[1]
     checkout = package.parent / "slurm"
     return checkout if (checkout / "train.sbatch").is_file() else package / "slurm_scripts"
+
+
+def as_output(path: str | Path) -> str:
+    """A path as it is written in `Job.output`: what Slurm would take for one of its symbols stands for itself."""
+    return str(path).replace("%", "%%")
 
 
 def render(job: Job, site: Site) -> str:
@@ -81,7 +86,15 @@ def options(job: Job, site: Site) -> list[str]:
         "output": job.output,
     }
     flags = ["--exclusive"] if job.exclusive else []
-    return [*(f"--{name}={value}" for name, value in wanted.items() if value is not None), *flags, *site.sbatch]
+    given = [f"--{name}={_quoted(str(value))}" for name, value in wanted.items() if value is not None]
+    return [*given, *flags, *site.sbatch]
+
+
+def _quoted(value: str) -> str:
+    """A value as sbatch reads it from a script's comments: its own rules, which are not the shell's."""
+    if re.fullmatch(r"[\w@%+=:,./\[\]-]+", value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def settings(job: Job, site: Site) -> dict[str, str]:

@@ -12,7 +12,7 @@ from megatron_sky.config import Config, dump_config
 from megatron_sky.errors import ConfigError, Problem, RunError
 from megatron_sky.slurm import queue
 from megatron_sky.slurm.attempts import LOG, QueuedJob, add_jobs, read_jobs
-from megatron_sky.slurm.render import Job, render
+from megatron_sky.slurm.render import Job, as_output, render
 from megatron_sky.slurm.site import Site, in_seconds
 from megatron_sky.trainer import run_folder
 from megatron_sky.trainer.sessions import sessions_of
@@ -49,6 +49,11 @@ class Wanted:
             raise ConfigError(problems)
 
 
+def name_of(run_dir: Path) -> str:
+    """What a run's jobs are called where the user gives no name: as its folder, with _ for what a name may not have."""
+    return re.sub(r"[^\w.\-]+", "_", run_dir.resolve().name)
+
+
 def world_size(site: Site, nodes: int) -> int:
     """Ranks of a training job."""
     return nodes * tasks_per_node(site)
@@ -71,7 +76,7 @@ def plan_jobs(config: Config, site: Site, wanted: Wanted) -> list[Job]:
                 f"{wanted.name}-evaluate",
                 (run_dir, *sets),
                 folder=str(wanted.folder),
-                output=f"{run_dir}/slurm/evaluate_%A_%a.txt",
+                output=f"{as_output(run_dir)}/slurm/evaluate_%A_%a.txt",
                 gpus_per_node=min(site.gpus_per_node, 1),
                 array=f"0-{EVALUATION_TASKS - 1}",
             )
@@ -83,7 +88,7 @@ def plan_jobs(config: Config, site: Site, wanted: Wanted) -> list[Job]:
                 f"{wanted.name}-release",
                 ("release", run_dir),
                 folder=str(wanted.folder),
-                output=f"{run_dir}/slurm/release_%j.txt",
+                output=f"{as_output(run_dir)}/slurm/release_%j.txt",
             )
         )
     return jobs
@@ -105,7 +110,7 @@ def _training(config: Config, site: Site, wanted: Wanted, session: str | None) -
         wanted.name if session is None else f"{wanted.name}-{session}",
         (f"{run_dir}/{RECIPE}", *([] if session is None else [f"train.session={session}"])),
         folder=str(wanted.folder),
-        output=f"{run_dir}/slurm/job_%j.txt",
+        output=f"{as_output(run_dir)}/slurm/job_%j.txt",
         nodes=wanted.nodes,
         tasks_per_node=tasks_per_node(site),
         gpus_per_node=site.gpus_per_node,

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from megatron_sky.distributed import device
-from megatron_sky.errors import RunError
+from megatron_sky.errors import NodeError
 
 
 @pytest.fixture(autouse=True)
@@ -19,17 +19,17 @@ def test_each_process_has_the_gpu_of_its_number():
 
 
 def test_more_processes_than_gpus_are_refused_with_the_mend():
-    with pytest.raises(RunError, match=r"local rank 1: there is no GPU for it(.|\n)*start at most 1"):
+    with pytest.raises(NodeError, match=r"local rank 1: there is no GPU for it(.|\n)*start at most 1"):
         device._gpu_of(1, 1)
 
 
 def test_slurm_may_show_each_process_its_own_gpu_alone(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert device._gpu_of(3, 1) == 0
-    with pytest.raises(RunError):
+    with pytest.raises(NodeError):
         device._gpu_of(3, 2)
     monkeypatch.setenv("LOCAL_RANK", "3")  # torchrun under srun: its processes see the same GPUs
-    with pytest.raises(RunError):
+    with pytest.raises(NodeError):
         device._gpu_of(3, 1)
 
 

@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_sky.errors import NodeError
 from megatron_sky.slurm.policy import FRUITLESS_LIMIT, LASTING, decide
 
-CODES = st.sampled_from([None, 0, 1, 75, 86, 137, *LASTING])
+NODE = NodeError.exit_code
+CODES = st.sampled_from([None, 0, 1, NODE, 75, 86, 137, *LASTING])
 
 
 def act(codes, steps, **options) -> str:
@@ -23,7 +25,7 @@ def test_what_comes_again_is_not_tried_again(code):
     assert decision.action == "stop" and f"exit code {code}" in decision.reason
 
 
-@pytest.mark.parametrize("code", [None, 1, 75, 86, 137])
+@pytest.mark.parametrize("code", [None, 1, NODE, 75, 86, 137])
 def test_what_may_pass_is_tried_again(code):
     assert act([code], [0, 10]) == "requeue"
     assert act([code], [0, 0]) == "requeue"  # one attempt that never came to a checkpoint is no proof
@@ -43,6 +45,13 @@ def test_crashes_are_counted_and_other_endings_are_not():
     assert act([1], [0, 1], max_requeues=0) == "stop"
 
 
+def test_a_node_that_fails_the_start_is_no_lack_of_progress():
+    assert act([NODE] * 3, [0] * 4) == "requeue"
+    assert act([NODE] * 4, [0] * 5) == "stop"
+    assert act([NODE, NODE, 75], [0, 0, 0, 0]) == "requeue"
+    assert act([75, NODE, 75], [0, 0, 0, 0]) == "stop"
+
+
 def test_a_cancelled_job_stays_away():
     assert act([75], [0, 10], cancelled=True) == "stop"
     assert act([0], [0, 10], cancelled=True) == "done"
@@ -56,6 +65,7 @@ def test_no_history_goes_on_for_ever_without_progress_or_beyond_its_crashes(code
     assert decision.reason
     if decision.action == "requeue":
         assert codes[-1] not in (0, *LASTING)
-        assert len(codes) < FRUITLESS_LIMIT or sum(growth[-FRUITLESS_LIMIT:]) > 0
+        gains = [gain for code, gain in zip(codes, growth, strict=True) if code != NODE]
+        assert codes[-1] == NODE or len(gains) < FRUITLESS_LIMIT or sum(gains[-FRUITLESS_LIMIT:]) > 0
         crashed = codes[-1] not in (None, 75)
         assert not crashed or sum(code not in (None, 0, 75) for code in codes) <= max_requeues

@@ -22,7 +22,7 @@ from tests.slurm.conftest import ROOT
 
 STEP_TOKENS = 8 * SEQ_LENGTH
 STEPS = 100
-ONE_TASK_A_NODE = ("--nodes", "2", "--gpus-per-node", "0", "--cpus-per-task", "1")
+ONE_TASK_A_NODE = ("--nodes", "2", "--gpus-per-node", "0")  # and no more than a site profile's defaults
 JOB_SECONDS = 240
 
 
@@ -111,6 +111,19 @@ def test_a_script_sent_by_hand_with_gpus(cluster, recipe_file, tmp_path):
     first = trained(run_dir)[0].time
     assert soon(first - started, 30), f"{first - started:.1f} s from the job's start to its first step"
     print(f"sbatch to first step {first - sent:.1f} s")
+
+
+def test_a_run_folder_of_any_name(cluster, sky, recipe_file, tmp_path):
+    run_dir = tmp_path / "my runs/50% (done)"
+    recipe = recipe_file(f"train.run_dir={run_dir}", f"train.tokens={2 * STEP_TOKENS}")
+    submitted = sky("slurm", "submit", recipe, "--gpus-per-node", "0")
+    assert submitted.returncode == 0, submitted.stderr
+    (job,) = read_jobs(run_dir)
+    ended = cluster.wait_for_state(job.job_id, "COMPLETED", "FAILED", seconds=JOB_SECONDS)
+    assert ended["JobState"] == "COMPLETED" and ended["JobName"] == "50_done_", told(run_dir)
+    (attempt,) = attempts(run_dir)
+    assert "training from the start" in (run_dir / attempt["slurm"]["log"]).read_text()
+    assert (run_dir / f"slurm/job_{job.job_id}.txt").is_file()
 
 
 def test_the_time_limit_and_the_way_on(cluster, queued, recipe_file, reference, tmp_path):
