@@ -7,6 +7,8 @@ that layer are compared one by one, and where those are equal, the two descripti
 """
 
 import contextlib
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,7 +93,8 @@ def compare(
     _check_same_size(*sources)
     passages = _passages(sources, texts, max_tokens)
     with contextlib.ExitStack() as stack, _no_grad():
-        runners = [_runner(source, stack) for source in sources]
+        single = functools.cache(lambda: stack.enter_context(_open_single()))  # one group of this process for both
+        runners = [_runner(source, single) for source in sources]
         report = _run(runners, sources, passages, tolerance)
     report.tokenizer_note = _compare_tokenizers(sources, texts)
     return report
@@ -237,16 +240,22 @@ def _no_grad():
     return torch.no_grad()
 
 
-def _runner(source: Source, stack: contextlib.ExitStack):
-    if source.kind == HF:
-        from megatron_sky.convert.run_transformers import TransformersRunner
+def _open_single():
+    from megatron_sky.convert.run_megatron import open_single
 
+    return open_single()
+
+
+def _runner(source: Source, single: Callable):
+    if source.kind == HF:
         try:
+            from megatron_sky.convert.run_transformers import TransformersRunner
+
             return TransformersRunner(source)
         except ImportError:
             raise MissingDependency(
                 "transformers", "running a Hugging Face folder", "pip install 'megatron-sky[hf]'"
             ) from None
-    from megatron_sky.convert.run_megatron import MegatronRunner, open_single
+    from megatron_sky.convert.run_megatron import MegatronRunner
 
-    return MegatronRunner(source, stack.enter_context(open_single()))
+    return MegatronRunner(source, single())

@@ -40,7 +40,7 @@ from megatron_sky.data.inputs import (
 from megatron_sky.data.meta import DocumentCounts, FileRecord, Meta, ShardRecord, hash_blocks, meta_path, read_meta
 from megatron_sky.data.scan import describe
 from megatron_sky.data.sentences import learn_punkt
-from megatron_sky.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_sky.data.tokenizer import Tokenizer, gigatoken_for, load_tokenizer
 from megatron_sky.errors import DataError
 
 KEPT_REJECTS = 1000
@@ -140,6 +140,8 @@ def tokenize_files(
             What was done so far is kept for the next run; until all is encoded no pair is there under its name.
     """
     prefix = str(prefix)
+    if options.fast:
+        gigatoken_for("the fast encoder")  # each worker would only repeat that it is missing
     job = _Job(prefix, tokenizer, options, cut_pieces(find_files(inputs)))
     if (done := job.finished()) is not None:
         return done
@@ -219,6 +221,8 @@ class _Job:
             self._finish_pairs(progress)
         else:
             self._write_pairs(progress, report)
+        if self.options.shard is None and not any(state["num_tokens"] for state in progress.writers):
+            raise self._nothing(progress)
         pairs = zip(self.names, self.options.keys, progress.empty, strict=True)
         metas = [self._describe(name, key, progress, empty) for name, key, empty in pairs]
         for name, meta in zip(self.names, metas, strict=True):
@@ -244,6 +248,21 @@ class _Job:
         self._remove_metas()
         for name, state in zip(self.names, progress.writers, strict=True):
             finish_pair(name, self._dtype, WriterState(**state))
+
+    def _nothing(self, progress: Progress) -> DataError:
+        """No document had a token: the pairs are taken away again, what was rejected stays to be looked at."""
+        for path in (each(name) for name in self.names for each in (bin_path, idx_path)):
+            path.unlink(missing_ok=True)
+        self._put_rejects_in_place(progress)
+        self.progress_path.unlink(missing_ok=True)
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in progress.rejected.items())
+        mends = [f"look at {self.rejects_path}"] if reasons else ["give files that hold text"]
+        if "no_key" in progress.rejected:
+            mends.append(f"give --key the name of what holds the text (now: {', '.join(self.options.keys)})")
+        return DataError(
+            f"{self.prefix}: of {progress.read:,} documents none has text" + (f" ({reasons})" if reasons else "") + "\n"
+            f"  mend: {'; '.join(mends)}"
+        )
 
     def _remove_metas(self) -> None:
         """What stands under the names now is about to be replaced."""

@@ -26,6 +26,11 @@ def test_a_conversion_agrees(kind, native, hf, ranks):
     assert report.num_tokens > 100 and [name for name, _ in report.stages][:2] == ["embedding", "layer 0"]
 
 
+def test_two_native_checkpoints_are_compared(native, ranks):
+    report, text, agree = ranks(1, compare_in_a_rank, native("tp2"), native("tp2"))[0]
+    assert agree and report.largest_difference == 0.0, text
+
+
 @pytest.fixture
 def damaged(hf, tmp_path):
     """`damaged(change)`: the Hugging Face folder of "tp2" with its tensors changed by `change(tensors)`."""

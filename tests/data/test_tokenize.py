@@ -21,7 +21,7 @@ from megatron_sky.data.merge import merge
 from megatron_sky.data.meta import read_meta
 from megatron_sky.data.tokenize import TokenizeOptions, tokenize_files
 from megatron_sky.data.verify import verify
-from megatron_sky.errors import DataError
+from megatron_sky.errors import DataError, MissingDependency
 
 from . import helpers
 from .helpers import megatron_datasets, read_texts
@@ -142,6 +142,30 @@ def test_bad_lines_are_counted_and_kept_with_their_place(corpus, tmp_path, small
     assert meta.notes["blank_lines"] == 2 and meta.notes["crlf_lines"] > 200
     megatrons_pair(tmp_path / "theirs", [json.loads(line)["text"] for line in good], corpus.tokenizer)
     assert read_pair(tmp_path / "out") == read_pair(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"), [(b'{"body": "x"}\n' * 3, "of 3 documents none has text (no_key 3)"), (b"", "of 0 documents")]
+)
+def test_a_job_of_which_nothing_comes_fails_and_leaves_no_pair(lines, told, corpus, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            tokenize_files([tmp_path / "a.jsonl"], tmp_path / "out", corpus.tokenizer, TokenizeOptions())
+        assert told in str(caught.value) and ("--key" in str(caught.value)) == bool(lines)
+    left = {path.name for path in tmp_path.iterdir()} - {"a.jsonl"}
+    assert left == ({"out.rejects.jsonl"} if lines else set())
+    tokenize_files([tmp_path / "a.jsonl"], tmp_path / "part", corpus.tokenizer, TokenizeOptions(shard=(0, 1)))
+
+
+def test_a_fast_encoder_that_is_missing_is_told_before_workers_start(corpus, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    write_lines(tmp_path / "a.jsonl", ["x"])
+    with pytest.raises(MissingDependency, match="gigatoken"):
+        tokenize_files(
+            [tmp_path / "a.jsonl"], tmp_path / "out", corpus.tokenizer, TokenizeOptions(fast=True, workers=2)
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize("bad", BAD_LINES)
@@ -377,8 +401,10 @@ def test_a_document_beyond_the_limit_is_rejected_in_every_kind_of_file(corpus, t
         assert meta.rejected == {"too_long": 1} and meta.documents.written == 2
         assert json.loads((tmp_path / f"{name[0]}.rejects.jsonl").read_text())["line"] == 2
     (tmp_path / "c.txt").write_text("y" * 90_000)
-    (meta,) = tokenize_files([tmp_path / "c.txt"], tmp_path / "c", corpus.tokenizer, options)
-    assert meta.rejected == {"too_long": 1} and meta.num_tokens == 0
+    (tmp_path / "d.txt").write_text("y")
+    files = [tmp_path / "c.txt", tmp_path / "d.txt"]
+    (meta,) = tokenize_files(files, tmp_path / "c", corpus.tokenizer, options)
+    assert meta.rejected == {"too_long": 1} and meta.documents.written == 1
 
 
 def test_worker_processes_give_the_same(corpus, tmp_path):
