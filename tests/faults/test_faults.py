@@ -498,7 +498,7 @@ def test_one_rank_killed_ends_the_job_and_is_named(launched, run_dir, hurt, expe
 
 def test_a_hung_rank_is_named_with_its_stack(launched):
     start = time.monotonic()
-    job = launched("import time; time.sleep(3600)", "resilience.step_timeout_seconds=6")
+    job = launched("import time; time.sleep(3600)", "resilience.step_timeout_seconds=10")
     _, err = job.communicate(timeout=180)
     assert time.monotonic() - start < 120
     assert job.returncode == 86, err
