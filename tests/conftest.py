@@ -26,7 +26,13 @@ VOCAB_SIZE = 700
 SEQ_LENGTH = 32
 
 
-LONGEST = ("slurm/test_training.py", "faults/test_faults.py", "trainer/test_fp8_training.py", "trainer/test_parity.py")
+LONGEST = (
+    "slurm/test_training.py",
+    "test_paper_in_miniature.py",
+    "faults/test_faults.py",
+    "trainer/test_fp8_training.py",
+    "trainer/test_parity.py",
+)
 """Files that take minutes, begun first so that the processes that share the files out end together. The first mostly
 waits for Slurm's clocks."""
 
