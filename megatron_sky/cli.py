@@ -173,7 +173,11 @@ def report(
     from megatron_sky.errors import ConfigError, Problem
     from megatron_sky.report import FORMATS, build_report
 
-    page_format = page_format or ("md" if out is not None and out.suffix == ".md" else "html")
+    endings = {".md": "md", ".html": "html", ".htm": "html", "": "html"}
+    if page_format is None and out is not None and out.suffix not in endings:
+        mend = "end it in .html or .md, or say which with --format"
+        raise ConfigError(Problem("--out", "a page is HTML or Markdown", mend, str(out)))
+    page_format = page_format or ("html" if out is None else endings[out.suffix])
     if page_format not in FORMATS:
         raise ConfigError(Problem("--format", f"must be one of {', '.join(FORMATS)}", value=page_format))
     print(build_report(*run_dirs, out=out, evals=evals or (), page_format=page_format))

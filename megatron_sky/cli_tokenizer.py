@@ -12,6 +12,7 @@ Out = Annotated[Path, typer.Option(help="The .model file to write.")]
 Size = Annotated[int, typer.Option(help="Exact number of tokens.")]
 Key = Annotated[str, typer.Option(help="Name of the text in an object or table.")]
 MaxBytes = Annotated[int, typer.Option(help="Learn from about this many bytes of text, spread over the input.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace a file that is there.")]
 Reserved = Annotated[int, typer.Option(help="Reserved symbols: [USER], [BOT], [SEP], [RESERVED_0] ...")]
 
 
@@ -23,12 +24,14 @@ def build(
     key: Key = "text",
     max_bytes: MaxBytes = 200_000_000,
     reserved: Reserved = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Learn a SentencePiece BPE vocabulary with byte fallback and single digits."""
     from megatron_sky.data.texts import sample_texts
     from megatron_sky.data.tokenizer import train_tokenizer
     from megatron_sky.data.vocabulary import reserved_symbols
 
+    _check_free(out, overwrite)
     texts = sample_texts(inputs, key=key, max_bytes=max_bytes)
     made = train_tokenizer(texts, out, vocab_size, reserved=reserved_symbols(reserved))
     typer.echo(f"{out}: {made.vocab_size:,} tokens, sha256 {made.sha256[:12]}")
@@ -44,12 +47,14 @@ def extend(
     reserved: Reserved = 17,
     key: Key = "text",
     max_bytes: MaxBytes = 200_000_000,
+    overwrite: Overwrite = False,
 ) -> None:
     """Add Chinese characters, Chinese words and reserved symbols to a vocabulary, up to an exact size."""
     from megatron_sky.data.texts import sample_texts
     from megatron_sky.data.tokenizer import SentencePieceTokenizer, load_tokenizer
     from megatron_sky.data.vocabulary import extend_tokenizer, reserved_symbols
 
+    _check_free(out, overwrite)
     loaded = load_tokenizer(base)
     if not isinstance(loaded, SentencePieceTokenizer):
         raise typer.BadParameter(f"--base {base}: only a SentencePiece .model can be extended")
@@ -62,6 +67,16 @@ def extend(
         reserved=reserved_symbols(reserved),
     )
     typer.echo(f"{out}: {made.vocab_size:,} tokens, {made.vocab_size - loaded.vocab_size:,} of them new")
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    from megatron_sky.errors import DataError
+
+    if out.exists() and not overwrite:
+        raise DataError(
+            f"{out} exists already, and data may have been made with it\n"
+            "  mend: choose another name, or allow replacing with --overwrite"
+        )
 
 
 @app.command()

@@ -26,6 +26,8 @@ def test_from_text_to_a_proved_pair(corpus, tmp_path):
     files = sorted(corpus.files["train"].values())
     model, out = tmp_path / "t.model", tmp_path / "tokens" / "train"
     assert "700 tokens" in call(cli_tokenizer, "build", *files, "--out", model, "--vocab-size", 700)
+    with pytest.raises(DataError, match="exists already"):
+        call(cli_tokenizer, "build", *files, "--out", model, "--vocab-size", 800)
     checked = call(cli_tokenizer, "check", model, "--text", files[0])
     assert "FAIL" not in checked and "characters per token" in checked
     bigger = tmp_path / "bigger.model"

@@ -48,6 +48,12 @@ def test_the_format(report, tmp_path, write_run, monkeypatch, arguments, name, b
     assert path.endswith(name) and (run_dir / name).read_text().startswith(begins)
 
 
+def test_an_unknown_ending_is_refused(report, tmp_path, write_run):
+    with pytest.raises(ConfigError, match=r"--out.*HTML or Markdown"):
+        report(write_run(tmp_path), "--out", tmp_path / "x.pdf")
+    assert not (tmp_path / "x.pdf").exists()
+
+
 def test_an_unknown_format_is_refused(report, tmp_path, write_run):
     with pytest.raises(ConfigError, match=r"--format.*must be one of html, md"):
         report(write_run(tmp_path), "--format", "pdf")
