@@ -164,7 +164,8 @@ def hold_leave_signals() -> None:
 def watch_launcher() -> None:
     """Asks this rank to leave when its launcher is gone, which would have told it of the others' end.
 
-    Before `tell_started` a rank may wait, deaf to signals, for a store that went with the launcher: it ends at once.
+    Before `tell_started` a rank may wait, deaf to signals, for a store that went with the launcher, or for a rank that
+    has failed: it ends at once.
     """
     launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
     threading.Thread(target=_watch, args=(launcher,), name="launcher-watch", daemon=True).start()
@@ -176,7 +177,10 @@ def tell_started() -> None:
 
 
 def _watch(launcher: int) -> None:
+    causes = Path(os.environ[ERROR_DIR]) if _LAUNCHER in os.environ else None  # on this machine: looking costs nothing
     while os.getppid() == launcher:
+        if causes and not _started.is_set() and first_cause(causes):
+            os._exit(1)
         time.sleep(1)
     print("megatron-sky: the launcher of this rank is gone", file=sys.stderr, flush=True)
     if not _started.is_set():

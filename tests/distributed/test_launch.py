@@ -172,6 +172,15 @@ def test_a_request_that_ends_a_rank_which_can_not_act_on_it_is_no_failure(broken
     assert done.returncode == 75 and "stopped by SIGTERM" in done.stdout, done.stdout + done.stderr
 
 
+def test_a_rank_that_starts_up_does_not_wait_for_one_that_has_failed(broken_rank, pids):
+    fails = "if os.environ['RANK'] == '1': launch.leave_with(1, 'no data', 3)\ntime.sleep(100)"
+    broken_rank(RANK.format(begin=HOLD, wait=fails))
+    start = time.monotonic()
+    done = run(os.environ["RANK_CODE"])
+    assert done.returncode == 3 and done.stdout.strip().endswith("LAST rank 1: no data"), done.stdout + done.stderr
+    assert time.monotonic() - start < 25  # the launcher alone would kill it after 30
+
+
 @pytest.mark.parametrize(
     ("begin", "wait"),
     [
