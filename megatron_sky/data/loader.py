@@ -61,6 +61,10 @@ class DocumentBounds:
     apart: bool = False
     mask_ends: bool = False
 
+    @classmethod
+    def of(cls, config: DataConfig) -> "DocumentBounds":
+        return cls(config.document_mask, config.mask_document_ends)
+
     @property
     def matter(self) -> bool:
         return self.apart or self.mask_ends
@@ -99,7 +103,7 @@ class TrainData:
     ):
         self.seq_length = seq_length
         self.vocab_size = vocab_size
-        self._bounds = DocumentBounds(config.document_mask, config.mask_document_ends)
+        self._bounds = DocumentBounds.of(config)
         check_weights(config, sessions)
         self.metas: list[Meta | None] = [
             check_source(source.path, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)

@@ -190,8 +190,8 @@ def _watch(launcher: int) -> None:
 
 def held_leave_signals() -> list[int]:
     """The requests to leave that came while this rank started up, its own or its launcher's; each is told once."""
-    path = Path(os.environ.get(ERROR_DIR, "")) / _REQUESTS
-    told = [int(line) for line in path.read_text(encoding="utf-8").split()] if path.is_file() else []
+    path = Path(os.environ[ERROR_DIR]) / _REQUESTS if ERROR_DIR in os.environ else None
+    told = [int(line) for line in path.read_text(encoding="utf-8").split()] if path and path.is_file() else []
     own = _held[:]
     _held.clear()
     return max(told, own, key=len)

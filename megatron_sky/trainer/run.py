@@ -223,7 +223,7 @@ def _train(
         seq_length=config.model.seq_length,
         vocab_size=config.model.vocab_size,
         micro_batch_size=config.train.micro_batch_size,
-        bounds=DocumentBounds(config.data.document_mask, config.data.mask_document_ends),
+        bounds=DocumentBounds.of(config.data),
     )
     saver = Saver(
         run_dir,
