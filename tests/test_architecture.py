@@ -50,9 +50,9 @@ NO_TORCH = [
     "distributed/seeding.py",
     "model/flops.py",
     "optim/schedule.py",
-    "data/plan.py",
-    "data/indexed.py",
-    "data/meta.py",
+    "data/sampling/plan.py",
+    "data/tokens/indexed.py",
+    "data/tokens/meta.py",
     "checkpoint/store.py",
     "monitor",
     "evaluate/windows.py",
@@ -139,7 +139,7 @@ def test_every_part_has_a_level():
 
 def test_help_imports_neither_torch_nor_pydantic():
     code = (
-        "import sys; from megatron_sky.cli import app; import typer.main; typer.main.get_command(app);"
+        "import sys; from megatron_sky.cli.main import app; import typer.main; typer.main.get_command(app);"
         "print([m for m in ('torch', 'megatron.core', 'pydantic', 'yaml', 'numpy', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 
 from megatron_sky.checkpoint import state, store
-from megatron_sky.config import tokenizer_files
-from megatron_sky.data.tokenizer import find_in_hugging_face, load_tokenizer
 from megatron_sky.errors import CheckpointError, ConfigError, MissingDependency, Problem
 from megatron_sky.evaluate.results import file_name
 from megatron_sky.log import get_logger
+from megatron_sky.tokenizer import files as tokenizer_files
+from megatron_sky.tokenizer.kinds import find_in_hugging_face, load_tokenizer
 
 log = get_logger(__name__)
 
@@ -74,10 +74,10 @@ class Checkpoint:
     def load(self, context):
         """The model with its weights, on this rank of `context` (a ParallelContext): a `scoring.Model`."""
         if self.kind == HF:
-            from megatron_sky.evaluate.hf_model import HfModel
+            from megatron_sky.inference.hf_model import HfModel
 
             return HfModel(self.path, context)
-        from megatron_sky.evaluate.native_model import NativeModel
+        from megatron_sky.inference.native_model import NativeModel
 
         return NativeModel(self.path, context)
 

@@ -12,7 +12,7 @@ import numpy as np
 from megatron_sky.checkpoint import state
 from megatron_sky.config.schema import ParallelConfig
 from megatron_sky.config.validate import find_problems
-from megatron_sky.data.plan import tokens_given
+from megatron_sky.data.sampling.plan import tokens_given
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
