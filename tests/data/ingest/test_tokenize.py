@@ -436,8 +436,8 @@ def test_a_full_disk_is_told_and_leaves_no_pair(text_corpus, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "from megatron_sky.tokenizer.kinds import load_tokenizer\n"
         "from megatron_sky.data.ingest.tokenize import TokenizeOptions, tokenize_files\n"
-        f"tokenize_files([{str(corpus.files['train']['stem'])!r}], {str(tmp_path / 'out')!r}, "
-        f"load_tokenizer({str(corpus.tokenizer_path)!r}), TokenizeOptions())\n"
+        f"tokenize_files([{str(text_corpus.files['train']['stem'])!r}], {str(tmp_path / 'out')!r}, "
+        f"load_tokenizer({str(text_corpus.tokenizer_path)!r}), TokenizeOptions())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "DataError" in done.stderr and "File too large" in done.stderr

@@ -83,7 +83,7 @@ def test_broken_meta_files_are_named_with_a_mend_that_mends(text_corpus, pair, t
     with pytest.raises(BrokenMeta, match=r"stem\.meta\.json is no complete meta file") as caught:
         read_meta(prefix)
     mend = re.search(r"`megatron-sky data (.*?)`", str(caught.value)).group(1)
-    words = mend.replace(" T ", f" {corpus.tokenizer_path} ").split()
+    words = mend.replace(" T ", f" {text_corpus.tokenizer_path} ").split()
     without = [word for word in words if word != "--write-meta"]
     assert isinstance(CliRunner().invoke(cli_data.app, without).exception, BrokenMeta)
     assert CliRunner().invoke(cli_data.app, words).exit_code == 0
