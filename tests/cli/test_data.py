@@ -82,7 +82,7 @@ def test_wrong_words_are_told(tmp_path):
 
 def test_help_imports_no_heavy_library():
     code = (
-        "import sys; from megatron_sky import cli_data, cli_tokenizer; "
+        "import sys; from megatron_sky.cli import data, tokenizer; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'pydantic', 'sentencepiece')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
