@@ -169,7 +169,7 @@ def measure(name: str, verb: list, source: Path) -> dict:
     """Runs the verb in a process of its own, whose peak resident memory the kernel tells at its end."""
     forget_pages(source)
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "megatron_sky.cli.convert", *map(str, verb)])
+    process = subprocess.Popen([sys.executable, "-m", "megatron_sky", "convert", *map(str, verb)])
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status:

@@ -70,7 +70,7 @@ def corpus(tmp_path_factory) -> Path:
 
     from megatron_sky.data.ingest.tokenize import tokenize_jsonl
     from megatron_sky.data.synthetic import write_corpus
-    from megatron_sky.tokenizer.kinds import train_tokenizer
+    from megatron_sky.tokenizer.train import train_tokenizer
 
     folder = tmp_path_factory.mktemp("corpus")
     files = write_corpus(folder / "text", train_bytes=300_000, heldout_bytes=20_000)

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, verify, prune and compare checkpoints.")
+from megatron_sky.cli._common import parse_size, verb_group
+
+app = verb_group("List, verify, prune and compare checkpoints.")
 
 RunDir = Annotated[Path, typer.Argument(help="Run folder.")]
 
@@ -71,16 +73,13 @@ def prune(
     The newest is verified first: where none is whole, nothing is deleted.
     """
     from megatron_sky.checkpoint import store
-    from megatron_sky.config.units import parse_count
-    from megatron_sky.errors import ConfigError, Problem
     from megatron_sky.log import get_logger
     from megatron_sky.trainer.sessions import kept_marks
 
     log = get_logger(__name__)
-    try:
-        every = None if keep_every_tokens is None else parse_count(keep_every_tokens)
-    except ValueError as error:
-        raise ConfigError(Problem("--keep-every-tokens", str(error), "give one", keep_every_tokens)) from None
+    every = None
+    if keep_every_tokens is not None:
+        every = parse_size(keep_every_tokens, "--keep-every-tokens", "give a number of tokens, as 100B")
     latest = store.find_latest(run_dir, log.warning)
     if latest is None and not store.leftovers(run_dir):
         raise _no_checkpoint(run_dir)

@@ -5,13 +5,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="Checkpoints to and from Hugging Face and Megatron-LM, on any machine.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+from megatron_sky.cli._common import log_to_screen, parse_size, verb_group
+
+app = verb_group("Checkpoints to and from Hugging Face and Megatron-LM, on any machine.")
 
 Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint folder, or a run's folder for its latest.")]
 HfFolder = Annotated[Path, typer.Argument(help="Hugging Face folder.")]
@@ -47,7 +43,7 @@ def to_hf(
     from megatron_sky.convert.huggingface.folder import write_hf
     from megatron_sky.convert.sources import open_source
 
-    _log_to_screen()
+    log_to_screen()
     source = open_source(checkpoint, tokenizer=tokenizer, vocab_size=vocab_size, recipe=recipe)
     _tell(write_hf(source, out, architecture=arch, file_size=_bytes(file_size)))
 
@@ -100,7 +96,7 @@ def check(
     """Compare two checkpoints by their logits on text, layer by layer in float32; exit code 4 when they differ."""
     from megatron_sky.convert.compare.check import compare
 
-    _log_to_screen()
+    log_to_screen()
     report = compare(
         a,
         b,
@@ -134,7 +130,7 @@ def release(
     """Export the series of intermediate checkpoints at token marks, each with a model card, verified and resumable."""
     from megatron_sky.convert.release.series import release_run
 
-    _log_to_screen()
+    log_to_screen()
     wanted = None if marks is None else _marks(marks)
     for folder in release_run(
         run_dir, out, marks=wanted, architecture=arch, name=name, push=push, file_size=_bytes(file_size)
@@ -157,7 +153,7 @@ def _to_native(
     from megatron_sky.convert.sources import open_source
     from megatron_sky.errors import CheckpointError
 
-    _log_to_screen()
+    log_to_screen()
     source = open_source(path, tokenizer=tokenizer, vocab_size=vocab_size, recipe=recipe)
     if source.kind not in kinds:
         raise CheckpointError(f"{source.folder}: is a {source.kind}, not a {' or '.join(kinds)}")
@@ -165,37 +161,17 @@ def _to_native(
 
 
 def _bytes(size: str) -> int:
-    return _count(size, "--file-size", "give it as 5G or 500M")
+    return parse_size(size, "--file-size", "give it as 5G or 500M")
 
 
 def _marks(given: str) -> list[int]:
     from megatron_sky.errors import ConfigError, Problem
 
-    marks = [_count(mark, "--marks", "give them as 500B,1T,1.5T") for mark in given.split(",") if mark.strip()]
+    marks = [parse_size(mark, "--marks", "give them as 500B,1T,1.5T") for mark in given.split(",") if mark.strip()]
     if not marks:
         raise ConfigError(Problem("--marks", "names no mark", "give them as 500B,1T,1.5T", given))
     return marks
 
 
-def _count(text: str, option: str, mend: str) -> int:
-    from megatron_sky.config.units import parse_count
-    from megatron_sky.errors import ConfigError, Problem
-
-    try:
-        return int(parse_count(text.strip()))
-    except ValueError as error:
-        raise ConfigError(Problem(option, str(error), mend, text)) from None
-
-
-def _log_to_screen() -> None:
-    from megatron_sky.log import setup_logging
-
-    setup_logging(0, 1, None)
-
-
 def _tell(done) -> None:
     print(f"{done.folder}: {done.num_tensors} tensors, {done.num_bytes / 1e9:.2f} GB, each read back and equal")
-
-
-if __name__ == "__main__":
-    app()

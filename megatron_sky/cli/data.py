@@ -1,13 +1,14 @@
 """`megatron-sky data ...`: tokenize, verify, merge, inspect, mix. Each verb imports its package when it is called."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Token files: make, prove, join, look at, and plan the mixture.", no_args_is_help=True)
+from megatron_sky.cli._common import ProgressBar, Recipe, verb_group
+
+app = verb_group("Token files: tokenize, verify, merge, inspect, and plan the mixture.")
 
 Prefixes = Annotated[list[str], typer.Argument(help="Path prefixes of .bin/.idx pairs, without the ending.")]
 TokenizerPath = Annotated[
@@ -50,7 +51,7 @@ def tokenize(
         fast=_parse_choice(encoder, {"auto": None, "fast": True, "library": False}),
         max_document_bytes=max_document_bytes,
     )
-    with _Bar("tokenizing") as bar:
+    with ProgressBar("tokenizing") as bar:
         metas = tokenize_files(inputs, prefix, tokenizer, options, report=bar)
     for meta in metas:
         _print_counts(meta)
@@ -73,7 +74,7 @@ def verify(
     if write_meta and loaded is None:
         raise typer.BadParameter("--write-meta needs --tokenizer")
     for prefix in map(_without_ending, prefixes):
-        with _Bar(f"verifying {prefix}") as bar:
+        with ProgressBar(f"verifying {prefix}") as bar:
             found = prove(prefix, tokenizer=loaded, without_broken_meta=write_meta, report=bar)
         known = "agrees with its meta file" if found.meta else "has no meta file to agree with: structure and ids only"
         ends = "" if found.num_unended is None else f", {found.num_unended:,} not ended by the end-of-document id"
@@ -147,7 +148,7 @@ def synthetic(
 
 @app.command()
 def mix(
-    recipe: Annotated[list[str], typer.Argument(help="Recipe files and key=value overrides, as for train.")],
+    recipe: Recipe,
 ) -> None:
     """Show how many tokens and epochs each source of a recipe gives over its run, and what the plan can't keep."""
     from megatron_sky.config.load import load_recipe
@@ -210,36 +211,3 @@ def _print_overview(view) -> None:
     total = sum(view.language_tokens.values())
     for name, count in sorted(view.language_tokens.items(), key=lambda each: -each[1]):
         typer.echo(f"  {name}: {count / total:.1%} of the tokens of {view.sampled:,} documents")
-
-
-class _Bar:
-    """A progress bar on a terminal; silent elsewhere. Called with (done, total) bytes."""
-
-    def __init__(self, title: str):
-        self._title = title
-        self._bar = None
-
-    def __enter__(self) -> "_Bar":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-            columns = (
-                "{task.description}",
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(self._title, total=None)
-            self._bar.start()
-        return self
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

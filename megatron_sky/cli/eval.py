@@ -6,12 +6,10 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="Loss and perplexity per domain, signs of leakage, and benchmarks, of native and Hugging Face checkpoints.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+from megatron_sky.cli._common import Nproc, check_nproc, verb_group
+
+app = verb_group(
+    "Loss and perplexity per domain, signs of leakage, and benchmarks, of native and Hugging Face checkpoints."
 )
 
 Checkpoints = Annotated[
@@ -40,7 +38,6 @@ Out = Annotated[
     Path | None,
     typer.Option(help="Folder for JSON, CSV, Markdown, picture and each document's loss; written after each model."),
 ]
-Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many processes on this machine.")]
 TpSize = Annotated[int, typer.Option(min=1, help="Split native models over this many tensor-parallel ranks.")]
 PpSize = Annotated[int, typer.Option(min=1, help="Split native models over this many pipeline stages.")]
 
@@ -204,13 +201,10 @@ def _on_ranks(ctx: typer.Context, verb: list[str], nproc: int | None, work: Call
     """Runs `work(info)` here, or in `nproc` new processes that get the same arguments; ranks may also come from
     torchrun or Slurm."""
     from megatron_sky.distributed.launch import guard, rank_info, run_local
-    from megatron_sky.errors import ConfigError, Problem
     from megatron_sky.log import setup_logging
 
     info = rank_info()
-    if nproc is not None and info.world_size > 1:
-        mend = "leave --nproc out under torchrun or srun, which start the processes themselves"
-        raise ConfigError(Problem("--nproc", f"this is already rank {info.rank} of {info.world_size}", mend, nproc))
+    check_nproc(nproc, info.rank, info.world_size)
     if nproc is not None and nproc > 1:
         run_local([*verb, *_arguments(ctx)], nproc)
         return

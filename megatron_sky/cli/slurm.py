@@ -6,20 +6,12 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="Runs on a Slurm cluster: submit, status, cancel.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-attempt = typer.Typer(help="Used by slurm/train.sbatch before and after each attempt.", no_args_is_help=True)
+from megatron_sky.cli._common import Recipe, verb_group
+
+app = verb_group("Runs on a Slurm cluster: submit, status, cancel.")
+attempt = verb_group("Used by slurm/train.sbatch before and after each attempt.")
 app.add_typer(attempt, name="attempt", hidden=True)
 
-Recipe = Annotated[
-    list[str],
-    typer.Argument(metavar="RECIPE... KEY=VALUE...", help="YAML files, layered left to right; then overrides."),
-]
 RunDir = Annotated[Path, typer.Argument(help="Run folder.")]
 MaxRequeues = Annotated[int, typer.Option(min=0, help="Crashes after which the job is started again, at most.")]
 

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Tokenizers: build one, extend one, prove one.", no_args_is_help=True)
+from megatron_sky.cli._common import verb_group
+
+app = verb_group("Tokenizers: build, extend, check.")
 
 Inputs = Annotated[list[str], typer.Argument(help="JSONL (.gz, .zst), Parquet or .txt files, folders, globs.")]
 Out = Annotated[Path, typer.Option(help="The .model file to write.")]
@@ -29,7 +31,7 @@ def build(
     """Learn a SentencePiece BPE vocabulary with byte fallback and single digits."""
     from megatron_sky.data.ingest.texts import sample_texts
     from megatron_sky.tokenizer.extend import reserved_symbols
-    from megatron_sky.tokenizer.kinds import train_tokenizer
+    from megatron_sky.tokenizer.train import train_tokenizer
 
     _check_free(out, overwrite)
     texts = sample_texts(inputs, key=key, max_bytes=max_bytes)

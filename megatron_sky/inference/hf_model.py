@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from megatron_sky.errors import CheckpointError
-from megatron_sky.evaluate.checkpoints import hf_settings, is_skywork, transformers_for
-from megatron_sky.evaluate.scoring import losses_of_logits, row_chunks
+from megatron_sky.inference.hf_folder import hf_settings, is_skywork, transformers_for
+from megatron_sky.inference.logits import losses_of_logits, row_chunks
 
 # Their logits are lm_head(hidden states) and nothing more, so it can run where a prediction counts alone.
 _PLAIN_HEADS = ("LlamaForCausalLM", "GPT2LMHeadModel", "MistralForCausalLM", "Qwen2ForCausalLM")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from megatron_sky.checkpoint import state
 from megatron_sky.config.schema import ParallelConfig, PrecisionConfig
-from megatron_sky.evaluate.scoring import losses_of_logits, row_chunks
+from megatron_sky.inference.logits import losses_of_logits, row_chunks
 from megatron_sky.model.build import build_model
 
 

@@ -8,10 +8,10 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from megatron_sky.data.tokens.inspection import language_of
 from megatron_sky.errors import MissingDependency
 from megatron_sky.tokenizer.encoder import BatchEncoder
 from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, Tokenizer
+from megatron_sky.tokenizer.language import language_of
 
 SPACE_SIGN = "\u2581"  # SentencePiece spells a space with it, so a text that holds it comes back with a space
 

@@ -10,14 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_sky.errors import DataError
-from megatron_sky.tokenizer.kinds import (
-    SMALLEST_VOCAB,
-    SentencePieceTokenizer,
-    character_counts,
-    train_model,
-    training_lines,
-    write_model,
-)
+from megatron_sky.tokenizer.kinds import SentencePieceTokenizer
+from megatron_sky.tokenizer.train import SMALLEST_VOCAB, character_counts, train_model, training_lines, write_model
 
 
 def extend_tokenizer(

@@ -9,7 +9,6 @@ piece with SentencePiece's leading space, which is how the published Skywork cha
 import json
 from pathlib import Path
 
-from megatron_sky.convert.sources import Source
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
 from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, load_tokenizer
@@ -30,20 +29,20 @@ CHAT_TEMPLATE = (
 )
 
 
-def write(source: Source, folder: Path) -> dict[str, int]:
-    """Writes the tokenizer's files into `folder`; returns the ids of its special tokens (`bos_token_id` ...)."""
-    if source.tokenizer is None:
-        log.warning("%s: has no tokenizer, so the folder gets none; --tokenizer FILE adds it", source.folder)
-        return {}
-    tokenizer = load_tokenizer(source.tokenizer)
+def write(path: Path, folder: Path, *, adds_begin: bool) -> dict[str, int]:
+    """Writes the files of the tokenizer at `path` into `folder`; returns the ids of its special tokens (`bos_token_id`
+    ...).
+
+    `adds_begin`: whether those who load the folder get a begin token before a text.
+    """
+    tokenizer = load_tokenizer(path)
     if isinstance(tokenizer, SentencePieceTokenizer):
-        adds_begin = source.adds_begin and tokenizer.bos_id is not None
-        return _write_sentencepiece(tokenizer, folder, adds_begin=adds_begin)
-    tokenizer_files.copy(source.tokenizer, folder)
-    if not source.adds_begin and tokenizer_files.adds_begin(folder / tokenizer_files.JSON):
+        return _write_sentencepiece(tokenizer, folder, adds_begin=adds_begin and tokenizer.bos_id is not None)
+    tokenizer_files.copy(path, folder)
+    if not adds_begin and tokenizer_files.adds_begin(folder / tokenizer_files.JSON):
         _take_begin_out(folder)
-    if source.tokenizer.suffix == tokenizer_files.RANKS:
-        log.warning("%s goes along as it is: transformers reads no tiktoken ranks by themselves", source.tokenizer.name)
+    if path.suffix == tokenizer_files.RANKS:
+        log.warning("%s goes along as it is: transformers reads no tiktoken ranks by themselves", path.name)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eod_id}
     return {name: token_id for name, token_id in ids.items() if token_id is not None}
 

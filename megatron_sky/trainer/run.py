@@ -12,7 +12,7 @@ from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config import Config
 from megatron_sky.config.validate import check, find_notes
 from megatron_sky.data.loader import DocumentBounds, TrainData, prefetch
-from megatron_sky.data.sampling.plan import SHARE_UNIT
+from megatron_sky.data.sampling.shares import SHARE_UNIT
 from megatron_sky.data.tokens.meta import Meta, check_source, shared_source
 from megatron_sky.distributed import compat, device
 from megatron_sky.distributed.context import ParallelContext, open_context

@@ -79,7 +79,7 @@ def test_ids_beyond_the_vocabulary(sky, recipe_file):
 
 
 def test_a_tokenizer_that_did_not_make_the_data(sky, recipe_file, tmp_path):
-    from megatron_sky.tokenizer.kinds import train_tokenizer
+    from megatron_sky.tokenizer.train import train_tokenizer
 
     train_tokenizer(["some other text, long enough to learn from " * 20], tmp_path / "other.model", 320)
     assert "tokenizer" in bad(sky, recipe_file, f"tokenizer.path={tmp_path}/other.model")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from megatron_sky.data.synthetic import write_corpus
-from megatron_sky.tokenizer.kinds import Tokenizer, train_tokenizer
+from megatron_sky.tokenizer.kinds import Tokenizer
+from megatron_sky.tokenizer.train import train_tokenizer
 from tests.data.helpers import read_texts
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -5,7 +5,7 @@ import pytest
 from megatron_sky.data.ingest.tokenize import tokenize_jsonl
 from megatron_sky.data.reference import token_ratio
 from megatron_sky.data.tokens.indexed import IndexedTokens
-from megatron_sky.tokenizer.kinds import train_tokenizer
+from megatron_sky.tokenizer.train import train_tokenizer
 from tests.data.helpers import read_texts
 
 

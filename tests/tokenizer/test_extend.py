@@ -3,7 +3,8 @@ import pytest
 from megatron_sky.errors import DataError
 from megatron_sky.tokenizer.check import check_tokenizer
 from megatron_sky.tokenizer.extend import extend_tokenizer, reserved_symbols
-from megatron_sky.tokenizer.kinds import load_tokenizer, train_tokenizer
+from megatron_sky.tokenizer.kinds import load_tokenizer
+from megatron_sky.tokenizer.train import train_tokenizer
 from tests.data.helpers import read_texts
 
 

@@ -9,7 +9,8 @@ from megatron_sky.data.ingest.tokenize import TokenizeOptions, tokenize_files
 from megatron_sky.data.tokens.merge import merge
 from megatron_sky.data.tokens.meta import check_source
 from megatron_sky.errors import DataError
-from megatron_sky.tokenizer.kinds import load_tokenizer, train_tokenizer
+from megatron_sky.tokenizer.kinds import load_tokenizer
+from megatron_sky.tokenizer.train import train_tokenizer
 from tests.data.helpers import read_texts
 
 

@@ -36,7 +36,6 @@ def test_transformers_gives_the_same_ids_and_text(hf, corpus):
 
 
 def test_chat_symbols_are_tokens_and_the_template_uses_them(hf, corpus, tmp_path):
-    from dataclasses import replace
 
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
@@ -46,7 +45,7 @@ def test_chat_symbols_are_tokens_and_the_template_uses_them(hf, corpus, tmp_path
     path = tmp_path / "chat.model"
     path.write_bytes(proto.SerializeToString())
     (tmp_path / "hf").mkdir()
-    write(replace(open_source(hf("tp2")), tokenizer=path), tmp_path / "hf")
+    write(path, tmp_path / "hf", adds_begin=open_source(hf("tp2")).adds_begin)
     loaded = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "hf"))
     sentencepiece = load_tokenizer(path)
     user, bot, sep = (sentencepiece.processor.piece_to_id(symbol) for symbol in ("[USER]", "[BOT]", "[SEP]"))

@@ -30,7 +30,7 @@ from megatron_sky.convert.output import (
 from megatron_sky.convert.sources import Source
 from megatron_sky.errors import CheckpointError
 from megatron_sky.log import get_logger
-from megatron_sky.tokenizer import to_huggingface as tokenizer_files
+from megatron_sky.tokenizer import to_huggingface
 
 log = get_logger(__name__)
 
@@ -73,7 +73,11 @@ def _write(source: Source, output: Output, architecture: str, file_size: int, ca
             output.add(file, _write_file(source, output.folder / file, listed, architecture))
             log.info("%s: %d tensors written and proven", file, len(listed))
     _write_index(source, output, plan, names, architecture)
-    special_ids = tokenizer_files.write(source, output.folder)
+    special_ids = {}
+    if source.tokenizer is None:
+        log.warning("%s: has no tokenizer, so the folder gets none; --tokenizer FILE adds it", source.folder)
+    else:
+        special_ids = to_huggingface.write(source.tokenizer, output.folder, adds_begin=source.adds_begin)
     config = hf_config.build_config(
         source.model, architecture=architecture, dtype=source.dtype, special_ids=special_ids
     )

@@ -19,7 +19,7 @@ from megatron_sky.convert.huggingface.folder import write_hf
 from megatron_sky.convert.output import DEFAULT_FILE_SIZE, finished_record, whole_conversion
 from megatron_sky.convert.release.model_card import Facts, build_card
 from megatron_sky.convert.sources import open_source
-from megatron_sky.data.sampling.plan import tokens_given
+from megatron_sky.data.sampling.run_plan import tokens_given
 from megatron_sky.errors import CheckpointError, MissingDependency
 from megatron_sky.log import get_logger
 from megatron_sky.monitor.metrics import METRICS_FILE, read_metrics

@@ -15,7 +15,7 @@ import numpy as np
 from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.loader import Batch, check_ids, make_batch
 from megatron_sky.data.sampling.mixture import SessionMixture, check_weights
-from megatron_sky.data.sampling.plan import check_sampling
+from megatron_sky.data.sampling.run_plan import check_sampling
 from megatron_sky.data.tokens.indexed import IndexedTokens
 from megatron_sky.data.tokens.meta import Meta, check_source
 from megatron_sky.errors import ConfigError, Problem

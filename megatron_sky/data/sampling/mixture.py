@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from megatron_sky.config.schema import DataConfig, SourceConfig
 from megatron_sky.config.units import format_count
-from megatron_sky.data.sampling.plan import SHARE_UNIT, RunPlan, SamplingPlan, Weight, build_plan
+from megatron_sky.data.sampling.plan import SamplingPlan, Weight, build_plan
+from megatron_sky.data.sampling.run_plan import RunPlan
+from megatron_sky.data.sampling.shares import SHARE_UNIT
 from megatron_sky.data.tokens.indexed import IndexedTokens
 from megatron_sky.errors import ConfigError, Problem
 

@@ -22,21 +22,18 @@ Traded: the order differs from megatron-core's `GPTDataset`, and a sample costs 
 
 import hashlib
 import math
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
-from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.data.sampling.permutation import Permutation
+from megatron_sky.data.sampling.shares import Node, apportion, best_tree, error_bound, normalised
+from megatron_sky.errors import Problem
 
 BLOCK = 1024  # samples; the sources are mixed within one
-SHARE_UNIT = 1 << 31  # shares are whole numbers out of this, so that they sum exactly
-_FRACTION_BITS = 256  # of the inverse of a ramp; far under the least distance of two roots of such quadratics
-_MASK = (1 << 64) - 1
 
 
 class RampLike(Protocol):
@@ -74,86 +71,6 @@ class Source:
     end: float
     num_tokens: int
     consumed: int = 0
-
-
-class Permutation:
-    """A seeded bijection of `range(size)`, in constant memory: a Feistel network with cycle walking.
-
-    Args:
-        size: number of items, at least 1.
-        key: whatever must give another order.
-    """
-
-    ROUNDS = 6
-
-    def __init__(self, size: int, key: str):
-        assert size >= 1, size
-        self.size = size
-        bits = max(4, (size - 1).bit_length())
-        self._low_bits = bits // 2
-        self._low_mask = (1 << self._low_bits) - 1
-        self._high_mask = (1 << (bits - self._low_bits)) - 1
-        digest = hashlib.shake_256(key.encode()).digest(8 * self.ROUNDS)
-        self._keys = [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(self.ROUNDS)]
-
-    def __call__(self, item: int) -> int:
-        assert 0 <= item < self.size, (item, self.size)
-        item = self._network(item)
-        while item >= self.size:  # walk the cycle back into the range; one more step on average, or 16 / size
-            item = self._network(item)
-        return item
-
-    def _network(self, item: int) -> int:
-        high, low = item >> self._low_bits, item & self._low_mask
-        for number, key in enumerate(self._keys):
-            if number % 2:
-                low ^= _mix(high, key) & self._low_mask
-            else:
-                high ^= _mix(low, key) & self._high_mask
-        return high << self._low_bits | low
-
-
-def _mix(value: int, key: int) -> int:
-    """A 64-bit finaliser (multiply and fold) of value and key."""
-    value = ((value ^ key) * 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ value >> 32) * 0xD6E8FEB86659FD93) & _MASK
-    return value ^ value >> 32
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A subtree of sources; `start` and `end` are its shares in SHARE_UNITs at the two ends of the run."""
-
-    start: int
-    end: int
-    leaf: int | None = None
-    left: "_Node | None" = None
-    right: "_Node | None" = None
-
-    def split(self, first: int, count: int, total: int) -> np.ndarray:
-        """Of the node's first m samples, how many the left child gets, for m in `first .. first + count`."""
-        left = self.left
-        if left.start * self.end == left.end * self.start:  # a constant ratio
-            part, whole = (left.start, self.start) if self.start else (left.end, self.end)
-            exact = np.int64 if 2 * (first + count) * part + whole < 1 << 63 else object
-            numbers = np.arange(first, first + count + 1, dtype=exact)
-            return ((2 * part * numbers + whole) // (2 * whole)).astype(np.int64)
-        return np.array([self._split_ramp(number, total) for number in range(first, first + count + 1)], dtype=np.int64)
-
-    def _split_ramp(self, number: int, total: int) -> int:
-        """round(T_left(T_node^-1(number))) for T(n) = (start * n + (end - start) * n^2 / (2 * total)) / SHARE_UNIT."""
-        left, slope, scale = self.left, self.end - self.start, 1 << _FRACTION_BITS
-        # slope * n^2 + 2 * total * start * n = 2 * total * SHARE_UNIT * number, in the form that keeps all digits
-        area = 2 * total * SHARE_UNIT * number
-        past_end = area - total * total * (self.start + self.end)
-        if past_end > 0:  # rounding gave the node more than its share of the whole run: the ratio stays as at the end
-            part = total * total * (left.start + left.end) * self.end + left.end * past_end
-            whole = 2 * total * SHARE_UNIT * self.end  # not 0: a node that ends at 0 has a constant ratio
-            return (2 * part + whole) // (2 * whole)
-        root = math.isqrt(((total * self.start) ** 2 + slope * area) * scale**2)
-        time = area * scale**2 // (root + total * self.start * scale) if number else 0
-        twice = 2 * total * left.start * time * scale + (left.end - left.start) * time * time
-        return (twice + total * SHARE_UNIT * scale**2) // (2 * total * SHARE_UNIT * scale**2)
 
 
 @dataclass(frozen=True)
@@ -280,21 +197,21 @@ class SamplingPlan:
     @cached_property
     def shares(self) -> list[tuple[int, int]]:
         """Each source's share at the plan's two ends, in SHARE_UNITs."""
-        starts = _normalised([source.start for source in self.sources])
-        ends = _normalised([source.end for source in self.sources])
+        starts = normalised([source.start for source in self.sources])
+        ends = normalised([source.end for source in self.sources])
         done = (self.first_sample - self.ramp_from) / (self.total_samples - self.ramp_from)
         here = [start + (end - start) * done for start, end in zip(starts, ends, strict=True)]
-        return list(zip(_apportion(here), _apportion(ends), strict=True))
+        return list(zip(apportion(here), apportion(ends), strict=True))
 
     @cached_property
-    def _tree(self) -> _Node:
-        leaves = [_Node(start, end, leaf=i) for i, (start, end) in enumerate(self.shares) if start or end]
-        return _best_tree(leaves)
+    def _tree(self) -> Node:
+        leaves = [Node(start, end, leaf=i) for i, (start, end) in enumerate(self.shares) if start or end]
+        return best_tree(leaves)
 
     @property
     def count_error(self) -> float:
         """No source's count is ever further than this from the integral of its share, in samples."""
-        return _error_bound(self._tree)
+        return error_bound(self._tree)
 
     def _counts(self, done: int) -> list[int]:
         """Sequences each source has given after the first `done` samples of this plan, before shuffling."""
@@ -400,252 +317,3 @@ def build_plan(
     return SamplingPlan(
         tuple(built), seq_length, total_samples, seed, max_epochs, first_sample=first_sample, ramp_from=first_sample
     )
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """The order of a whole run's samples: plans that follow one another, each from its `first_sample` on."""
-
-    segments: tuple[SamplingPlan, ...]
-
-    @classmethod
-    def of_sessions(cls, sessions: Sequence[SamplingPlan]) -> "RunPlan":
-        """The chain of the sessions' plans, each built as if it stood alone."""
-        chain = list(sessions[:1])
-        for begins, plan in pairwise(sessions):
-            chain.append(_follow(chain[-1], plan, begins.total_samples))
-        return cls(tuple(chain))
-
-    @classmethod
-    def from_fingerprint(cls, saved: Mapping, max_epochs: float) -> "RunPlan":
-        """The plan that `fingerprint` described."""
-        return cls(tuple(_segment(each, max_epochs) for each in saved["segments"]))
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        return self.segments[-1].sources
-
-    @property
-    def seq_length(self) -> int:
-        return self.segments[0].seq_length
-
-    @property
-    def total_samples(self) -> int:
-        return self.segments[-1].total_samples
-
-    def segment(self, number: int) -> SamplingPlan:
-        """The plan that gives sample `number`."""
-        return self.segments[self._index(number)]
-
-    def _index(self, number: int) -> int:
-        assert number >= self.segments[0].first_sample, (number, self.segments[0].first_sample)
-        return bisect_right(self.segments, number, key=lambda segment: segment.first_sample) - 1
-
-    def locate(self, number: int) -> Location:
-        """The place of sample `number`."""
-        return self.segment(number).locate(number)
-
-    def token_offset(self, location: Location) -> int:
-        """First token, in the source's flat stream, of the sequence at `location`."""
-        return self.segments[-1].token_offset(location)
-
-    def consumed(self, sample_count: int) -> list[int]:
-        """Sequences each of `sources` has given once the run has used `sample_count` samples."""
-        given = self._given(sample_count)
-        return [given.get(source.name, 0) for source in self.sources]
-
-    def tokens_given(self, sample_count: int) -> dict[str, int]:
-        """Tokens of every source, those that left the mixture included, in the first `sample_count` samples."""
-        return {name: count * self.seq_length for name, count in self._given(sample_count).items()}
-
-    def _given(self, sample_count: int) -> dict[str, int]:
-        segment = self.segment(max(sample_count - 1, self.segments[0].first_sample))
-        given = {source.name: source.consumed for source in segment.retired}
-        return given | dict(
-            zip((source.name for source in segment.sources), segment.consumed(sample_count), strict=True)
-        )
-
-    def epochs(self, sample_count: int) -> list[float]:
-        """How often each of `sources` has been gone through after `sample_count` samples."""
-        last = self.segments[-1]
-        return [count / max(1, last.sequences_per_epoch(i)) for i, count in enumerate(self.consumed(sample_count))]
-
-    def problems(self) -> list[Problem]:
-        """What the plan can't keep; a source is told with the first session that asks too much of it."""
-        found: dict[str, Problem] = {}
-        for segment in self.segments:
-            for problem in segment.problems():
-                found.setdefault(problem.where, problem)
-        return list(found.values())
-
-    def fingerprint(self) -> dict:
-        """All that decides the order, as plain values; two plans with equal fingerprints give equal samples."""
-        return {"version": 2, "segments": [segment.fingerprint() for segment in self.segments]}
-
-
-def tokens_given(saved: Mapping, sample_count: int) -> dict[str, int]:
-    """Tokens that each source had given after `sample_count` samples of the run whose plan's fingerprint is `saved`.
-
-    Empty where the order was not a plan's (megatron-core's), or no training made the checkpoint.
-    """
-    return RunPlan.from_fingerprint(saved, math.inf).tokens_given(sample_count) if "segments" in saved else {}
-
-
-def continue_plan(saved: Mapping, plan: RunPlan, used_samples: int) -> RunPlan:
-    """The plan of a run that is resumed: the saved one, or from here on another where the recipe's mixture was changed.
-
-    In a new segment each source goes on after the sequences it has given, whatever its weight now; new sources begin,
-    and those that left are remembered. Sessions still to come follow as the recipe has them.
-
-    Args:
-        saved: the `fingerprint` of the plan the run had.
-        plan: the recipe's plan, from the run's first sample on.
-        used_samples: samples the run has used.
-
-    Raises:
-        ConfigError: what may not change did: the seed, the sequence length, the tokens of a source, `data.sampling`.
-    """
-    check_sampling(saved, "plan")
-    before = RunPlan.from_fingerprint(saved, plan.segments[0].max_epochs)
-    last = before._index(max(used_samples - 1, before.segments[0].first_sample))
-    current = before.segments[last]
-    if problems := _breaks(current, plan.segments[-1]):
-        raise ConfigError(problems)
-    if used_samples >= plan.total_samples:
-        return RunPlan(before.segments[: last + 1])
-    now = plan._index(max(used_samples, plan.segments[0].first_sample))
-    chain = list(before.segments[: last + 1])
-    if _recipe(current) != _recipe(plan.segments[now]):
-        chain.append(_follow(current, plan.segments[now], used_samples))
-    for ends, segment in pairwise(plan.segments[now:]):
-        chain.append(_follow(chain[-1], segment, ends.total_samples))
-    return RunPlan(tuple(chain))
-
-
-def check_sampling(saved: Mapping, sampling: str) -> None:
-    """Raises ConfigError where the run whose order is `saved` can't go on in the order of `data.sampling: <sampling>`:
-    neither knows which sequences the other has given."""
-    before = saved.get("sampling", "plan" if "segments" in saved else None)
-    if before is None:
-        rule = "holds a checkpoint without an order of samples, as no training made it"
-        raise ConfigError(Problem("train.run_dir", rule, "start a new run from its weights with checkpoint.init_from"))
-    if before != sampling:
-        rule = f"was {before} when the run began; a change would repeat and skip data"
-        mend = f"set data.sampling={before}, or start a new run from the weights with checkpoint.init_from"
-        raise ConfigError(Problem("data.sampling", rule, mend, sampling))
-
-
-def _follow(before: SamplingPlan, plan: SamplingPlan, first_sample: int) -> SamplingPlan:
-    """`plan` from `first_sample` on, every source going on after what it has given in `before`."""
-    given = dict(zip((source.name for source in before.sources), before.consumed(first_sample), strict=True))
-    known = {source.name: source for source in before.retired}
-    known |= {source.name: replace(source, consumed=given[source.name]) for source in before.sources}
-    sources = tuple(
-        replace(source, consumed=known[source.name].consumed if source.name in known else 0) for source in plan.sources
-    )
-    present = {source.name for source in sources}
-    retired = tuple(source for name, source in known.items() if name not in present)
-    return replace(plan, sources=sources, first_sample=first_sample, retired=retired, _blocks={}, _epochs={})
-
-
-def _segment(saved: Mapping, max_epochs: float) -> SamplingPlan:
-    return SamplingPlan(
-        sources=tuple(Source(**each) for each in saved["sources"]),
-        seq_length=saved["seq_length"],
-        total_samples=saved["total_samples"],
-        seed=saved["seed"],
-        max_epochs=max_epochs,
-        first_sample=saved["first_sample"],
-        retired=tuple(Source(**each) for each in saved["retired"]),
-        ramp_from=saved["ramp_from"],
-    )
-
-
-def _recipe(plan: SamplingPlan) -> tuple:
-    """What a recipe decides of a plan."""
-    return plan.ramp_from, plan.total_samples, tuple(replace(source, consumed=0) for source in plan.sources)
-
-
-def _breaks(before: SamplingPlan, plan: SamplingPlan) -> list[Problem]:
-    mend = "restore it, or start a new run from the weights with checkpoint.init_from"
-    problems = [
-        Problem(where, f"was {old} when the run began; a change would repeat and skip data", mend, new)
-        for where, old, new in (
-            ("data.seed", before.seed, plan.seed),
-            ("model.seq_length", before.seq_length, plan.seq_length),
-        )
-        if old != new
-    ]
-    tokens = {source.name: source.num_tokens for source in (*before.retired, *before.sources)}
-    problems += [
-        Problem(
-            f"data.train[{source.name}]",
-            f"held {tokens[source.name]:,} tokens before, now {source.num_tokens:,}: its order would be another",
-            "restore the file, or give the new one another name",
-        )
-        for source in plan.sources
-        if tokens.get(source.name, source.num_tokens) != source.num_tokens
-    ]
-    return problems
-
-
-def _apportion(weights: Sequence[float]) -> list[int]:
-    """Weights as whole numbers that sum to SHARE_UNIT: rounded down, what is left goes to the largest remainders."""
-    exact = [weight * SHARE_UNIT for weight in _normalised(weights)]
-    parts = [math.floor(value) for value in exact]
-    rest = SHARE_UNIT - sum(parts)
-    by_remainder = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
-    for i in range(rest):
-        parts[by_remainder[i % len(parts)]] += 1
-    return parts
-
-
-def _normalised(weights: Sequence[float]) -> list[float]:
-    total = math.fsum(weights)
-    assert total > 0, weights
-    return [weight / total for weight in weights]
-
-
-def _join(left: _Node, right: _Node) -> _Node:
-    return _Node(left.start + right.start, left.end + right.end, left=left, right=right)
-
-
-def _best_tree(leaves: list[_Node]) -> _Node:
-    """The tree with the smallest error bound among those that set the s smallest sources apart at the top, one a level,
-    and pair the rest as Huffman's code does."""
-    ordered = sorted(leaves, key=lambda node: (node.start + node.end, node.leaf))
-    candidates = []
-    for apart in range(len(ordered)):
-        tree = _huffman(ordered[apart:])
-        for leaf in reversed(ordered[:apart]):
-            tree = _join(leaf, tree)
-        candidates.append(tree)
-    return min(candidates, key=_error_bound)
-
-
-def _huffman(nodes: list[_Node]) -> _Node:
-    nodes = list(nodes)
-    while len(nodes) > 1:
-        nodes.sort(key=lambda node: node.start + node.end)
-        nodes = [_join(nodes[0], nodes[1]), *nodes[2:]]
-    return nodes[0]
-
-
-def _error_bound(tree: _Node) -> float:
-    """Half a sample is lost at a node's own split, and of what its parent is off, its largest share of the parent.
-
-    The shares are taken where each is largest: on a ramp, an error of a parent moves its child to another moment.
-    """
-    worst, pending = 0.0, [(tree, 0.0)]
-    while pending:
-        node, off = pending.pop()
-        worst = max(worst, off)
-        if node.leaf is None:
-            pending += [(child, 0.5 + off * _largest_ratio(child, node)) for child in (node.left, node.right)]
-    return worst
-
-
-def _largest_ratio(child: _Node, node: _Node) -> float:
-    """Of two straight lines the ratio is largest at one of the ends."""
-    ends = [(child.start, node.start), (child.end, node.end)]
-    return max((part / whole for part, whole in ends if whole), default=0.0)

@@ -11,6 +11,7 @@ from megatron_sky.data.tokens.indexed import IndexedTokens
 from megatron_sky.data.tokens.meta import Meta, read_meta
 from megatron_sky.errors import DataError
 from megatron_sky.tokenizer.kinds import Tokenizer
+from megatron_sky.tokenizer.language import language_of
 
 SAMPLED_DOCUMENTS = 2000
 LANGUAGES = ("zh", "en", "code and numbers", "other")
@@ -69,18 +70,6 @@ def show_document(prefix: str | Path, number: int, tokenizer: Tokenizer) -> str:
                 f"{pair.num_documents - 1:,}"
             )
         return tokenizer.decode(pair.document(number).tolist())
-
-
-def language_of(text: str) -> str:
-    """One of `LANGUAGES`, by the script of a text's letters and their share in it."""
-    counts = Counter(_script(char) for char in text if not char.isspace())
-    total = counts.total()
-    letters = counts["zh"] + counts["en"] + counts["other"]
-    if total == 0 or letters < 0.6 * total:
-        return "code and numbers" if counts["zh"] <= 0.3 * total else "zh"
-    if counts["zh"] > 0.3 * letters:
-        return "zh"
-    return "en" if counts["en"] >= 0.5 * letters else "other"
 
 
 def draw(overviews: Sequence[Overview], path: str | Path) -> None:

@@ -9,15 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_sky.data.sampling.plan import (
-    BLOCK,
-    SHARE_UNIT,
-    Permutation,
-    RunPlan,
-    build_plan,
-    continue_plan,
-    tokens_given,
-)
+from megatron_sky.data.sampling.permutation import Permutation
+from megatron_sky.data.sampling.plan import BLOCK, build_plan
+from megatron_sky.data.sampling.run_plan import RunPlan, continue_plan, tokens_given
+from megatron_sky.data.sampling.shares import SHARE_UNIT
 from megatron_sky.errors import ConfigError
 
 
@@ -63,7 +58,7 @@ def test_permutation_of_any_size_stays_inside_and_is_one_to_one(size, key, items
 
 def test_the_network_can_be_undone_at_2_to_the_40():
     """Each round is undone by itself, so the network is a bijection whatever the size; shown by undoing it."""
-    from megatron_sky.data.sampling.plan import _mix
+    from megatron_sky.data.sampling.permutation import _mix
 
     order = Permutation(2**40, "k")
     for item in (0, 1, 2**39 + 12345, 2**40 - 1):

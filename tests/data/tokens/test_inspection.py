@@ -1,8 +1,9 @@
 import pytest
 
 from megatron_sky.data.ingest.tokenize import TokenizeOptions, tokenize_files
-from megatron_sky.data.tokens.inspection import draw, language_of, overview, show_document
+from megatron_sky.data.tokens.inspection import draw, overview, show_document
 from megatron_sky.errors import DataError
+from megatron_sky.tokenizer.language import language_of
 from tests.data.helpers import read_texts, write_pair
 
 

@@ -15,7 +15,7 @@ from megatron_sky.data.tokens.merge import merge, pairs_in_folder
 from megatron_sky.data.tokens.meta import meta_path, read_meta
 from megatron_sky.data.tokens.verify import verify
 from megatron_sky.errors import DataError
-from megatron_sky.tokenizer.kinds import train_tokenizer
+from megatron_sky.tokenizer.train import train_tokenizer
 from tests.data.helpers import megatron_datasets, read_texts, write_pair
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
