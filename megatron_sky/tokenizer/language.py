@@ -2,8 +2,6 @@
 
 from collections import Counter
 
-from megatron_sky.data.tokens.inspection import _script
-
 
 def language_of(text: str) -> str:
     """One of `LANGUAGES`, by the script of a text's letters and their share in it."""
@@ -15,3 +13,14 @@ def language_of(text: str) -> str:
     if counts["zh"] > 0.3 * letters:
         return "zh"
     return "en" if counts["en"] >= 0.5 * letters else "other"
+
+
+LANGUAGES = ("zh", "en", "code and numbers", "other")
+
+
+def _script(char: str) -> str:
+    if "\u3400" <= char <= "\u9fff":
+        return "zh"
+    if char.isascii():
+        return "en" if char.isalpha() else "sign"
+    return "other" if char.isalpha() else "sign"

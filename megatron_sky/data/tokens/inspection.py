@@ -11,10 +11,9 @@ from megatron_sky.data.tokens.indexed import IndexedTokens
 from megatron_sky.data.tokens.meta import Meta, read_meta
 from megatron_sky.errors import DataError
 from megatron_sky.tokenizer.kinds import Tokenizer
-from megatron_sky.tokenizer.language import language_of
+from megatron_sky.tokenizer.language import LANGUAGES, language_of
 
 SAMPLED_DOCUMENTS = 2000
-LANGUAGES = ("zh", "en", "code and numbers", "other")
 
 
 @dataclass(frozen=True)
@@ -86,14 +85,6 @@ def draw(overviews: Sequence[Overview], path: str | Path) -> None:
         right.barh(LANGUAGES, [each.language_tokens.get(name, 0) for name in LANGUAGES], color="#73a946")
         right.set(title=f"tokens by language, {each.sampled:,} documents", xlabel="tokens")
     figure.savefig(path, dpi=110)
-
-
-def _script(char: str) -> str:
-    if "\u3400" <= char <= "\u9fff":
-        return "zh"
-    if char.isascii():
-        return "en" if char.isalpha() else "sign"
-    return "other" if char.isalpha() else "sign"
 
 
 def _document_sizes(pair: IndexedTokens) -> np.ndarray:
