@@ -62,7 +62,6 @@ class RankGroup:
 
 
 def _work(tasks, results) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
     from megatron_sky.distributed.launch import RankInfo
 
     while True:
