@@ -63,7 +63,7 @@ setup(
     },
     install_requires=BASE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["megatron-sky = megatron_sky.cli:main"]},
+    entry_points={"console_scripts": ["megatron-sky = megatron_sky.cli.main:main"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",

@@ -22,7 +22,7 @@ def write_tokens(prefix: Path, num_tokens: int, seed: int = 1234) -> None:
     """A learnable .bin/.idx pair: half of the tokens follow from the one before, the rest are Zipf-distributed."""
     import numpy as np
 
-    from megatron_sky.data.indexed import IndexedWriter, token_dtype
+    from megatron_sky.data.tokens.indexed import IndexedWriter, token_dtype
 
     vocab_size = SHAPE["vocab_size"]
     rng = np.random.default_rng(seed)
@@ -48,7 +48,7 @@ def recipe(
 ):
     """The run's resolved config; writes its tokens into `folder` if they are not there."""
     from megatron_sky.config.schema import Config
-    from megatron_sky.data.indexed import bin_path
+    from megatron_sky.data.tokens.indexed import bin_path
 
     tokens = folder / "tokens"
     if not bin_path(tokens).exists():

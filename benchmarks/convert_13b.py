@@ -24,9 +24,9 @@ from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint.reader import weights
 from megatron_sky.config import Config, dump_config
 from megatron_sky.config.schema import ModelConfig
-from megatron_sky.convert import weights
 
 TP, PP = 2, 2
 POOL = 1 << 26  # random values drawn once; every tensor begins elsewhere in them
@@ -169,7 +169,7 @@ def measure(name: str, verb: list, source: Path) -> dict:
     """Runs the verb in a process of its own, whose peak resident memory the kernel tells at its end."""
     forget_pages(source)
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "megatron_sky.cli_convert", *map(str, verb)])
+    process = subprocess.Popen([sys.executable, "-m", "megatron_sky", "convert", *map(str, verb)])
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status:

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from megatron_sky.config.schema import DataConfig
-from megatron_sky.data.indexed import IndexHeader, bin_path, idx_path
-from megatron_sky.data.mixture import SessionMixture
+from megatron_sky.data.sampling.mixture import SessionMixture
+from megatron_sky.data.tokens.indexed import IndexHeader, bin_path, idx_path
 
 # Shares of the report's stage-1 mixture, in per mille: English web, books, papers, encyclopedia, miscellany; Chinese
 # web, social posts, encyclopedia, miscellany; other languages' encyclopedia; code. Web and code are cut in two: 14.

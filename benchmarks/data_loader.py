@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from megatron_sky.config.schema import DataConfig
-from megatron_sky.data.indexed import IndexedWriter
 from megatron_sky.data.loader import TrainData
-from megatron_sky.data.mixture import SessionMixture
+from megatron_sky.data.sampling.mixture import SessionMixture
+from megatron_sky.data.tokens.indexed import IndexedWriter
 
 
 def write_pairs(folder: Path, num_tokens: int, num_sources: int) -> list[str]:

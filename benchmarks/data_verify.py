@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_sky.data.indexed import IndexedWriter, bin_path, idx_path
-from megatron_sky.data.meta import DocumentCounts, TokenizerRecord
-from megatron_sky.data.scan import describe
-from megatron_sky.data.verify import verify
+from megatron_sky.data.tokens.indexed import IndexedWriter, bin_path, idx_path
+from megatron_sky.data.tokens.meta import DocumentCounts, TokenizerRecord
+from megatron_sky.data.tokens.scan import describe
+from megatron_sky.data.tokens.verify import verify
 
 
 def make_cold(path: Path) -> None:

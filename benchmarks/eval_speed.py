@@ -30,7 +30,7 @@ def write_models(folder: Path, shape: dict) -> tuple[Path, Path]:
     """(Hugging Face folder, native checkpoint) of the same random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from megatron_sky.convert.native_folder import write_native
+    from megatron_sky.convert.native import write_native
     from megatron_sky.convert.sources import open_source
 
     config = LlamaConfig(
@@ -100,10 +100,10 @@ def measure(hf: Path, native: Path, spans: list, args) -> None:
     from megatron_sky.distributed.launch import RankInfo
 
     with open_context(ParallelConfig(distributed_optimizer=False), RankInfo(), num_threads=args.threads) as context:
-        from megatron_sky.evaluate.hf_model import HfModel
-        from megatron_sky.evaluate.native_model import NativeModel
         from megatron_sky.evaluate.scoring import score_spans
         from megatron_sky.evaluate.windows import plan_batches
+        from megatron_sky.inference.hf_model import HfModel
+        from megatron_sky.inference.native_model import NativeModel
 
         batches = plan_batches([span.num_inputs for span in spans], args.batch_tokens)
         models = {"native": NativeModel(native, context), "ours on HF": HfModel(hf, context)}

@@ -104,7 +104,7 @@ def theirs(pipe, setting: Setting, rank: int, port: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    from megatron_sky.data.indexed import IndexedTokens
+    from megatron_sky.data.tokens.indexed import IndexedTokens
 
     torch.set_num_threads(setting.threads)
     turns = Turns(pipe, setting)

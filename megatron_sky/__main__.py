@@ -1,6 +1,6 @@
 """`python -m megatron_sky ...`: the same commands as `megatron-sky`, for torchrun and srun."""
 
-from megatron_sky.cli import main
+from megatron_sky.cli.main import main
 
 # megatron-core's checkpoint writer spawns a process that imports this file again: without the guard it would recurse.
 if __name__ == "__main__":

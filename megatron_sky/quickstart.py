@@ -74,9 +74,9 @@ def recipes() -> Path:
 
 def make_data(out: Path, *, seed: int) -> None:
     """The corpus, its tokenizer and its token files; the same files for the same seed."""
+    from megatron_sky.data.ingest.tokenize import tokenize_jsonl
     from megatron_sky.data.synthetic import write_corpus
-    from megatron_sky.data.tokenize import tokenize_jsonl
-    from megatron_sky.data.tokenizer import train_tokenizer
+    from megatron_sky.tokenizer.train import train_tokenizer
 
     try:
         files = write_corpus(out / "corpus", seed=seed)

@@ -71,9 +71,9 @@ def corpus(tmp_path_factory) -> Path:
     """A folder with tokenizer.model and tokens/{train,validation}/{en_web,zh_web}.{bin,idx,meta.json}."""
     import json
 
+    from megatron_sky.data.ingest.tokenize import tokenize_jsonl
     from megatron_sky.data.synthetic import write_corpus
-    from megatron_sky.data.tokenize import tokenize_jsonl
-    from megatron_sky.data.tokenizer import train_tokenizer
+    from megatron_sky.tokenizer.train import train_tokenizer
 
     folder = tmp_path_factory.mktemp("corpus")
     files = write_corpus(folder / "text", train_bytes=300_000, heldout_bytes=20_000)
@@ -134,7 +134,7 @@ def recipe(corpus, tmp_path) -> Callable:
 def sky(monkeypatch, capsys):
     """`sky("train", ...)`: (exit code, standard output, standard error) of the command, run in this process."""
 
-    from megatron_sky import cli
+    from megatron_sky.cli import main as cli
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["megatron-sky", *map(str, arguments)])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_sky.convert.hf_folder import write_hf
-from megatron_sky.convert.native_folder import write_native
+from megatron_sky.convert.huggingface.folder import write_hf
+from megatron_sky.convert.native import write_native
 from megatron_sky.convert.sources import open_source
 from megatron_sky.errors import SkyError
 from megatron_sky.log import get_logger, setup_logging

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_sky.data.merge import merge, pairs_in_folder
+from megatron_sky.data.tokens.merge import merge, pairs_in_folder
 from megatron_sky.errors import SkyError
 
 

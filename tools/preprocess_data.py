@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_sky.data.tokenize import TokenizeOptions, tokenize_files
+from megatron_sky.data.ingest.tokenize import TokenizeOptions, tokenize_files
 from megatron_sky.errors import SkyError
 
 IGNORED = (

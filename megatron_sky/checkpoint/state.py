@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_sky import __version__
-from megatron_sky.checkpoint import pickles
+from megatron_sky.checkpoint.reader import pickles
 from megatron_sky.checkpoint.store import MANIFEST, TRAIN_STATE
-from megatron_sky.config import Config, dump_config, load_config, tokenizer_files
+from megatron_sky.config import Config, dump_config, load_config
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError, ConfigError
+from megatron_sky.tokenizer import files as tokenizer_files
 
 CONFIG = "config.yaml"
 _EXTRA = "_extra_state"

@@ -22,13 +22,13 @@ import numpy as np
 import xxhash
 
 from megatron_sky import __version__
+from megatron_sky.checkpoint.reader import weights
+from megatron_sky.checkpoint.reader.lazy import read_into, same_bytes
 from megatron_sky.checkpoint.store import hash_files, sync
-from megatron_sky.config import tokenizer_files
-from megatron_sky.convert import weights
-from megatron_sky.convert.lazy import read_into, same_bytes
 from megatron_sky.convert.sources import Source
 from megatron_sky.errors import CheckpointError
 from megatron_sky.log import get_logger
+from megatron_sky.tokenizer import files as tokenizer_files
 
 log = get_logger(__name__)
 

@@ -9,16 +9,21 @@ import yaml
 
 from megatron_sky.checkpoint import state as native
 from megatron_sky.checkpoint import store
-from megatron_sky.config import tokenizer_files
+from megatron_sky.checkpoint.reader import torch_dist, weights
+from megatron_sky.checkpoint.reader.lazy import LazyTensor
+from megatron_sky.checkpoint.reader.torch_files import TensorRef, TorchArchive, settings_of
 from megatron_sky.config.schema import ModelConfig
-from megatron_sky.convert import families, hf_config, megatron_args, split_files, torch_dist, vocabulary, weights
-from megatron_sky.convert.lazy import LazyTensor
+from megatron_sky.convert import vocabulary
+from megatron_sky.convert.huggingface import config as hf_config
+from megatron_sky.convert.huggingface import families
+from megatron_sky.convert.huggingface.safetensors_file import read_tensors
+from megatron_sky.convert.megatron import args as megatron_args
+from megatron_sky.convert.megatron import split_files
 from megatron_sky.convert.model_section import build_model
-from megatron_sky.convert.pickles import TensorRef, TorchArchive, settings_of
-from megatron_sky.convert.safetensors_file import read_tensors
-from megatron_sky.data.tokenizer import find_in_hugging_face
 from megatron_sky.errors import CheckpointError
 from megatron_sky.log import get_logger
+from megatron_sky.tokenizer import files as tokenizer_files
+from megatron_sky.tokenizer.kinds import find_in_hugging_face
 
 log = get_logger(__name__)
 

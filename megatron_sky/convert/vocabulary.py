@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from megatron_sky.data.tokenizer import load_tokenizer
 from megatron_sky.errors import CheckpointError
+from megatron_sky.tokenizer.kinds import load_tokenizer
 
 
 def true_vocab_size(where: Path, *, rows: int, described: int | None, tokenizer: int | None, flag: int | None) -> int:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from megatron_sky.config.schema import DataConfig
-from megatron_sky.data.indexed import IndexedTokens, bin_path
-from megatron_sky.data.meta import Meta, check_source
-from megatron_sky.data.mixture import SessionMixture, check_weights, plan_of
-from megatron_sky.data.plan import RunPlan, continue_plan
+from megatron_sky.data.sampling.mixture import SessionMixture, check_weights, plan_of
+from megatron_sky.data.sampling.run_plan import RunPlan, continue_plan
+from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path
+from megatron_sky.data.tokens.meta import Meta, check_source
 from megatron_sky.errors import ConfigError, DataError
 
 

@@ -4,8 +4,8 @@ Two models with different tokenizers predict different numbers of tokens for one
 little. The report (4.3) sets them on one scale: normalised loss = loss x own tokens / the reference model's tokens.
 """
 
-from megatron_sky.data.indexed import IndexedTokens
-from megatron_sky.data.tokenizer import Tokenizer
+from megatron_sky.data.tokens.indexed import IndexedTokens
+from megatron_sky.tokenizer.kinds import Tokenizer
 
 
 def token_ratio(file: IndexedTokens, own: Tokenizer, reference: Tokenizer, *, num_tokens: int) -> float:

@@ -12,9 +12,9 @@ import torch
 from lm_eval.api.model import TemplateLM
 
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
-from megatron_sky.evaluate.checkpoints import TextCoder
 from megatron_sky.evaluate.scoring import Model, score_spans
 from megatron_sky.evaluate.windows import Span, cut_spans, plan_batches
+from megatron_sky.tokenizer.coder import TextCoder
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's names, strongest first
 _DEFAULT_LIMIT = 256  # lm-eval's own, where the context allows

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_sky.data.indexed import IndexedTokens, bin_path
-from megatron_sky.data.inputs import BLOCK_BYTES
-from megatron_sky.data.meta import Meta, hash_blocks, meta_path, read_meta
+from megatron_sky.data.ingest.inputs import BLOCK_BYTES
+from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path
+from megatron_sky.data.tokens.meta import Meta, hash_blocks, meta_path, read_meta
 from megatron_sky.errors import DataError
 
 _MOST_DOCUMENTS = 2_000_000  # hashed in one source; more are not looked at

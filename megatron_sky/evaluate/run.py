@@ -12,17 +12,18 @@ import numpy as np
 from megatron_sky.checkpoint import state
 from megatron_sky.config.schema import ParallelConfig
 from megatron_sky.config.validate import find_problems
-from megatron_sky.data.plan import tokens_given
+from megatron_sky.data.sampling.run_plan import tokens_given
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
 from megatron_sky.evaluate import leakage, overlap, results, tables, write
-from megatron_sky.evaluate.checkpoints import NATIVE, Checkpoint, TextCoder, file_coder, open_checkpoints
+from megatron_sky.evaluate.checkpoints import NATIVE, Checkpoint, open_checkpoints
 from megatron_sky.evaluate.documents import Document, Domain, parse_data, read_domain
 from megatron_sky.evaluate.metrics import DocumentLoss, figures_of
 from megatron_sky.evaluate.reference import GENERATORS, generate_documents
 from megatron_sky.evaluate.windows import Span, cut_spans, num_predictions
 from megatron_sky.log import get_logger
+from megatron_sky.tokenizer.coder import TextCoder, file_coder
 
 log = get_logger(__name__)
 

@@ -12,15 +12,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from megatron_sky.evaluate.windows import Span, plan_batches
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
 
-_LOGITS_AT_ONCE = 1 << 20  # elements; few enough to stay in a processor's cache
-_LEAST_ROWS = 256  # at once: a product of fewer rows is slow
 _SECONDS_BETWEEN_NEWS = 30
 
 
@@ -97,16 +94,3 @@ def _score_batch(model: Model, spans: list[Span]) -> list[SpanScore] | None:
     cuts = np.cumsum([span.scored for span in spans])[:-1]
     losses, likeliest = (np.split(each.cpu().numpy(), cuts) for each in found)
     return [SpanScore(*each) for each in zip(losses, likeliest, strict=True)]
-
-
-def row_chunks(num_rows: int, width: int):
-    """Slices of rows of `width` columns, for the output layer and what follows it."""
-    step = max(_LEAST_ROWS, _LOGITS_AT_ONCE // width)
-    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
-
-
-def losses_of_logits(logits, targets):
-    """(losses `[n]`, likeliest `[n]`) of logits `[n, V]`, in float32."""
-    log_probabilities = F.log_softmax(logits.float(), -1)
-    own = log_probabilities.gather(1, targets[:, None])[:, 0]
-    return -own, own >= log_probabilities.amax(-1)

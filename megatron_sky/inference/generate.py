@@ -11,12 +11,12 @@ from pathlib import Path
 from megatron_sky.checkpoint import state as checkpoints
 from megatron_sky.checkpoint import store
 from megatron_sky.config.schema import ParallelConfig, PrecisionConfig
-from megatron_sky.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sky.distributed.context import open_context
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.log import get_logger
 from megatron_sky.model.build import build_model
+from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
 
 log = get_logger(__name__)
 

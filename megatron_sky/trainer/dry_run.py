@@ -12,8 +12,8 @@ from pathlib import Path
 from megatron_sky.config import Config
 from megatron_sky.config.units import format_count
 from megatron_sky.config.validate import backend_problems, check
-from megatron_sky.data.mixture import mixture_table
-from megatron_sky.data.plan import SamplingPlan
+from megatron_sky.data.sampling.mixture import mixture_table
+from megatron_sky.data.sampling.plan import SamplingPlan
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import open_fake_context
 from megatron_sky.distributed.topology import Coordinates, Layout

@@ -12,9 +12,8 @@ from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config import Config
 from megatron_sky.config.validate import check, find_notes
 from megatron_sky.data.loader import DocumentBounds, TrainData, prefetch
-from megatron_sky.data.meta import Meta, check_source, shared_source
-from megatron_sky.data.plan import SHARE_UNIT
-from megatron_sky.data.tokenizer import load_tokenizer
+from megatron_sky.data.sampling.shares import SHARE_UNIT
+from megatron_sky.data.tokens.meta import Meta, check_source, shared_source
 from megatron_sky.distributed import compat, device
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with, tell_started
@@ -24,6 +23,7 @@ from megatron_sky.model.build import BuiltModel, build_model
 from megatron_sky.model.flops import num_parameters
 from megatron_sky.optim.build import build_optimizer
 from megatron_sky.optim.schedule import run_length
+from megatron_sky.tokenizer.kinds import load_tokenizer
 from megatron_sky.trainer import out_of_memory, run_folder
 from megatron_sky.trainer.batches import training_requests
 from megatron_sky.trainer.garbage import GarbageCollection
@@ -117,7 +117,7 @@ def _in_megatron_order(config: Config, data: TrainData, run_dir: Path) -> TrainD
     """The data in the order that the recipe asks for; megatron-core's is built once, by the job's first rank."""
     if config.data.sampling == "plan":
         return data
-    from megatron_sky.data.megatron_order import MegatronTrainData
+    from megatron_sky.data.sampling.megatron_order import MegatronTrainData
 
     tokenizer_hash = data.metas[0].tokenizer.sha256 if data.metas[0] and config.tokenizer.path else None
     return MegatronTrainData(

@@ -10,7 +10,7 @@ from itertools import pairwise
 from megatron_sky.config import Config
 from megatron_sky.config.schema import ScheduleConfig
 from megatron_sky.config.units import format_count
-from megatron_sky.data.mixture import SessionMixture
+from megatron_sky.data.sampling.mixture import SessionMixture
 from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.optim.schedule import lr_at, run_length
 

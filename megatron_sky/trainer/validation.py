@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from megatron_sky.config.schema import ValidationConfig
 from megatron_sky.data.loader import DocumentBounds, ValidationData
 from megatron_sky.data.reference import token_ratio
-from megatron_sky.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
 from megatron_sky.trainer.batches import validation_requests
 from megatron_sky.trainer.step import StepRunner
 

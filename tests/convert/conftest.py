@@ -78,7 +78,7 @@ def recipe_of(corpus: Path, run_dir: Path, parallel: dict, model: dict, dtype: s
 @pytest.fixture(scope="session")
 def hf(native, tmp_path_factory) -> Callable[[str], Path]:
     """`hf("tp2")`: that checkpoint as a Hugging Face folder, made when first asked for."""
-    from megatron_sky.convert.hf_folder import write_hf
+    from megatron_sky.convert.huggingface.folder import write_hf
     from megatron_sky.convert.sources import open_source
 
     made: dict[str, Path] = {}

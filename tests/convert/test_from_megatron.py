@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_sky.convert import weights
-from megatron_sky.convert.hf_folder import write_hf
-from megatron_sky.convert.lazy import same_bits
-from megatron_sky.convert.native_folder import write_native
+from megatron_sky.checkpoint.reader import weights
+from megatron_sky.checkpoint.reader.lazy import same_bits
+from megatron_sky.convert.huggingface.folder import write_hf
+from megatron_sky.convert.native import write_native
 from megatron_sky.convert.sources import MEGATRON_DIST, MEGATRON_SPLIT, open_source
 from megatron_sky.errors import CheckpointError
 from tests.conftest import SEQ_LENGTH, VOCAB_SIZE

@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from megatron_sky.checkpoint import store
-from megatron_sky.convert import weights
-from megatron_sky.convert.hf_folder import write_hf
-from megatron_sky.convert.lazy import same_bits
-from megatron_sky.convert.native_folder import write_native
+from megatron_sky.checkpoint.reader import weights
+from megatron_sky.checkpoint.reader.lazy import same_bits
+from megatron_sky.checkpoint.reader.torch_dist import read_stored
+from megatron_sky.convert.huggingface.folder import write_hf
+from megatron_sky.convert.native import write_native
 from megatron_sky.convert.sources import open_source
-from megatron_sky.convert.torch_dist import read_stored
 from tests.convert import workers
 from tests.convert.conftest import KINDS, recipe_of
 

@@ -12,8 +12,8 @@ import torch
 
 from megatron_sky.checkpoint import store
 from megatron_sky.convert import output as outputs
-from megatron_sky.convert.hf_folder import write_hf
-from megatron_sky.convert.native_folder import write_native
+from megatron_sky.convert.huggingface.folder import write_hf
+from megatron_sky.convert.native import write_native
 from megatron_sky.convert.sources import open_source
 from megatron_sky.errors import CheckpointError, DataError
 from tests.convert.test_native import assert_same_weights

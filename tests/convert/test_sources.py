@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from megatron_sky.convert.native_folder import write_native
+from megatron_sky.convert.native import write_native
 from megatron_sky.convert.sources import open_source
 from megatron_sky.errors import CheckpointError
 from tests.convert.test_native import assert_same_weights

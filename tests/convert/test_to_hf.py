@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_sky.convert import weights
-from megatron_sky.convert.hf_folder import write_hf
-from megatron_sky.convert.lazy import same_bits
+from megatron_sky.checkpoint.reader import weights
+from megatron_sky.checkpoint.reader.lazy import same_bits
+from megatron_sky.convert.huggingface.folder import write_hf
 from megatron_sky.convert.sources import open_source
 from tests.conftest import VOCAB_SIZE
 from tests.convert import workers
@@ -79,7 +79,7 @@ def test_every_layout_holds_the_same_shapes_without_padding(native):
 
 def test_neither_torch_nor_megatron_core_is_imported(native, tmp_path):
     code = (
-        "import sys; from megatron_sky.cli_convert import app\n"
+        "import sys; from megatron_sky.cli.convert import app\n"
         f"try: app(['to-hf', {str(native('one'))!r}, {str(tmp_path / 'hf')!r}])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert not {'torch', 'megatron'} & set(sys.modules), 'imported'"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from megatron_sky.data.synthetic import write_corpus
-from megatron_sky.data.tokenizer import Tokenizer, train_tokenizer
-
-from .helpers import read_texts
+from megatron_sky.tokenizer.kinds import Tokenizer
+from megatron_sky.tokenizer.train import train_tokenizer
+from tests.data.helpers import read_texts
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -24,7 +24,7 @@ class Corpus:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+def text_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus")
     files = write_corpus(folder, seed=7, train_bytes=200_000, heldout_bytes=8_000)
     path = folder / "tokenizer.model"

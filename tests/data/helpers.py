@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-from megatron_sky.data.indexed import IndexedWriter
+from megatron_sky.data.tokens.indexed import IndexedWriter
 from megatron_sky.distributed import device
 
 

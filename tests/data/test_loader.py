@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from megatron_sky.config.schema import DataConfig
-from megatron_sky.data.indexed import IndexedTokens, bin_path
 from megatron_sky.data.loader import DocumentBounds, TrainData, ValidationData, prefetch
-from megatron_sky.data.mixture import SessionMixture
+from megatron_sky.data.sampling.mixture import SessionMixture
+from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path
 from megatron_sky.errors import ConfigError, DataError
-
-from .helpers import write_pair
+from tests.data.helpers import write_pair
 
 SEQ = 8
 
@@ -142,10 +141,10 @@ def test_a_held_out_set_keeps_documents_apart_as_training_does(tmp_path):
         assert scored == len(number_of) - 1 and not batch.loss_mask[-1].any()
 
 
-def test_documents_are_found_by_their_end_token_too(corpus, tmp_path):
-    from megatron_sky.data.tokenize import tokenize_jsonl
+def test_documents_are_found_by_their_end_token_too(text_corpus, tmp_path):
+    from megatron_sky.data.ingest.tokenize import tokenize_jsonl
 
-    tokenize_jsonl([corpus.files["test"]["code"]], tmp_path / "code", corpus.tokenizer)
+    tokenize_jsonl([text_corpus.files["test"]["code"]], tmp_path / "code", text_corpus.tokenizer)
     config = DataConfig(train=({"name": "c", "path": str(tmp_path / "code")},), document_mask=True, max_epochs=50)
     data = build(config, total_samples=40, seq_length=300)
     by_token = data.read(range(40))
@@ -219,10 +218,10 @@ def test_validation_names_bad_ids_and_lonely_tokens(tmp_path):
         ValidationData(str(write_pair(tmp_path / "w", [[1]])), seq_length=SEQ, vocab_size=110)
 
 
-def test_the_pair_of_the_corpus_is_read_whole(corpus, tmp_path):
-    from megatron_sky.data.tokenize import tokenize_jsonl
+def test_the_pair_of_the_corpus_is_read_whole(text_corpus, tmp_path):
+    from megatron_sky.data.ingest.tokenize import tokenize_jsonl
 
-    meta = tokenize_jsonl([corpus.files["test"]["code"]], tmp_path / "code", corpus.tokenizer)
+    meta = tokenize_jsonl([text_corpus.files["test"]["code"]], tmp_path / "code", text_corpus.tokenizer)
     data = ValidationData(str(tmp_path / "code"), seq_length=32, vocab_size=600)
     seen = data.read(range(data.num_sequences))
     with IndexedTokens(tmp_path / "code") as tokens:

@@ -6,12 +6,12 @@ import shutil
 import pytest
 
 from megatron_sky.checkpoint import store
-from megatron_sky.convert.native_folder import write_native
+from megatron_sky.convert.native import write_native
 from megatron_sky.convert.sources import open_source
 from megatron_sky.evaluate.checkpoints import open_checkpoints
 from megatron_sky.evaluate.results import read_loss
-from tests.convert.test_tokenizer_files import with_begin
 from tests.evaluate import workers
+from tests.tokenizer.test_to_huggingface import with_begin
 
 pytest.importorskip("transformers")
 

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from megatron_sky.data.tokenizer import load_tokenizer
 from megatron_sky.evaluate.overlap import find_overlaps, untold_data
+from megatron_sky.tokenizer.kinds import load_tokenizer
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_documents_of_the_training_mixture_are_named(native, corpus, ranks, tmp_
 
 
 def test_another_tokenizer_normalises_by_its_tokens(native, corpus, data, ranks, tmp_path):
-    from megatron_sky.data.tokenizer import train_tokenizer
+    from megatron_sky.tokenizer.train import train_tokenizer
 
     texts = [json.loads(line)["text"] for line in (corpus / "text/train/en_web.jsonl").open(encoding="utf-8")]
     reference = train_tokenizer(texts, tmp_path / "reference.model", 330)

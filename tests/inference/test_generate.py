@@ -10,11 +10,11 @@ import pytest
 
 from megatron_sky.checkpoint import store
 from megatron_sky.config import dump_config, load_config
-from megatron_sky.convert.hf_folder import write_hf
+from megatron_sky.convert.huggingface.folder import write_hf
 from megatron_sky.convert.sources import open_source
-from megatron_sky.data.tokenize import tokenize_jsonl
-from megatron_sky.data.tokenizer import load_tokenizer
+from megatron_sky.data.ingest.tokenize import tokenize_jsonl
 from megatron_sky.errors import ConfigError
+from megatron_sky.tokenizer.kinds import load_tokenizer
 from tests.conftest import SEQ_LENGTH
 from tests.convert import workers as training
 from tests.convert.conftest import native

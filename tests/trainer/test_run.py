@@ -2,8 +2,8 @@
 
 import pytest
 
-from megatron_sky.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from megatron_sky.errors import DataError
+from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, load_tokenizer
 from megatron_sky.trainer.run import open_data
 
 

@@ -1,0 +1,84 @@
+"""What the verbs share: how a group of them looks, options that several take, and progress on a terminal."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE... KEY=VALUE...", help="YAML files, layered left to right; then overrides."),
+]
+Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many processes on this machine.")]
+
+
+def verb_group(text: str, name: str | None = None) -> typer.Typer:
+    """A group of verbs, as all of the program's look; `text` is its help."""
+    return typer.Typer(
+        name=name,
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def check_nproc(nproc: int | None, rank: int, world_size: int) -> None:
+    """Raises ConfigError where --nproc is given to a process that a launcher started."""
+    from megatron_sky.errors import ConfigError, Problem
+
+    if nproc is not None and world_size > 1:
+        fix = "leave --nproc out under torchrun or srun, which start the processes themselves"
+        raise ConfigError(Problem("--nproc", f"this is already rank {rank} of {world_size}", fix, nproc))
+
+
+def parse_size(text: str, option: str, fix: str) -> int:
+    """A count as people write it (`5G`, `100B`). Raises ConfigError naming the option."""
+    from megatron_sky.config.units import parse_count
+    from megatron_sky.errors import ConfigError, Problem
+
+    try:
+        return int(parse_count(text.strip()))
+    except ValueError as error:
+        raise ConfigError(Problem(option, str(error), fix, text)) from None
+
+
+def log_to_screen() -> None:
+    from megatron_sky.log import setup_logging
+
+    setup_logging(rank=0, world_size=1, run_dir=None)
+
+
+class ProgressBar:
+    """A progress bar on a terminal; silent elsewhere. Called with (done, total) bytes."""
+
+    def __init__(self, title: str):
+        self._title = title
+        self._bar = None
+
+    def __enter__(self) -> "ProgressBar":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+            columns = (
+                "{task.description}",
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(self._title, total=None)
+            self._bar.start()
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,230 @@
+"""`megatron-sky eval ...`: the verbs of the `evaluate` package."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_sky.cli._common import Nproc, check_nproc, verb_group
+
+app = verb_group(
+    "Loss and perplexity per domain, signs of leakage, and benchmarks, of native and Hugging Face checkpoints."
+)
+
+Checkpoints = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[NAME=]CHECKPOINT...", help="Checkpoints, run folders (their latest), Hugging Face folders."
+    ),
+]
+Key = Annotated[
+    list[str] | None, typer.Option(help="Name of the text in a line; several are joined by a space. Default: text.")
+]
+Context = Annotated[
+    int | None, typer.Option(min=1, help="Context in tokens; default: the smallest of the models' own.")
+]
+MaxDocuments = Annotated[int | None, typer.Option(min=1, help="Only the first so many documents of each set.")]
+Stride = Annotated[
+    int | None,
+    typer.Option(min=1, help="Score documents longer than the context by windows that advance this many tokens."),
+]
+Begin = Annotated[
+    str,
+    typer.Option(help="What goes before a document: auto (as in training), bos, eod, or none (first token unscored)."),
+]
+BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens of a batch, padding included.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for JSON, CSV, Markdown, picture and each document's loss; written after each model."),
+]
+TpSize = Annotated[int, typer.Option(min=1, help="Split native models over this many tensor-parallel ranks.")]
+PpSize = Annotated[int, typer.Option(min=1, help="Split native models over this many pipeline stages.")]
+
+
+@app.command()
+def loss(
+    ctx: typer.Context,
+    checkpoints: Checkpoints,
+    data: Annotated[list[str], typer.Option(metavar="NAME=FILE", help="A domain's JSONL file; once for each file.")],
+    key: Key = None,
+    reference_tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Tokenizer whose tokens normalise the losses of all models; default: the first model's."),
+    ] = None,
+    context: Context = None,
+    max_chars: Annotated[
+        int | None, typer.Option(min=0, help="Cut texts at this many characters; 0: not at all. Default: context / 3.")
+    ] = None,
+    max_documents: MaxDocuments = None,
+    stride: Stride = None,
+    begin: Begin = "auto",
+    batch_tokens: BatchTokens = 4096,
+    out: Out = None,
+    nproc: Nproc = None,
+    tp_size: TpSize = 1,
+    pp_size: PpSize = 1,
+) -> None:
+    """Loss, normalised loss, bits per byte and perplexity of each domain, several models in one table."""
+
+    def work(info) -> None:
+        from megatron_sky.evaluate.run import evaluate_loss
+        from megatron_sky.evaluate.tables import loss_markdown
+
+        options = _options(key, context, max_chars, max_documents, stride, begin, batch_tokens, tp_size, pp_size)
+        found = evaluate_loss(checkpoints, data, options, reference_tokenizer=reference_tokenizer, out=out, info=info)
+        if info.rank == 0:
+            _show(found, loss_markdown(found))
+
+    _on_ranks(ctx, ["eval", "loss"], nproc, work)
+
+
+@app.command()
+def leakage(
+    ctx: typer.Context,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=]CHECKPOINT...", help="As for eval loss; may be left out with --published."),
+    ] = None,
+    train: Annotated[list[str] | None, typer.Option(help="JSONL of the benchmark's train split.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="JSONL of its test split.")] = None,
+    reference: Annotated[list[str] | None, typer.Option(help="JSONL of like samples made afterwards.")] = None,
+    generate_reference: Annotated[
+        str | None, typer.Option(help="Make the reference set by templates with fresh numbers: gsm8k-like.")
+    ] = None,
+    published: Annotated[
+        Path | None, typer.Option(help="CSV (model, L_test, L_train, L_ref) of losses to list above the checkpoints'.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the generated reference set and of the bootstrap.")] = 0,
+    margin: Annotated[float, typer.Option(min=0.0, help="A difference counts beyond this fraction of L_ref.")] = 0.05,
+    key: Key = None,
+    context: Context = None,
+    max_chars: Annotated[int, typer.Option(min=0, help="Cut texts at this many characters; 0: not at all.")] = 0,
+    max_documents: MaxDocuments = None,
+    stride: Stride = None,
+    begin: Begin = "auto",
+    batch_tokens: BatchTokens = 4096,
+    out: Out = None,
+    nproc: Nproc = None,
+    tp_size: TpSize = 1,
+    pp_size: PpSize = 1,
+) -> None:
+    """Whether a benchmark was trained on: its train and test split against samples made afterwards."""
+
+    def work(info) -> None:
+        from megatron_sky.evaluate.run import evaluate_leakage
+        from megatron_sky.evaluate.tables import leakage_markdown
+
+        options = _options(key, context, max_chars, max_documents, stride, begin, batch_tokens, tp_size, pp_size)
+        found = evaluate_leakage(
+            checkpoints or [],
+            {"train": train or [], "test": test or [], "reference": reference or []},
+            options,
+            generate=generate_reference,
+            published=published,
+            seed=seed,
+            margin=margin,
+            out=out,
+            info=info,
+        )
+        if info.rank == 0:
+            _show(found, leakage_markdown(found))
+
+    _on_ranks(ctx, ["eval", "leakage"], nproc, work)
+
+
+@app.command()
+def tasks(
+    ctx: typer.Context,
+    checkpoints: Checkpoints,
+    tasks: Annotated[str, typer.Option(help="Names of the harness's tasks, separated by commas.")],
+    include_path: Annotated[Path | None, typer.Option(help="Folder with YAML files of further tasks.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each sample; default: the task's own.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many samples of each task.")] = None,
+    batch_tokens: BatchTokens = 4096,
+    out: Out = None,
+    nproc: Nproc = None,
+) -> None:
+    """Benchmarks by EleutherAI's lm-eval harness; offline where the tasks' data are local files."""
+
+    def work(info) -> None:
+        from megatron_sky.evaluate.tasks import evaluate_tasks, tasks_markdown
+
+        scores = evaluate_tasks(
+            checkpoints,
+            [each.strip() for each in tasks.split(",") if each.strip()],
+            include_path=include_path,
+            num_fewshot=num_fewshot,
+            limit=limit,
+            batch_tokens=batch_tokens,
+            out=out,
+            info=info,
+        )
+        if info.rank == 0:
+            print(tasks_markdown(scores))
+
+    _on_ranks(ctx, ["eval", "tasks"], nproc, work)
+
+
+def _show(found, words: str) -> None:
+    """Prints the tables; a model that failed is an error then."""
+    from megatron_sky.evaluate.run import failure_of
+
+    print(words, flush=True)
+    if found.failed:
+        raise failure_of(found)
+
+
+def _options(key, context, max_chars, max_documents, stride, begin, batch_tokens, tp_size, pp_size):
+    from megatron_sky.errors import ConfigError, Problem
+    from megatron_sky.evaluate.checkpoints import BEGINS
+    from megatron_sky.evaluate.run import Options
+
+    if begin not in BEGINS:
+        raise ConfigError(Problem("--begin", f"must be one of {', '.join(BEGINS)}", value=begin))
+    return Options(
+        keys=tuple(key or ["text"]),
+        context=context,
+        max_characters=max_chars,
+        max_documents=max_documents,
+        stride=stride,
+        begin=begin,
+        batch_tokens=batch_tokens,
+        tp_size=tp_size,
+        pp_size=pp_size,
+    )
+
+
+def _on_ranks(ctx: typer.Context, verb: list[str], nproc: int | None, work: Callable) -> None:
+    """Runs `work(info)` here, or in `nproc` new processes that get the same arguments; ranks may also come from
+    torchrun or Slurm."""
+    from megatron_sky.distributed.launch import guard, rank_info, run_local
+    from megatron_sky.log import setup_logging
+
+    info = rank_info()
+    check_nproc(nproc, info.rank, info.world_size)
+    if nproc is not None and nproc > 1:
+        run_local([*verb, *_arguments(ctx)], nproc)
+        return
+    setup_logging(info.rank, info.world_size, None)
+    if info.world_size == 1:
+        work(info)
+    else:
+        guard(lambda: work(info), info.rank)
+
+
+def _arguments(ctx: typer.Context) -> list[str]:
+    """The command line again, without --nproc."""
+    options, arguments = [], []
+    for parameter in ctx.command.params:
+        value = ctx.params.get(parameter.name)
+        if parameter.name == "nproc" or value is None:
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        if parameter.param_type_name == "argument":
+            arguments += map(str, values)
+        else:
+            options += [word for each in values for word in (parameter.opts[0], str(each))]
+    return [*options, *arguments]

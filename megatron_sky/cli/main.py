@@ -1,0 +1,74 @@
+"""The command line: one verb, one function. A verb imports its package when called, so help is quick."""
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from megatron_sky import __version__
+from megatron_sky.cli import checkpoint, convert, data, doctor, eval, generate, migrate, report, slurm, tokenizer, train
+from megatron_sky.cli._common import verb_group
+from megatron_sky.errors import RunError, SkyError
+
+app = verb_group(
+    "The open training system behind Skywork-13B, on megatron-core: from a laptop's CPU to 512 GPUs.", "megatron-sky"
+)
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point: what a user can mend is told in words, with an exit code; the rest keeps its traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path whose name is no UTF-8 is printed as it is
+    try:
+        app()
+    except SkyError as error:
+        print(f"megatron-sky: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        mend = "see that it is there, that you may read or write it, and that its disk has room"
+        print(f"megatron-sky: {error.filename}: {error.strerror}\n  mend: {mend}", file=sys.stderr)
+        sys.exit(RunError.exit_code)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:  # typer's answer to Ctrl-C
+            print("megatron-sky: interrupted", file=sys.stderr)
+        raise
+
+
+for name, group in {
+    "checkpoint": checkpoint,
+    "convert": convert,
+    "data": data,
+    "slurm": slurm,
+    "eval": eval,
+    "tokenizer": tokenizer,
+}.items():
+    app.add_typer(group.app, name=name)
+app.command()(convert.release)
+app.command()(doctor.doctor)
+app.command("from-args", context_settings={"ignore_unknown_options": True})(migrate.from_args)
+app.command()(train.quickstart)
+app.command()(train.train)
+app.command()(report.report)
+app.command()(generate.generate)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"megatron-sky {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors that complete and check YAML."""
+    import json
+
+    from megatron_sky.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))

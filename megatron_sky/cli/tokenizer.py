@@ -1,0 +1,101 @@
+"""`megatron-sky tokenizer ...`: build, extend, check. Each verb imports its package when it is called."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_sky.cli._common import verb_group
+
+app = verb_group("Tokenizers: build, extend, check.")
+
+Inputs = Annotated[list[str], typer.Argument(help="JSONL (.gz, .zst), Parquet or .txt files, folders, globs.")]
+Out = Annotated[Path, typer.Option(help="The .model file to write.")]
+Size = Annotated[int, typer.Option(help="Exact number of tokens.")]
+Key = Annotated[str, typer.Option(help="Name of the text in an object or table.")]
+MaxBytes = Annotated[int, typer.Option(help="Learn from about this many bytes of text, spread over the input.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace a file that is there.")]
+Reserved = Annotated[int, typer.Option(help="Reserved symbols: [USER], [BOT], [SEP], [RESERVED_0] ...")]
+
+
+@app.command()
+def build(
+    inputs: Inputs,
+    out: Out,
+    vocab_size: Size,
+    key: Key = "text",
+    max_bytes: MaxBytes = 200_000_000,
+    reserved: Reserved = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Learn a SentencePiece BPE vocabulary with byte fallback and single digits."""
+    from megatron_sky.data.ingest.texts import sample_texts
+    from megatron_sky.tokenizer.extend import reserved_symbols
+    from megatron_sky.tokenizer.train import train_tokenizer
+
+    _check_free(out, overwrite)
+    texts = sample_texts(inputs, key=key, max_bytes=max_bytes)
+    made = train_tokenizer(texts, out, vocab_size, reserved=reserved_symbols(reserved))
+    typer.echo(f"{out}: {made.vocab_size:,} tokens, sha256 {made.sha256[:12]}")
+
+
+@app.command()
+def extend(
+    inputs: Inputs,
+    base: Annotated[Path, typer.Option(help="SentencePiece .model to begin with; its ids are kept.")],
+    out: Out,
+    vocab_size: Size = 65_536,
+    characters: Annotated[int, typer.Option(help="Single Chinese characters to add, at most.")] = 8000,
+    reserved: Reserved = 17,
+    key: Key = "text",
+    max_bytes: MaxBytes = 200_000_000,
+    overwrite: Overwrite = False,
+) -> None:
+    """Add Chinese characters, Chinese words and reserved symbols to a vocabulary, up to an exact size."""
+    from megatron_sky.data.ingest.texts import sample_texts
+    from megatron_sky.tokenizer.extend import extend_tokenizer, reserved_symbols
+    from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, load_tokenizer
+
+    _check_free(out, overwrite)
+    loaded = load_tokenizer(base)
+    if not isinstance(loaded, SentencePieceTokenizer):
+        raise typer.BadParameter(f"--base {base}: only a SentencePiece .model can be extended")
+    made = extend_tokenizer(
+        loaded,
+        sample_texts(inputs, key=key, max_bytes=max_bytes),
+        out,
+        vocab_size=vocab_size,
+        num_characters=characters,
+        reserved=reserved_symbols(reserved),
+    )
+    typer.echo(f"{out}: {made.vocab_size:,} tokens, {made.vocab_size - loaded.vocab_size:,} of them new")
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    from megatron_sky.errors import DataError
+
+    if out.exists() and not overwrite:
+        raise DataError(
+            f"{out} exists already, and data may have been made with it\n"
+            "  mend: choose another name, or allow replacing with --overwrite"
+        )
+
+
+@app.command()
+def check(
+    tokenizer: Annotated[Path, typer.Argument(help="SentencePiece .model, tokenizer.json or .tiktoken file.")],
+    text: Annotated[list[str] | None, typer.Option(help="Files whose texts are tried too.")] = None,
+    key: Key = "text",
+    max_bytes: MaxBytes = 2_000_000,
+) -> None:
+    """Prove a tokenizer: round trip, sizes, digits, special symbols, compression, equal ids from every library."""
+    from megatron_sky.data.ingest.texts import sample_texts
+    from megatron_sky.tokenizer.check import check_tokenizer
+    from megatron_sky.tokenizer.kinds import load_tokenizer
+
+    texts = list(sample_texts(text, key=key, max_bytes=max_bytes)) if text else []
+    checks = check_tokenizer(load_tokenizer(tokenizer), texts)
+    for each in checks:
+        typer.echo(f"{'ok  ' if each.holds else 'FAIL'} {each.rule}: {each.seen}")
+    if not all(each.holds for each in checks):
+        raise typer.Exit(3)

@@ -1,0 +1,72 @@
+"""`megatron-sky train` and `megatron-sky quickstart`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_sky.cli._common import Nproc, Recipe, check_nproc
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the corpus, the tokenizer and the run.")] = Path(
+        "runs/quickstart"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of corpus, weights and data order.")] = 1234,
+) -> None:
+    """Corpus, tokenizer, training at TP2, resume at PP2, report: the whole road in minutes, on any machine."""
+    from megatron_sky.quickstart import run
+
+    run(out, seed=seed)
+
+
+def train(
+    recipe: Recipe,
+    nproc: Nproc = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; start nothing.")
+    ] = False,
+    world_size: Annotated[int | None, typer.Option(min=1, help="With --dry-run: plan for this many ranks.")] = None,
+    session: Annotated[str | None, typer.Option(help="Train only this session of the recipe (train.session).")] = None,
+) -> None:
+    """Train, or continue, the run that the recipe describes.
+
+    Ranks come from --nproc, from torchrun's or Slurm's variables, or it is one process alone.
+    """
+    from megatron_sky.config.load import load_recipe
+    from megatron_sky.distributed.launch import guard, hold_leave_signals, rank_info, run_local, watch_launcher
+    from megatron_sky.errors import ConfigError, Problem
+
+    if session is not None:
+        recipe = [*recipe, f"train.session={session}"]
+    info = rank_info()
+    if info.world_size > 1:
+        hold_leave_signals()
+        watch_launcher()
+    if world_size is not None and not dry_run:
+        raise ConfigError(
+            Problem("--world-size", "has an effect with --dry-run only", "use --nproc to start processes")
+        )
+    check_nproc(nproc, info.rank, info.world_size)
+    config = load_recipe(recipe)
+    ranks = nproc or info.world_size
+    if dry_run:
+        from megatron_sky.trainer import run_folder
+        from megatron_sky.trainer.dry_run import print_plan
+
+        run_folder.check_free(Path(config.train.run_dir))
+        print_plan(config, world_size or ranks)
+        return
+    if nproc is not None and nproc > 1:
+        from megatron_sky.trainer.run import check_before, check_start
+
+        check_before(config, nproc)
+        check_start(config)
+        run_local(["train", *recipe], nproc)
+        return
+    from megatron_sky.trainer.run import train as run_training
+
+    if info.world_size == 1:
+        run_training(config, info)
+    else:
+        guard(lambda: run_training(config, info), info.rank)

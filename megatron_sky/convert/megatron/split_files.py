@@ -1,0 +1,185 @@
+"""Megatron-LM's older checkpoints: one `model_optim_rng.pt` per tensor- and pipeline-parallel rank.
+
+    iter_0001000/mp_rank_00/model_optim_rng.pt         tensor-parallel rank 00
+    iter_0001000/mp_rank_00_001/model_optim_rng.pt     tensor-parallel rank 00, pipeline stage 001
+
+A file holds `args`, `checkpoint_version` and `model` (`model0`, `model1` ... with interleaved stages), beside optimizer
+and random state, which are not read. Two spellings of the weights exist: megatron-core's flat one, and the nested one
+of before (`language_model.encoder.layers.0.self_attention.query_key_value.weight`). Layers are numbered anew in every
+stage. The split of each tensor is undone: rows side by side for the first linear of a pair and the embeddings, columns
+for the second, and a gated fc1 half by half, since every rank holds a part of the gate and a part of the up projection.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_sky.checkpoint.reader import weights
+from megatron_sky.checkpoint.reader.lazy import LazyTensor
+from megatron_sky.checkpoint.reader.torch_files import TensorRef, TorchArchive, settings_of
+from megatron_sky.errors import CheckpointError
+
+FILE = "model_optim_rng.pt"
+_FOLDER = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")
+_COLUMNS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+_WHOLE = ("layer_norm_weight", "layer_norm_bias", "linear_proj.bias", "linear_fc2.bias", "final_layernorm", "position_")
+
+# The nested spelling, piece by piece; the order matters where one pattern is part of another.
+_RENAMED = [
+    (r"^language_model\.", ""),
+    (r"^(encoder|transformer)\.layers\.", "decoder.layers."),
+    (r"^(encoder|transformer)\.final_(layer)?norm\.", "decoder.final_layernorm."),
+    (r"\.(input_norm|input_layernorm)\.", ".self_attention.linear_qkv.layer_norm_"),
+    (r"\.(post_attention_norm|post_attention_layernorm|pre_mlp_layernorm)\.", ".mlp.linear_fc1.layer_norm_"),
+    (r"\.(self_)?attention\.query_key_value\.", ".self_attention.linear_qkv."),
+    (r"\.(self_)?attention\.dense\.", ".self_attention.linear_proj."),
+    (r"\.mlp\.dense_h_to_4h\.", ".mlp.linear_fc1."),
+    (r"\.mlp\.dense_4h_to_h\.", ".mlp.linear_fc2."),
+    (r"^word_embeddings_for_head\.", "output_layer."),
+]
+
+
+@dataclass(frozen=True)
+class SplitCheckpoint:
+    """An opened folder: Megatron-LM's settings, and rank files by (tensor rank, pipeline stage)."""
+
+    settings: dict | None
+    ranks: dict[tuple[int, int], "_RankFile"]
+
+    @property
+    def tp_size(self) -> int:
+        return 1 + max(tp for tp, _ in self.ranks)
+
+    @property
+    def pp_size(self) -> int:
+        return 1 + max(pp for _, pp in self.ranks)
+
+
+@dataclass(frozen=True)
+class _RankFile:
+    """One rank's file: its model chunks, each name -> tensor."""
+
+    path: Path
+    chunks: list[dict[str, LazyTensor]]
+
+
+def is_split(folder: Path) -> bool:
+    """Whether `folder` holds mp_rank_XX folders."""
+    return folder.is_dir() and any(_FOLDER.fullmatch(each.name) for each in folder.iterdir())
+
+
+def open_split(folder: Path) -> SplitCheckpoint:
+    """Opens every rank's file. Raises CheckpointError naming a rank whose file is missing or damaged."""
+    paths = {}
+    for each in folder.iterdir():
+        if match := _FOLDER.fullmatch(each.name):
+            paths[int(match[1]), int(match[2] or 0)] = each / FILE
+    tp_size, pp_size = (1 + max(key[axis] for key in paths) for axis in (0, 1))
+    missing = [(tp, pp) for tp in range(tp_size) for pp in range(pp_size) if (tp, pp) not in paths]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: has files of {tp_size} tensor-parallel ranks and {pp_size} pipeline stages, but none for "
+            f"(tensor rank, stage) {', '.join(map(str, missing))}"
+        )
+    settings, ranks = None, {}
+    for key, path in sorted(paths.items()):
+        content, ranks[key] = _open_rank(path)
+        settings = settings or settings_of(content)
+    return SplitCheckpoint(settings, ranks)
+
+
+def whole_tensors(checkpoint: SplitCheckpoint, *, gated: bool, tied: bool) -> dict[str, LazyTensor]:
+    """Canonical name -> whole tensor (`weights`), padding rows included. `gated`: fc1 is SwiGLU's gate and up."""
+    found: dict[str, LazyTensor] = {}
+    first_layer = 0
+    num_chunks = max(len(rank.chunks) for rank in checkpoint.ranks.values())
+    for chunk in range(num_chunks):
+        for stage in range(checkpoint.pp_size):
+            parts = [checkpoint.ranks[tp, stage].chunks[chunk] for tp in range(checkpoint.tp_size)]
+            joined = _join_ranks(parts, gated, [checkpoint.ranks[tp, stage].path for tp in range(checkpoint.tp_size)])
+            layers = {_layer_of(name) for name in joined} - {None}
+            for name, tensor in joined.items():
+                if tied and name == weights.OUTPUT_LAYER:
+                    continue  # the last stage's copy of the embedding
+                found[_renumbered(name, first_layer)] = tensor
+            first_layer += len(layers)
+    return found
+
+
+def _open_rank(path: Path) -> tuple[dict, _RankFile]:
+    archive = TorchArchive(path)
+    content = archive.content(tolerant=True)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: is no checkpoint of Megatron-LM: it holds no table")
+    version = content.get("checkpoint_version", 0)
+    if not isinstance(version, int | float) or version < 2.0:
+        raise CheckpointError(
+            f"{path}: checkpoint_version = {version!r}: before 2.0 query, key and value lay in another order\n"
+            "  mend: load and save it once with a Megatron-LM that upgrades it"
+        )
+    models = [content[key] for key in _chunk_keys(content)]
+    if not models:
+        raise CheckpointError(f"{path}: holds no model; it has {', '.join(map(str, content))}")
+    return content, _RankFile(path, [_tensors(archive, model) for model in models])
+
+
+def _chunk_keys(content: dict) -> list[str]:
+    if "model" in content:
+        return ["model"]
+    return sorted((k for k in content if re.fullmatch(r"model\d+", str(k))), key=lambda k: int(k.removeprefix("model")))
+
+
+def _tensors(archive: TorchArchive, model: object) -> dict[str, LazyTensor]:
+    return {
+        _canonical(name): archive.tensor(ref, name)
+        for name, ref in _flat(model, "")
+        if not name.endswith(("_extra_state", "inv_freq"))
+    }
+
+
+def _flat(node: object, prefix: str):
+    """(dotted name, TensorRef) of every tensor in nested tables."""
+    if isinstance(node, TensorRef):
+        yield prefix, node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _canonical(name: str) -> str:
+    for pattern, spelling in _RENAMED:
+        name = re.sub(pattern, spelling, name)
+    return weights.canonical(name)
+
+
+def _join_ranks(parts: list[dict[str, LazyTensor]], gated: bool, paths: list[Path]) -> dict[str, LazyTensor]:
+    """Every tensor of one model chunk, from its tensor-parallel parts."""
+    for part, path in zip(parts[1:], paths[1:], strict=True):
+        if differing := sorted(part.keys() ^ parts[0].keys()):
+            raise CheckpointError(f"{path}: holds other tensors than {paths[0]}: {', '.join(differing[:5])}")
+    return {name: _join(name, [part[name] for part in parts], gated) for name in parts[0]}
+
+
+def _join(name: str, parts: list[LazyTensor], gated: bool) -> LazyTensor:
+    if len(parts) == 1 or any(mark in name for mark in _WHOLE):
+        return parts[0]
+    if name.endswith(_COLUMNS):
+        return parts[0].joined_with(parts[1:], 1)
+    if gated and "mlp.linear_fc1." in name:
+        halves = [part.rows(0, part.shape[0] // 2) for part in parts]
+        halves += [part.rows(part.shape[0] // 2, part.shape[0]) for part in parts]
+        return halves[0].joined_with(halves[1:], 0)
+    return parts[0].joined_with(parts[1:], 0)
+
+
+def _layer_of(name: str) -> int | None:
+    match = re.match(r"decoder\.layers\.(\d+)\.", name)
+    return int(match[1]) if match else None
+
+
+def _renumbered(name: str, first_layer: int) -> str:
+    layer = _layer_of(name)
+    if layer is None:
+        return name
+    prefix = f"{weights.LAYERS}{layer}."
+    return f"{weights.LAYERS}{first_layer + layer}.{name.removeprefix(prefix)}"

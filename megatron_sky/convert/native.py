@@ -1,0 +1,298 @@
+"""Any source to a native torch_dist checkpoint, from which a run starts in any layout (`checkpoint.init_from`).
+
+The folder is what a run of one process would have saved without its optimizer: chunks in `.distcp` files, `.metadata`,
+the common state, config.yaml, train_state.json, manifest. megatron-core's writer wants the model in memory; here each
+chunk is saved by torch.save as it comes, at most `_CHUNK` bytes, and `.metadata` is made at the end from what was
+written. Padding rows of the vocabulary are zeros. Everything is read back by this package's own reader and compared.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_sky.checkpoint import state as native
+from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint.reader import weights
+from megatron_sky.checkpoint.reader.lazy import LazyTensor, read_ahead
+from megatron_sky.checkpoint.reader.torch_dist import COMMON, METADATA
+from megatron_sky.checkpoint.reader.torch_files import TensorRef, TorchArchive
+from megatron_sky.config import Config, dump_config
+from megatron_sky.convert.output import (
+    DEFAULT_FILE_SIZE,
+    RECORD,
+    Converted,
+    Expected,
+    Output,
+    WeightFile,
+    converted_already,
+    describe_source,
+    plan_files,
+    prepared,
+)
+from megatron_sky.convert.sources import HF, Source
+from megatron_sky.errors import CheckpointError
+from megatron_sky.log import get_logger
+from megatron_sky.tokenizer import files as tokenizer_files
+
+log = get_logger(__name__)
+
+_CHUNK = 128 << 20  # bytes
+_TORCH = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+_PRECISION = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+# Layers whose modules have an extra state in megatron-core's checkpoints; empty unless FP8 scales are kept.
+_EXTRA_STATES = tuple(
+    f"{linear}._extra_state"
+    for linear in ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
+)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A piece that was written: `offsets` and `sizes` in the stored tensor, `begin` and `length` in the file."""
+
+    key: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    begin: int
+    length: int
+
+
+def write_native(
+    source: Source, out: Path, *, vocab_multiple: int | None = None, file_size: int = DEFAULT_FILE_SIZE
+) -> Converted:
+    """Writes `source` as a native checkpoint and proves every tensor. Raises CheckpointError; then `out` isn't there.
+
+    `vocab_multiple`: rows of the embedding are padded to a multiple of it, which the target's tensor-parallel size must
+    divide; None: the recipe's default.
+    """
+    if vocab_multiple is not None:
+        source = _with_model(source, vocab_multiple=vocab_multiple)
+    config = _recipe(source)
+    conversion = {
+        "to": "native",
+        "file_size": file_size,
+        "padded_vocab_size": source.model.padded_vocab_size,
+        **describe_source(source),
+    }
+    if done := converted_already(out, conversion):
+        log.info("%s: is converted and whole already", out)
+        return done
+    with prepared(out, conversion) as output:
+        return _write(source, output, config, file_size)
+
+
+def _with_model(source: Source, **changes: object) -> Source:
+    from dataclasses import replace
+
+    return replace(source, model=source.model.model_copy(update=changes))
+
+
+def _recipe(source: Source) -> Config:
+    """The recipe that goes with the weights: the model, its number format, and the least that a recipe must hold.
+
+    No training made this checkpoint, so there is no schedule or data to record; a run that starts from it has its own.
+    """
+    if source.dtype not in _PRECISION:
+        raise CheckpointError(f"{source.folder}: weights in {source.dtype} are more than a run computes with")
+    return Config.model_validate(
+        {
+            "model": source.model.model_dump() | {"preset": None},
+            "precision": {"dtype": _PRECISION[source.dtype]},
+            "tokenizer": {"path": None},
+            "schedule": {"lr": 1e-5, "style": "constant"},
+            "train": {"run_dir": "none", "tokens": source.model.seq_length, "global_batch_size": 1},
+        }
+    )
+
+
+def _write(source: Source, output: Output, config: Config, file_size: int) -> Converted:
+    plan = plan_files(source, file_size)
+    names = [f"__0_{number}.distcp" for number in range(len(plan))]
+    todo = [
+        weight for file, listed in zip(names, plan, strict=True) if file not in output.finished for weight in listed
+    ]
+    output.check_space(sum(source.weights[weight].num_bytes for weight in todo))
+    for file, listed in zip(names, plan, strict=True):
+        if file not in output.finished:
+            output.add(file, _write_file(source, output.folder / file, listed))
+            log.info("%s: %d tensors written and proven", file, len(listed))
+    _write_description(source, output, config, names)
+    for name in output.folder.glob("*.tmp"):
+        name.unlink()
+    _write_manifest(output)
+    return output.publish(len(source.weights), source.num_bytes)
+
+
+def _write_file(source: Source, path: Path, listed: list[str]) -> dict:
+    chunks: list[_Chunk] = []
+    with WeightFile(path) as file:
+        loaded = read_ahead(source.weights[weight] for weight in listed)
+        for weight, bits in zip(listed, loaded, strict=True):
+            chunks += _write_weight(file, weight, bits, source)
+        record = file.finish()
+    return record | {"chunks": [[c.key, c.offsets, c.sizes, c.begin, c.length] for c in chunks]}
+
+
+def _write_weight(file: WeightFile, weight: str, bits: np.ndarray, source: Source) -> list[_Chunk]:
+    """Writes one weight in chunks of rows and proves each."""
+    tensor = source.weights[weight]
+    key, lead = _stored_key(weight)
+    written = []
+    for start, piece in _pieces(bits, weight, source):
+        begin = file.size
+        piece = np.ascontiguousarray(piece)
+        _save(file, piece.reshape((1,) * len(lead) + piece.shape), tensor.dtype)
+        offsets = (*lead, start, *(0,) * (piece.ndim - 1))
+        chunk = _Chunk(key, offsets, (1,) * len(lead) + piece.shape, begin, file.size - begin)
+        file.prove([_expected(file.path, chunk, piece, tensor)])
+        written.append(chunk)
+    return written
+
+
+def _stored_key(weight: str) -> tuple[str, tuple[int, ...]]:
+    """(megatron-core's key, the index on its leading axis): all layers share one tensor."""
+    if not weight.startswith(weights.LAYERS):
+        return weight, ()
+    number, _, name = weight.removeprefix(weights.LAYERS).partition(".")
+    return f"{weights.LAYERS}{name}", (int(number),)
+
+
+def _pieces(bits: np.ndarray, weight: str, source: Source) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, rows) of at most `_CHUNK` bytes, the vocabulary's padding rows included."""
+    rows = source.model.padded_vocab_size if weight in weights.VOCABULARY_ROWS else len(bits)
+    step = max(1, _CHUNK // max(1, bits[:1].nbytes))
+    for start in range(0, rows, step):
+        piece = bits[start : min(start + step, rows)]
+        missing = min(start + step, rows) - start - len(piece)
+        if missing:
+            piece = np.concatenate([piece, np.zeros((missing, *bits.shape[1:]), bits.dtype)])
+        yield start, piece
+
+
+def _save(file: WeightFile, bits: np.ndarray, dtype: str) -> None:
+    import torch
+
+    torch.save(torch.from_numpy(bits).view(getattr(torch, _TORCH[dtype])), file)
+
+
+def _expected(path: Path, chunk: _Chunk, piece: np.ndarray, tensor: LazyTensor) -> Expected:
+    """Where the chunk's bytes must stand, as this package's own reader finds them."""
+    archive = TorchArchive(path, chunk.begin, chunk.length)
+    ref = archive.content()
+    whole = isinstance(ref, TensorRef) and ref.is_contiguous and ref.storage_offset == 0
+    if not whole or (ref.shape, ref.dtype) != (chunk.sizes, tensor.dtype):
+        raise CheckpointError(f"{path}: {chunk.key}: read back, is not the tensor that was written")
+    return Expected(archive.data_offset(ref), piece, chunk.key)
+
+
+def _write_description(source: Source, output: Output, config: Config, names: list[str]) -> None:
+    """Everything but the weights."""
+    import torch
+
+    folder = output.folder
+    common = {"content_metadata": _content_metadata()}
+    with WeightFile(folder / "__0_state.distcp") as file:
+        objects = {key: _save_object(file, value) for key, value in _objects(source, common).items()}
+        file.finish()
+    _write_metadata(source, output, names, objects)
+    torch.save(common, folder / COMMON)  # megatron-core before 0.17 reads this, later versions the object of that name
+    backends = {
+        "sharded_backend": "torch_dist",
+        "sharded_backend_version": 1,
+        "common_backend": "torch",
+        "common_backend_version": 1,
+    }
+    output.write_text("metadata.json", json.dumps(backends))
+    output.write_text(native.CONFIG, dump_config(config))
+    progress = {"step": 0, "consumed_samples": 0, "consumed_tokens": 0}
+    described = {"progress": progress, "data": {}, "layout": f"converted from a {source.kind}: {source.folder.name}"}
+    output.write_text(native.TRAIN_STATE, native.train_state(described))
+    if source.tokenizer is not None:
+        tokenizer_files.copy(source.tokenizer, folder, settings=True)
+    elif source.kind == HF:
+        log.warning("%s: has no tokenizer, so the checkpoint gets none", source.folder)
+
+
+def _content_metadata() -> dict:
+    """What `checkpoint.state` saves as the content's description: weights only."""
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+        "chained_optim_avoid_prefix": True,
+        "singleton_local_shards": False,
+        "holds_optimizer": False,
+    }
+
+
+def _objects(source: Source, common: dict) -> dict[str, object]:
+    """Key -> what megatron-core saves beside tensors: the modules' empty extra states, and the common state."""
+    layers = source.model.num_layers
+    extra = {
+        f"{weights.LAYERS}{name}/shard_{number}_{layers}": [None] for name in _EXTRA_STATES for number in range(layers)
+    }
+    # Transformer Engine's final norm asks for one; others pass it over
+    return extra | {"decoder.final_layernorm._extra_state/shard_0_1": [None], "common_state/shard_0_1": [common]}
+
+
+def _save_object(file: WeightFile, value: object) -> tuple[int, int]:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    begin = file.size
+    return begin, file.write(buffer.getvalue())
+
+
+def _write_metadata(source: Source, output: Output, names: list[str], objects: dict[str, tuple[int, int]]) -> None:
+    """`.metadata`, by torch's own classes."""
+    import pickle
+
+    import torch
+    from torch.distributed.checkpoint import metadata as dcp
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    tensors: dict[str, dcp.TensorStorageMetadata] = {}
+    storage = {}
+    dtypes = {_stored_key(name)[0]: tensor.dtype for name, tensor in source.weights.items()}
+    shapes = _stored_shapes(source)
+    for file in names:
+        for key, offsets, sizes, begin, length in output.finished[file]["chunks"]:
+            properties = dcp.TensorProperties(dtype=getattr(torch, _TORCH[dtypes[key]]))
+            entry = tensors.setdefault(key, dcp.TensorStorageMetadata(properties, torch.Size(shapes[key]), []))
+            entry.chunks.append(dcp.ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
+            storage[dcp.MetadataIndex(key, torch.Size(offsets))] = _StorageInfo(file, begin, length)
+    for key, (begin, length) in objects.items():
+        storage[dcp.MetadataIndex(key)] = _StorageInfo("__0_state.distcp", begin, length)
+    entries = tensors | {key: dcp.BytesStorageMetadata() for key in objects}
+    content = dcp.Metadata(entries, storage_data=storage, storage_meta=dcp.StorageMeta())
+    (output.folder / METADATA).write_bytes(pickle.dumps(content))
+
+
+def _stored_shapes(source: Source) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for name, tensor in source.weights.items():
+        key, lead = _stored_key(name)
+        rows = source.model.padded_vocab_size if name in weights.VOCABULARY_ROWS else tensor.shape[0]
+        shapes[key] = (source.model.num_layers,) * len(lead) + (rows, *tensor.shape[1:])
+    return shapes
+
+
+def _write_manifest(output: Output) -> None:
+    """The manifest of `checkpoint.store`; the weight files were hashed as they were written."""
+    known = {name: store.FileRecord(each["size"], xxh3=each["xxh3"]) for name, each in output.finished.items()}
+    rest = [name for name in store.files_of(output.folder) if name not in known and name != RECORD]
+    records = known | store.hash_files(output.folder, rest, "xxh3")
+    manifest = {
+        "format_version": store.FORMAT_VERSION,
+        "step": 0,
+        "files": {name: _filled(record) for name, record in sorted(records.items())},
+    }
+    output.write_text(store.MANIFEST, json.dumps(manifest, indent=1))
+
+
+def _filled(record: store.FileRecord) -> dict:
+    return {name: value for name, value in asdict(record).items() if value is not None}

@@ -1,0 +1,132 @@
+"""What one worker does with one block: parse its lines, split sentences where asked, turn texts into ids.
+
+The result is bytes and small arrays, so that handing it to the writing process costs a copy and no more.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import xxhash
+
+from megatron_sky.data.ingest.documents import Reject, parse_block
+from megatron_sky.data.ingest.inputs import MAX_DOCUMENT_BYTES, Block
+from megatron_sky.data.ingest.sentences import SentenceSplitter
+from megatron_sky.data.tokens.indexed import token_dtype
+from megatron_sky.tokenizer.encoder import BatchEncoder
+from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """What decides the ids and the documents.
+
+    Attributes:
+        keys: names of the texts in an object or table; each makes a file pair of its own.
+        append_eod: put the end-of-document id after each document.
+        split_sentences: a document's sequences are its sentences; `punkt` holds what Punkt has learnt.
+        keep_newlines: keep the white space between sentences.
+        max_document_bytes: longer documents are rejected.
+        fast: see `BatchEncoder`.
+    """
+
+    keys: tuple[str, ...] = ("text",)
+    append_eod: bool = True
+    split_sentences: bool = False
+    keep_newlines: bool = False
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    fast: bool | None = None
+    punkt: object = None
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """One key's ids: all tokens in a row, tokens of each sequence, sequences of each document."""
+
+    tokens: bytes
+    lengths: np.ndarray
+    sequences: np.ndarray
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """A block's documents under each key, and the count of what else was in it."""
+
+    texts: tuple[EncodedTexts, ...]
+    lines: int
+    blank: int
+    documents: int
+    empty: tuple[int, ...]
+    rejects: list[Reject]
+    notes: Counter = field(default_factory=Counter)
+    source_xxh3: str | None = None
+
+
+class BlockEncoder:
+    """Callable from a `Block` to an `EncodedBlock`; one in each worker."""
+
+    def __init__(self, tokenizer: Tokenizer, options: EncodeOptions):
+        self.options = options
+        self.tokenizer = tokenizer
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self._encode = BatchEncoder(tokenizer, fast=options.fast)
+        self._split = None
+        if options.split_sentences:
+            self._split = SentenceSplitter(options.punkt, keep_newlines=options.keep_newlines)
+
+    def __call__(self, block: Block) -> EncodedBlock:
+        parsed = parse_block(block, self.options.keys, self.options.max_document_bytes)
+        columns = [[document[i] for document in parsed.documents] for i in range(len(self.options.keys))]
+        texts = tuple(self._column(column) for column in columns)
+        return EncodedBlock(
+            texts=texts,
+            lines=parsed.lines,
+            blank=parsed.blank,
+            documents=len(parsed.documents),
+            empty=tuple(int((each.sequences == 0).sum()) for each in texts),
+            rejects=parsed.rejects,
+            notes=parsed.notes,
+            source_xxh3=_hash_range(block) if block.end else None,
+        )
+
+    def _column(self, column: Sequence[str | list[str]]) -> EncodedTexts:
+        sentences, per_document = self._sentences(column)
+        flat, lengths = self._encode(sentences)
+        document_of = np.repeat(np.arange(len(column)), per_document)[lengths > 0]
+        lengths = lengths[lengths > 0]
+        sequences = np.bincount(document_of, minlength=len(column))
+        tokens = flat.astype(self.dtype)
+        if self.options.append_eod:
+            last = np.cumsum(sequences)[sequences > 0] - 1  # the last sequence of each document that has any
+            tokens = np.insert(tokens, np.cumsum(lengths)[last], self.tokenizer.eod_id)
+            lengths[last] += 1
+        return EncodedTexts(tokens.tobytes(), lengths.astype(np.int32), sequences.astype(np.int64))
+
+    def _sentences(self, column: Sequence[str | list[str]]) -> tuple[list[str], list[int]]:
+        """All texts in a row, and how many of them each document has."""
+        if self._split is None and not any(isinstance(each, list) for each in column):
+            return list(column), [1] * len(column)
+        split = self._split or (lambda text: [text])
+        parts = [each if isinstance(each, list) else split(each) for each in column]
+        return [sentence for some in parts for sentence in some], [len(some) for some in parts]
+
+
+def _hash_range(block: Block) -> str:
+    with open(block.path, "rb") as file:
+        file.seek(block.start)
+        return xxhash.xxh3_128_hexdigest(file.read(block.end - block.start))
+
+
+_of_this_process: list[BlockEncoder] = []
+
+
+def start_worker(tokenizer_path: str, options: EncodeOptions) -> None:
+    """Make this process's encoder; a process has one, so that blocks alone cross the border."""
+    _of_this_process[:] = [BlockEncoder(load_tokenizer(tokenizer_path), options)]
+
+
+def encode_in_worker(block: Block) -> EncodedBlock:
+    """Run the process's encoder."""
+    (encoder,) = _of_this_process
+    return encoder(block)

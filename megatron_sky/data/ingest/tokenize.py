@@ -1,0 +1,468 @@
+"""Texts to `.bin/.idx` pairs and their meta files: bounded memory, all cores, gone on with where it stopped.
+
+Blocks of the input go to worker processes, and their ids come back in order to this one, which writes. Every few
+seconds the files are brought to the disk and `<prefix>.progress.json` says how far they reach; an interrupted run goes
+on from there. The pair is the one that Megatron-LM's preprocessing writes for the same texts and tokenizer, byte for
+byte.
+
+Every document read is written, written as empty, or rejected with a reason; the meta file holds the counts, and
+`<prefix>.rejects.jsonl` the first `KEPT_REJECTS` rejections.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from megatron_sky.data.ingest.documents import REASONS, parse_block
+from megatron_sky.data.ingest.encode import BlockEncoder, EncodedBlock, EncodeOptions, encode_in_worker, start_worker
+from megatron_sky.data.ingest.inputs import (
+    BLOCK_BYTES,
+    MAX_DOCUMENT_BYTES,
+    Block,
+    Piece,
+    blocks_of,
+    cut_pieces,
+    find_files,
+    pieces_of_shard,
+)
+from megatron_sky.data.ingest.sentences import learn_punkt
+from megatron_sky.data.tokens.indexed import IndexedWriter, WriterState, bin_path, finish_pair, idx_path, token_dtype
+from megatron_sky.data.tokens.meta import (
+    DocumentCounts,
+    FileRecord,
+    Meta,
+    ShardRecord,
+    hash_blocks,
+    meta_path,
+    read_meta,
+)
+from megatron_sky.data.tokens.scan import describe
+from megatron_sky.errors import DataError
+from megatron_sky.tokenizer.kinds import Tokenizer, gigatoken_for, load_tokenizer
+
+KEPT_REJECTS = 1000
+_SAVE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class TokenizeOptions:
+    """What to make of the input.
+
+    Attributes:
+        keys: names of the texts in an object or table.
+        append_eod: end each document with the tokenizer's end-of-document id.
+        split_sentences, keep_newlines: sequences are sentences; see `encode.EncodeOptions`.
+        workers: worker processes; 0: encode in this process.
+        shard: (index from 0, count): this part of the input.
+        strict: stop at the first document that is rejected.
+        overwrite: replace files that are there already.
+        fast: see `BatchEncoder`.
+        max_document_bytes: longer documents are rejected.
+        names: path prefix of each key's pair; None: the prefix for one key, `<prefix>_<key>` for several.
+    """
+
+    keys: tuple[str, ...] = ("text",)
+    append_eod: bool = True
+    split_sentences: bool = False
+    keep_newlines: bool = False
+    workers: int = 0
+    shard: tuple[int, int] | None = None
+    strict: bool = False
+    overwrite: bool = False
+    fast: bool | None = None
+    max_document_bytes: int = MAX_DOCUMENT_BYTES
+    names: tuple[str, ...] | None = None
+
+
+@dataclass
+class Progress:
+    """How far a run has come; written to `<prefix>.progress.json`.
+
+    Attributes:
+        fingerprint: of all that decides the output; another run's progress is not gone on with.
+        blocks: blocks written.
+        lines: lines read of the file that is being read, `path`; of the job's first file, from where the job begins.
+        empty: documents without a token, for each key.
+        encoded: all blocks are written; what is left is to put the files in place and describe them.
+    """
+
+    fingerprint: str
+    blocks: int = 0
+    path: str = ""
+    lines: int = 0
+    read: int = 0
+    empty: list[int] = field(default_factory=list)
+    blank: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    hashes: dict[str, list[str]] = field(default_factory=dict)
+    writers: list[dict] = field(default_factory=list)
+    rejects_size: int = 0
+    encoded: bool = False
+
+
+def tokenize_jsonl(
+    inputs: Iterable[str | Path],
+    prefix: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    key: str = "text",
+    append_eod: bool = True,
+) -> Meta:
+    """Write the texts of JSONL files to `<prefix>.bin/.idx/.meta.json`, in this process, replacing what is there.
+
+    Raises:
+        DataError: an input is missing or holds a line without a text under `key`.
+    """
+    options = TokenizeOptions(keys=(key,), append_eod=append_eod, strict=True, overwrite=True)
+    return tokenize_files(list(inputs), prefix, tokenizer, options)[0]
+
+
+def tokenize_files(
+    inputs: Sequence[str | Path],
+    prefix: str | Path,
+    tokenizer: Tokenizer | str | Path,
+    options: TokenizeOptions,
+    *,
+    report: Callable[[int, int], None] | None = None,
+) -> list[Meta]:
+    """Tokenize files, folders and globs; returns the meta file of each key's pair.
+
+    Args:
+        tokenizer: a path where worker processes are asked for, as each loads it.
+        report: called with (bytes done, bytes in all) now and then.
+
+    Raises:
+        DataError: nothing to read, files in the way, a rejected document where `options.strict`, no room on the disk.
+            What was done so far is kept for the next run; until all is encoded no pair is there under its name.
+    """
+    prefix = str(prefix)
+    if options.fast:
+        gigatoken_for("the fast encoder")  # each worker would only repeat that it is missing
+    job = _Job(prefix, tokenizer, options, cut_pieces(find_files(inputs)))
+    if (done := job.finished()) is not None:
+        return done
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return job.run(report or (lambda done, total: None))
+    except OSError as error:
+        raise DataError(
+            f"{prefix}: writing stopped ({error.strerror or error}); what was done is kept\n"
+            "  mend: make room or mend the disk, then give the same command again to go on"
+        ) from error
+
+
+class _Job:
+    """One call of `tokenize_files`."""
+
+    def __init__(self, prefix: str, tokenizer: Tokenizer | str | Path, options: TokenizeOptions, pieces: list[Piece]):
+        self.prefix = prefix
+        self.options = options
+        self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
+        self.tokenizer_path = None if isinstance(tokenizer, Tokenizer) else str(tokenizer)
+        assert not (options.workers and self.tokenizer_path is None), "worker processes need the tokenizer's path"
+        self.sizes = {piece.path: piece.end for piece in pieces}  # of all files, whichever shard has them
+        self.pieces = pieces if options.shard is None else pieces_of_shard(pieces, *options.shard)
+        self.names = options.names or _default_names(prefix, options.keys)
+        if options.append_eod and self.tokenizer.eod_id is None:
+            raise DataError(
+                f"tokenizer {self.tokenizer.name} has no end-of-document token\n  mend: run without --append-eod"
+            )
+        self.progress_path = Path(f"{prefix}.progress.json")
+        self.rejects_path = Path(f"{prefix}.rejects.jsonl")
+        self.fingerprint = self._fingerprint()
+        self._skipped_lines: int | None = None
+
+    def _fingerprint(self) -> str:
+        decides = asdict(self.options)
+        for name in ("workers", "overwrite", "fast", "names"):
+            del decides[name]
+        files = {piece.path: os.stat(piece.path) for piece in self.pieces}
+        decides["files"] = [(path, each.st_size, each.st_mtime_ns) for path, each in files.items()]
+        decides["pieces"] = [(piece.path, piece.start, piece.end) for piece in self.pieces]
+        decides["tokenizer"], decides["eod_id"] = self.tokenizer.sha256, self.tokenizer.eod_id
+        if self.options.shard is not None:
+            decides["whole"] = self._whole()
+        return _hash_of(decides)
+
+    def _whole(self, key: str | None = None) -> str:
+        """Hash of what all shards of a job share, of one key's pair; not the files' times, which copying changes."""
+        shared = asdict(self.options)
+        for name in ("workers", "overwrite", "fast", "names", "shard", "strict"):
+            del shared[name]
+        shared["key"] = key
+        shared["files"] = list(self.sizes.items())
+        shared["piece"] = BLOCK_BYTES
+        shared["tokenizer"], shared["eod_id"] = self.tokenizer.sha256, self.tokenizer.eod_id
+        return _hash_of(shared)
+
+    def finished(self) -> list[Meta] | None:
+        """The meta files of an earlier run of the same job; an error where other files are in the way."""
+        progress = self._earlier_progress()
+        ours = {name for name in self.names if progress.encoded and not _is_unfinished(name)}  # interrupted since
+        metas = [read_meta(name) for name in self.names]
+        same = all(meta is not None and meta.job == self.fingerprint for meta in metas)
+        if same and not ours and not self.options.overwrite:
+            return metas
+        others = [name for name in self.names if name not in ours]
+        there = [path(name) for name in others for path in (bin_path, idx_path) if path(name).exists()]
+        if there and not self.options.overwrite:
+            raise DataError(
+                f"{there[0]} exists already\n  mend: choose another name, or allow replacing with --overwrite"
+            )
+        return None
+
+    def run(self, report: Callable[[int, int], None]) -> list[Meta]:
+        progress = self._earlier_progress()
+        if progress.encoded:
+            self._finish_pairs(progress)
+        else:
+            self._write_pairs(progress, report)
+        if self.options.shard is None and not any(state["num_tokens"] for state in progress.writers):
+            raise self._nothing(progress)
+        pairs = zip(self.names, self.options.keys, progress.empty, strict=True)
+        metas = [self._describe(name, key, progress, empty) for name, key, empty in pairs]
+        for name, meta in zip(self.names, metas, strict=True):
+            meta.write(name)
+        self._put_rejects_in_place(progress)
+        self.progress_path.unlink(missing_ok=True)
+        return metas
+
+    def _write_pairs(self, progress: Progress, report: Callable[[int, int], None]) -> None:
+        states = [WriterState(**state) for state in progress.writers] or [WriterState()] * len(self.names)
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(IndexedWriter(name, self._dtype, resume=state))
+                for name, state in zip(self.names, states, strict=True)
+            ]
+            if not progress.writers:
+                self.progress_path.unlink(missing_ok=True)  # of a job whose files these were
+            self._encode_all(progress, writers, report)
+            self._remove_metas()
+
+    def _finish_pairs(self, progress: Progress) -> None:
+        """Put in place what an encoded job left, each pair from wherever it had come to."""
+        self._remove_metas()
+        for name, state in zip(self.names, progress.writers, strict=True):
+            finish_pair(name, self._dtype, WriterState(**state))
+
+    def _nothing(self, progress: Progress) -> DataError:
+        """No document had a token: the pairs are taken away again, what was rejected stays to be looked at."""
+        for path in (each(name) for name in self.names for each in (bin_path, idx_path)):
+            path.unlink(missing_ok=True)
+        self._put_rejects_in_place(progress)
+        self.progress_path.unlink(missing_ok=True)
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in progress.rejected.items())
+        mends = [f"look at {self.rejects_path}"] if reasons else ["give files that hold text"]
+        if "no_key" in progress.rejected:
+            mends.append(f"give --key the name of what holds the text (now: {', '.join(self.options.keys)})")
+        return DataError(
+            f"{self.prefix}: of {progress.read:,} documents none has text" + (f" ({reasons})" if reasons else "") + "\n"
+            f"  mend: {'; '.join(mends)}"
+        )
+
+    def _remove_metas(self) -> None:
+        """What stands under the names now is about to be replaced."""
+        for name in self.names:
+            meta_path(name).unlink(missing_ok=True)
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return np.dtype(token_dtype(self.tokenizer.vocab_size))
+
+    def _earlier_progress(self) -> Progress:
+        fresh = Progress(self.fingerprint, empty=[0] * len(self.names))
+        try:
+            found = Progress(**json.loads(self.progress_path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return fresh
+        there = all(_is_unfinished(name) or (found.encoded and bin_path(name).exists()) for name in self.names)
+        return found if there and found.fingerprint == self.fingerprint else fresh
+
+    def _encode_all(self, progress: Progress, writers: list[IndexedWriter], report: Callable[[int, int], None]) -> None:
+        total = sum(piece.end - piece.start for piece in self.pieces)
+        saved = time.monotonic()
+        with open(f"{self.rejects_path}.tmp", "ab") as rejects:
+            rejects.truncate(progress.rejects_size)
+            for done, block, encoded in self._encoded_blocks(progress.blocks):
+                self._take(progress, writers, rejects, block, encoded)
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    self._save(progress, writers, rejects)
+                    saved = time.monotonic()
+                report(done, total)
+            progress.encoded = True
+            self._save(progress, writers, rejects)
+
+    def _blocks(self, skip: int) -> Iterator[tuple[int, Block]]:
+        """Blocks after the first `skip`, each with the input bytes done once it is written."""
+        number, done = 0, 0
+        for piece in self.pieces:
+            done += piece.end - piece.start
+            for block in blocks_of(piece, self.options.keys, self.options.max_document_bytes):
+                if number >= skip:
+                    yield done, block
+                number += 1
+
+    def _encoded_blocks(self, skip: int) -> Iterator[tuple[int, Block, EncodedBlock]]:
+        options = self._encode_options()
+        if self.options.workers == 0:
+            encode = BlockEncoder(self.tokenizer, options)
+            for done, block in self._blocks(skip):
+                yield done, block, encode(block)
+            return
+        pool = ProcessPoolExecutor(
+            self.options.workers, get_context("spawn"), start_worker, (self.tokenizer_path, options)
+        )
+        waiting: deque[tuple[int, Block, Future[EncodedBlock]]] = deque()
+        try:
+            for done, block in self._blocks(skip):
+                waiting.append((done, block, pool.submit(encode_in_worker, block)))
+                if len(waiting) > self.options.workers + 1:
+                    yield _wait(*waiting.popleft())
+            while waiting:
+                yield _wait(*waiting.popleft())
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"{self.prefix}: a worker process was killed (often for lack of memory); what was done is kept\n"
+                "  mend: give the same command again to go on, with fewer --workers if memory is short"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _encode_options(self) -> EncodeOptions:
+        given = self.options
+        return EncodeOptions(
+            keys=given.keys,
+            append_eod=given.append_eod,
+            split_sentences=given.split_sentences,
+            keep_newlines=given.keep_newlines,
+            max_document_bytes=given.max_document_bytes,
+            fast=given.fast,
+            punkt=learn_punkt(self._texts()) if given.split_sentences else None,
+        )
+
+    def _texts(self) -> Iterator[str]:
+        for _, block in self._blocks(0):
+            for document in parse_block(block, self.options.keys, self.options.max_document_bytes).documents:
+                yield from (text for text in document if isinstance(text, str))
+
+    def _take(
+        self, progress: Progress, writers: list[IndexedWriter], rejects, block: Block, encoded: EncodedBlock
+    ) -> None:
+        if progress.path != block.path:
+            progress.path, progress.lines = block.path, 0
+        self._take_rejects(progress, rejects, block, encoded)
+        for writer, texts in zip(writers, encoded.texts, strict=True):
+            writer.add_documents(np.frombuffer(texts.tokens, writer.dtype), texts.lengths, texts.sequences)
+        progress.blocks += 1
+        progress.lines += encoded.lines
+        progress.read += encoded.documents + len(encoded.rejects)
+        progress.empty = [before + now for before, now in zip(progress.empty, encoded.empty, strict=True)]
+        progress.blank += encoded.blank
+        progress.notes = dict(Counter(progress.notes) + encoded.notes)
+        if encoded.source_xxh3:
+            progress.hashes.setdefault(block.path, []).append(encoded.source_xxh3)
+
+    def _take_rejects(self, progress: Progress, rejects, block: Block, encoded: EncodedBlock) -> None:
+        kept = sum(progress.rejected.values())
+        for reject in encoded.rejects:
+            line = self._lines_before_job(block.path) + progress.lines + reject.line + 1
+            if self.options.strict:
+                raise DataError(
+                    f"{block.path}, line {line}: {REASONS[reject.reason]} ({reject.reason}): {reject.excerpt[:80]!r}\n"
+                    "  mend: mend the line, or run without --strict to have such documents counted and left out"
+                )
+            if kept < KEPT_REJECTS:
+                record = {"file": block.path, "line": line, "reason": reject.reason, "begins": reject.excerpt}
+                rejects.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            kept += 1
+            progress.rejected[reject.reason] = progress.rejected.get(reject.reason, 0) + 1
+
+    def _save(self, progress: Progress, writers: list[IndexedWriter], rejects) -> None:
+        rejects.flush()
+        progress.rejects_size = rejects.tell()
+        progress.writers = [asdict(writer.save_state()) for writer in writers]
+        temporary = Path(f"{self.progress_path}.tmp")
+        temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        os.replace(temporary, self.progress_path)
+
+    def _put_rejects_in_place(self, progress: Progress) -> None:
+        temporary = Path(f"{self.rejects_path}.tmp")
+        if progress.rejected and temporary.exists():  # else an earlier run of this job has put them there
+            os.replace(temporary, self.rejects_path)
+        elif not progress.rejected:
+            temporary.unlink(missing_ok=True)
+            self.rejects_path.unlink(missing_ok=True)
+
+    def _describe(self, name: str, key: str, progress: Progress, empty: int) -> Meta:
+        rejected = sum(progress.rejected.values())
+        return describe(
+            name,
+            self.tokenizer,
+            append_eod=self.options.append_eod,
+            documents=DocumentCounts(
+                read=progress.read,
+                written=progress.read - empty - rejected,
+                empty=empty,
+                rejected=rejected,
+            ),
+            rejected=progress.rejected,
+            notes=progress.notes | ({"blank_lines": progress.blank} if progress.blank else {}),
+            sources=tuple(self._source(path, progress) for path in dict.fromkeys(piece.path for piece in self.pieces)),
+            job=self.fingerprint,
+            shard=self.options.shard and ShardRecord(*self.options.shard, self._whole(key)),
+        )
+
+    def _source(self, path: str, progress: Progress) -> FileRecord:
+        """The file and its hashes; what was read in one stream is hashed now."""
+        hashes = progress.hashes.get(path) or hash_blocks(Path(path), BLOCK_BYTES)
+        return FileRecord(path, os.path.getsize(path), tuple(hashes))
+
+    def _lines_before_job(self, path: str) -> int:
+        """Lines of the file that other shards have; counted only where a line number has to be told."""
+        first = self.pieces[0]
+        if path != first.path or first.start == 0:
+            return 0
+        if self._skipped_lines is None:
+            self._skipped_lines = _lines_before(path, first.start)
+        return self._skipped_lines
+
+
+def _default_names(prefix: str, keys: Sequence[str]) -> tuple[str, ...]:
+    return (prefix,) if len(keys) == 1 else tuple(f"{prefix}_{key}" for key in keys)
+
+
+def _hash_of(decides: dict) -> str:
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _is_unfinished(name: str) -> bool:
+    return Path(f"{name}.bin.tmp").exists()
+
+
+def _wait(done: int, block: Block, future: Future[EncodedBlock]) -> tuple[int, Block, EncodedBlock]:
+    return done, block, future.result()
+
+
+def _lines_before(path: str, start: int) -> int:
+    """Lines of a file that begin before byte `start`, which is above 0."""
+    count, left = (
+        1,
+        start - 1,
+    )  # a line begins at byte 0, and after each newline but one at the last byte before `start`
+    with open(path, "rb") as file:
+        while left > 0 and (piece := file.read(min(left, 4 << 20))):
+            count += piece.count(b"\n")
+            left -= len(piece)
+    return count

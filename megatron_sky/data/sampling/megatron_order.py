@@ -1,0 +1,168 @@
+"""`sampling: megatron`: the samples, in the order, of megatron-core's own GPTDataset and BlendedDataset.
+
+For runs that must follow the order of an existing one. The order depends on the number of samples in all, so no more
+are built than the run has; one that has stepped over samples, and needs more, goes on with the first ones again. Where
+torch.distributed is initialised, the first rank builds the index files those classes need and keeps them in `cache`,
+and the others wait; elsewhere they are built in memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from megatron_sky.config.schema import DataConfig
+from megatron_sky.data.loader import Batch, check_ids, make_batch
+from megatron_sky.data.sampling.mixture import SessionMixture, check_weights
+from megatron_sky.data.sampling.run_plan import check_sampling
+from megatron_sky.data.tokens.indexed import IndexedTokens
+from megatron_sky.data.tokens.meta import Meta, check_source
+from megatron_sky.errors import ConfigError, Problem
+
+
+class MegatronPlan:
+    """What the trainer asks of a plan, answered from megatron-core's index; sources are in the recipe's order."""
+
+    def __init__(self, dataset, sources: Sequence[SimpleNamespace], fingerprint: dict):
+        self._size = len(dataset)  # at least the run's samples
+        self._order = getattr(dataset, "dataset_index", None)
+        self._fingerprint = fingerprint
+        self.sources = tuple(sources)
+
+    def index_of(self, number: int) -> int:
+        """The place in megatron-core's index of sample `number`."""
+        return number % self._size
+
+    def source_of(self, number: int) -> int:
+        """The source of a sample."""
+        return 0 if self._order is None else int(self._order[self.index_of(number)])
+
+    def consumed(self, sample_count: int) -> list[int]:
+        """Sequences each source has given once the run has used `sample_count` samples."""
+        if self._order is None:
+            return [sample_count]
+        rounds, rest = divmod(sample_count, self._size)
+        counts = np.bincount(self._order[:rest], minlength=len(self.sources))
+        if rounds:
+            counts += rounds * np.bincount(self._order, minlength=len(self.sources))
+        return counts.tolist()
+
+    def epochs(self, sample_count: int) -> list[float]:
+        """How often each source has been gone through after `sample_count` samples."""
+        length = self._fingerprint["seq_length"]
+        given = zip(self.consumed(sample_count), self.sources, strict=True)
+        return [count * length / max(1, source.num_tokens - 1) for count, source in given]
+
+    def problems(self) -> list[Problem]:
+        """megatron-core repeats sources without a limit, so there is none to break."""
+        return []
+
+    def fingerprint(self) -> dict:
+        """All that decides the order, as plain values."""
+        return self._fingerprint
+
+
+class MegatronTrainData:
+    """The training mixture, read through megatron-core; the same surface as `TrainData`.
+
+    Args:
+        config: the recipe's data section; `config.validate` has checked that this order knows what it asks for.
+        total_samples: of the whole run; with another number the order is another.
+        cache: folder of the index files.
+
+    Raises:
+        ConfigError: no source, or no weight above 0.
+        DataError: a file is missing, damaged, or contradicts its meta file or the model.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        seq_length: int,
+        vocab_size: int,
+        total_samples: int,
+        cache: str | Path,
+        tokenizer_sha256: str | None = None,
+    ):
+        check_weights(config, [SessionMixture(0, total_samples)])
+        self.seq_length, self.vocab_size = seq_length, vocab_size
+        self.metas: list[Meta | None] = [
+            check_source(source.path, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)
+            for source in config.train
+        ]
+        self.files = [IndexedTokens(source.path) for source in config.train]
+        self._dataset = _build(config, seq_length, vocab_size, total_samples, str(cache))
+        sources = [
+            SimpleNamespace(name=source.name, num_tokens=file.num_tokens)
+            for source, file in zip(config.train, self.files, strict=True)
+        ]
+        self.plan = MegatronPlan(
+            self._dataset,
+            sources,
+            {
+                "sampling": "megatron",
+                "seed": config.seed,
+                "seq_length": seq_length,
+                "total_samples": total_samples,
+                "sources": [
+                    {"name": source.name, "weight": source.weight, "num_tokens": file.num_tokens}
+                    for source, file in zip(config.train, self.files, strict=True)
+                ],
+            },
+        )
+
+    def continue_from(self, saved: Mapping, used_samples: int) -> bool:
+        """Raises ConfigError unless nothing has changed: this order can't change in mid-run. Returns False."""
+        check_sampling(saved, "megatron")
+        if problems := _changes(saved, self.plan.fingerprint()):
+            raise ConfigError(problems)
+        return False
+
+    def read(self, sample_numbers: Sequence[int]) -> Batch:
+        """The batch of these samples of the run, in this order."""
+        rows = []
+        for number in sample_numbers:
+            sample = self._dataset[self.plan.index_of(number)]
+            rows.append(np.append(sample["tokens"].numpy(), sample["labels"].numpy()[-1]))
+            check_ids(rows[-1], self.files[self.plan.source_of(number)], 0, self.vocab_size)
+        return make_batch(rows)
+
+
+def _changes(before: Mapping, now: Mapping) -> list[Problem]:
+    """What of a run's order is not as it began."""
+    anew = "start a new run from the weights with checkpoint.init_from"
+    rules = {
+        ("data.seed", "seed"): f"was {before['seed']} when the run began",
+        ("model.seq_length", "seq_length"): f"was {before['seq_length']} when the run began",
+        ("train.tokens", "total_samples"): f"makes {now['total_samples']:,} samples with these batch sizes, "
+        f"{before['total_samples']:,} when the run began",
+        ("data.train", "sources"): "has other sources, weights or token files than when the run began: "
+        + ", ".join(f"{each['name']} {each['weight']:g} ({each['num_tokens']:,} tokens)" for each in before["sources"]),
+    }
+    return [
+        Problem(where, f"{rule}; megatron-core's order would be another", f"restore it, or {anew}")
+        for (where, name), rule in rules.items()
+        if before[name] != now[name]
+    ]
+
+
+def _build(config: DataConfig, seq_length: int, vocab_size: int, total_samples: int, cache: str):
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from torch import distributed
+
+    blend = ([source.path for source in config.train], [float(source.weight) for source in config.train])
+    settings = GPTDatasetConfig(
+        random_seed=config.seed,
+        sequence_length=seq_length,
+        blend_per_split=[blend if len(config.train) > 1 else (blend[0], None), None, None],
+        path_to_cache=cache if distributed.is_initialized() else None,
+        tokenizer=SimpleNamespace(vocab_size=vocab_size, eod=vocab_size - 1, pad=-1, unique_identifiers={}),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    return BlendedMegatronDatasetBuilder(GPTDataset, [total_samples, 0, 0], lambda: True, settings).build()[0]

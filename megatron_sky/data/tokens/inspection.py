@@ -1,0 +1,103 @@
+"""Looking at a pair: its documents as text, how long they are, in which language, and a picture of both."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_sky.data.tokens.indexed import IndexedTokens
+from megatron_sky.data.tokens.meta import Meta, read_meta
+from megatron_sky.errors import DataError
+from megatron_sky.tokenizer.kinds import Tokenizer
+from megatron_sky.tokenizer.language import LANGUAGES, language_of
+
+SAMPLED_DOCUMENTS = 2000
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A pair in figures.
+
+    Attributes:
+        edges, documents: documents with `edges[i] <= tokens < edges[i + 1]`, of all or of an even sample of them.
+        language_tokens: tokens by language, in a sample of documents (empty without a tokenizer).
+        sampled: documents in that sample.
+    """
+
+    prefix: str
+    meta: Meta | None
+    dtype: str
+    num_documents: int
+    num_tokens: int
+    edges: tuple[int, ...]
+    documents: tuple[int, ...]
+    longest: int
+    language_tokens: dict[str, int]
+    sampled: int
+
+
+def overview(prefix: str | Path, tokenizer: Tokenizer | None = None) -> Overview:
+    """Count a pair's documents by length, and with a tokenizer its tokens by language."""
+    with IndexedTokens(prefix) as pair:
+        sizes = _document_sizes(pair)
+        longest = int(sizes.max())
+        edges = [0, 1, *(2**power for power in range(1, longest.bit_length() + 1))]
+        counted, _ = np.histogram(sizes, bins=edges)
+        languages, sampled = ({}, 0) if tokenizer is None else _languages(pair, tokenizer)
+        return Overview(
+            prefix=str(prefix),
+            meta=read_meta(prefix),
+            dtype=pair.dtype.name,
+            num_documents=pair.num_documents,
+            num_tokens=pair.num_tokens,
+            edges=tuple(edges),
+            documents=tuple(counted.tolist()),
+            longest=longest,
+            language_tokens=languages,
+            sampled=sampled,
+        )
+
+
+def show_document(prefix: str | Path, number: int, tokenizer: Tokenizer) -> str:
+    """The text of one document; raises DataError where there is none of that number."""
+    with IndexedTokens(prefix) as pair:
+        if not 0 <= number < pair.num_documents:
+            raise DataError(
+                f"{prefix} has no document {number}: its {pair.num_documents:,} documents are numbered from 0 to "
+                f"{pair.num_documents - 1:,}"
+            )
+        return tokenizer.decode(pair.document(number).tolist())
+
+
+def draw(overviews: Sequence[Overview], path: str | Path) -> None:
+    """A PNG of the document lengths and the tokens per language of one or more pairs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.2 * len(overviews)), layout="constrained")
+    axes = figure.subplots(len(overviews), 2, squeeze=False)
+    for (left, right), each in zip(axes, overviews, strict=True):
+        labels = [f"{low:,}" for low in each.edges[:-1]]
+        left.bar(labels, each.documents, color="#3465a4")
+        left.set(title=f"{Path(each.prefix).name}: documents by length", xlabel="tokens, at least", ylabel="documents")
+        left.tick_params(axis="x", rotation=60)
+        right.barh(LANGUAGES, [each.language_tokens.get(name, 0) for name in LANGUAGES], color="#73a946")
+        right.set(title=f"tokens by language, {each.sampled:,} documents", xlabel="tokens")
+    figure.savefig(path, dpi=110)
+
+
+def _document_sizes(pair: IndexedTokens) -> np.ndarray:
+    """Tokens of each document."""
+    ends = np.concatenate([[0], np.cumsum(pair.lengths(), dtype=np.int64)])
+    return np.diff(ends[pair.bounds()])
+
+
+def _languages(pair: IndexedTokens, tokenizer: Tokenizer) -> tuple[dict[str, int], int]:
+    step = max(1, pair.num_documents // SAMPLED_DOCUMENTS)
+    counts, sampled = Counter(), 0
+    for number in range(0, pair.num_documents, step):
+        ids = pair.document(number)
+        counts[language_of(tokenizer.decode(ids[:4096].tolist()))] += len(ids)
+        sampled += 1
+    return dict(counts), sampled

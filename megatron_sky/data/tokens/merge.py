@@ -1,0 +1,191 @@
+"""One pair out of several: the tokens are copied as bytes, the index is shifted, the meta files are added up."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_sky.data.tokens.indexed import IndexedTokens, IndexedWriter, bin_path
+from megatron_sky.data.tokens.meta import DocumentCounts, FileRecord, Meta, ShardRecord, meta_path, read_meta
+from megatron_sky.data.tokens.scan import describe
+from megatron_sky.errors import DataError
+
+
+def merge(prefixes: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Meta | None:
+    """Write the documents of all pairs, in the order given, to one pair.
+
+    Returns:
+        Its meta file; None where the pairs have none, and then none is written.
+
+    Raises:
+        DataError: a pair is damaged, or they differ in number format or tokenizer, or shards are among them and not
+            all of their job, or the output is in the way.
+    """
+    assert prefixes
+    if bin_path(out).exists() and not overwrite:
+        raise _in_the_way(prefixes, out)
+    if any(_same_pair(prefix, out) for prefix in prefixes):
+        raise _input_and_output(out)
+    metas = _agreeing_metas(prefixes)
+    _check_shards(prefixes, metas)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    dtype = _agreed_dtype(prefixes)
+    try:
+        with IndexedWriter(out, dtype) as writer:
+            for prefix in prefixes:
+                with IndexedTokens(prefix, allow_empty=True) as pair:
+                    writer.add_pair(pair)
+            meta_path(out).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: writing stopped ({error.strerror or error}); nothing is left of it") from error
+    if not metas:
+        return None
+    meta = _add_up(out, metas)
+    meta.write(out)
+    return meta
+
+
+def _in_the_way(prefixes: Sequence[str | Path], out: str | Path) -> DataError:
+    if not meta_path(out).exists() and any(meta_path(prefix).exists() for prefix in prefixes):
+        return DataError(
+            f"{bin_path(out)} exists already, and without {meta_path(out).name}, as an interrupted merge leaves it\n"
+            "  mend: merge again with --overwrite, or choose another name"
+        )
+    return DataError(
+        f"{bin_path(out)} exists already\n  mend: choose another name, or allow replacing with --overwrite"
+    )
+
+
+def pairs_in_folder(folder: str | Path, *, out: str | Path) -> list[str]:
+    """The prefixes of all pairs in a folder, in alphabetical order, but for what an earlier merge left under `out`.
+
+    Raises:
+        DataError: there is none, or half of one, or `out` is a pair that was tokenized and no merge's.
+    """
+    names = {path.with_suffix("") for path in Path(folder).iterdir() if path.suffix in (".bin", ".idx")}
+    for prefix in [prefix for prefix in names if _same_pair(prefix, out)]:
+        meta = read_meta(prefix)
+        if meta is not None and meta.job:
+            raise _input_and_output(prefix)
+        names.remove(prefix)
+    if not names:
+        raise DataError(f"{folder} holds no .bin/.idx pair")
+    for prefix in names:
+        for ending in (".bin", ".idx"):
+            if not os.path.isfile(f"{prefix}{ending}"):
+                raise DataError(f"{prefix}{ending} is missing, the other half of the pair is there")
+    return sorted(map(str, names))
+
+
+def _same_pair(one: str | Path, other: str | Path) -> bool:
+    return os.path.realpath(bin_path(one)) == os.path.realpath(bin_path(other))
+
+
+def _input_and_output(prefix: str | Path) -> DataError:
+    return DataError(f"{prefix} is an input and the output\n  mend: choose another name for the output")
+
+
+def _check_shards(prefixes: Sequence[str | Path], metas: Sequence[Meta]) -> None:
+    """That the shards of a job are all there, once each. Pairs that are none may stand beside them."""
+    jobs: dict[str, list[tuple[ShardRecord, str | Path]]] = {}
+    for prefix, meta in zip(prefixes, metas, strict=bool(metas)):
+        if meta.shard is not None:
+            jobs.setdefault(meta.shard.whole, []).append((meta.shard, prefix))
+    parted = [told for told in map(_what_is_missing, jobs.values()) if told]
+    if len(parted) == 1:
+        raise DataError(f"{parted[0]}\n  mend: tokenize what is missing, then merge all parts")
+    if parted:
+        raise DataError(
+            "these parts make up no job: they were tokenized from different lists of files or with other options\n"
+            + "".join(f"  {told}\n" for told in parted)
+            + "  mend: see that no file comes, goes or grows between two tasks, and do all parts again with --overwrite"
+        )
+
+
+def _what_is_missing(parts: Sequence[tuple[ShardRecord, str | Path]]) -> str:
+    """In words, what the shards of one job lack; raises DataError where documents would be there twice."""
+    (first, named), there = parts[0], {}
+    for shard, prefix in parts:
+        if shard.count != first.count or shard.index in there:
+            raise DataError(
+                f"{prefix} is part {shard.index} of {shard.count} of a job, {there.get(shard.index, named)} belongs to "
+                f"the same job cut into {first.count}: documents would be there twice\n  mend: leave out one of them"
+            )
+        there[shard.index] = prefix
+    missing = sorted(set(range(first.count)) - there.keys())
+    return f"{named} is one of {first.count} parts, numbered from 0; missing: {_runs(missing)}" if missing else ""
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Rising numbers in words, neighbours as `3-7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def _agreed_dtype(prefixes: Sequence[str | Path]):
+    dtypes = {}
+    for prefix in prefixes:
+        with IndexedTokens(prefix, allow_empty=True) as pair:
+            dtypes.setdefault(pair.dtype, prefix)
+    if len(dtypes) > 1:
+        told = ", ".join(f"{prefix}: {dtype.name}" for dtype, prefix in dtypes.items())
+        raise DataError(f"the pairs differ in number format ({told})\n  mend: merge only pairs made with one tokenizer")
+    return next(iter(dtypes))
+
+
+def _agreeing_metas(prefixes: Sequence[str | Path]) -> list[Meta]:
+    found = {prefix: read_meta(prefix) for prefix in prefixes}
+    absent = [prefix for prefix, meta in found.items() if meta is None]
+    if len(absent) == len(found):
+        return []
+    if absent:
+        raise DataError(
+            f"{meta_path(absent[0])} is missing, other pairs have theirs\n"
+            f"  mend: `megatron-sky data verify {absent[0]} --tokenizer T --write-meta` writes it"
+        )
+    metas = list(found.values())
+    for prefix, meta in found.items():
+        if meta.tokenizer.sha256 != metas[0].tokenizer.sha256:
+            raise DataError(
+                f"{meta_path(prefix)}: made with tokenizer {meta.tokenizer.name} ({meta.tokenizer.sha256[:12]}), the "
+                f"first pair with {metas[0].tokenizer.name} ({metas[0].tokenizer.sha256[:12]})\n"
+                "  mend: merge only pairs made with one tokenizer"
+            )
+        if meta.tokenizer.eod_id != metas[0].tokenizer.eod_id:
+            raise DataError(
+                f"{meta_path(prefix)}: the end-of-document id is {meta.tokenizer.eod_id}, the first pair's "
+                f"{metas[0].tokenizer.eod_id}\n  mend: merge only pairs with one; tokenizer_config.json beside a "
+                "tokenizer.json names it"
+            )
+    return metas
+
+
+def _add_up(out: str | Path, metas: Sequence[Meta]) -> Meta:
+    rejected, notes = Counter(), Counter()
+    for meta in metas:
+        rejected.update(meta.rejected)
+        notes.update(meta.notes)
+    sources: dict[str, FileRecord] = {}
+    for record in (record for meta in metas for record in meta.sources):
+        before = sources.get(record.path)
+        sources[record.path] = record if before is None else replace(before, blocks=before.blocks + record.blocks)
+    return describe(
+        out,
+        metas[0].tokenizer,
+        append_eod=all(meta.append_eod for meta in metas),
+        documents=DocumentCounts(
+            read=sum(meta.documents.read for meta in metas),
+            written=sum(meta.documents.written for meta in metas),
+            empty=sum(meta.documents.empty for meta in metas),
+            rejected=sum(meta.documents.rejected for meta in metas),
+        ),
+        rejected=dict(rejected),
+        notes=dict(notes),
+        sources=tuple(sources.values()),
+    )

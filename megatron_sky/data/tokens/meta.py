@@ -1,0 +1,268 @@
+"""What a token file says of itself: `<prefix>.meta.json`, written beside the `.bin/.idx` pair.
+
+Training compares it with the model and the files before the first step, and `verify` checks every word of it. Files
+made by other tools have none; then nothing can be promised about their ids, and the loader checks each batch.
+The hash of the tokens is kept per block of `HASH_BLOCK` bytes, so that files are hashed on all cores and a damaged
+place is found without a second copy.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path
+from megatron_sky.errors import DataError
+
+FORMAT_VERSION = 2
+HASH_BLOCK = 32 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file that was read: path as given, size in bytes, XXH3 of each 16 MiB (a shard has those that it read)."""
+
+    path: str
+    size: int
+    blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """The tokenizer that made the ids: file name, SHA-256 of the file, vocabulary size, end-of-document id."""
+
+    name: str
+    sha256: str
+    vocab_size: int
+    eod_id: int | None
+
+
+@dataclass(frozen=True)
+class DocumentCounts:
+    """Where the documents of the input went: read = written + empty + rejected."""
+
+    read: int
+    written: int
+    empty: int = 0
+    rejected: int = 0
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """Which part of a job the pair is: `index` (from 0) of `count`; `whole` is a hash of what all of them must share:
+    the list of pieces that they were dealt from, and what was done to them."""
+
+    index: int
+    count: int
+    whole: str
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Contents of `<prefix>.meta.json`; docs/formats.md describes each field.
+
+    Attributes:
+        unigram_entropy: entropy of the token frequencies in nats per token: the loss of a model that knows nothing
+            but how frequent each token is.
+        bin_blocks: XXH3 (128 bits) of each `HASH_BLOCK` bytes of the `.bin` file; `idx_xxh3`: of the `.idx` file.
+        sources: the files the texts came from.
+        rejected: documents left out, by reason.
+        notes: lines that were taken though unusual (blank ones, CR LF, byte order marks).
+        job: hash of all that decided the output, by which a finished job is known again.
+        shard: which part of a job this is; None where it is a whole one, or its program did not say.
+    """
+
+    tokenizer: TokenizerRecord
+    dtype: str
+    num_documents: int
+    num_sequences: int
+    num_tokens: int
+    max_token_id: int
+    unigram_entropy: float
+    append_eod: bool
+    documents: DocumentCounts
+    bin_size: int
+    idx_size: int
+    bin_blocks: tuple[str, ...] = ()
+    idx_xxh3: str | None = None
+    sources: tuple[FileRecord, ...] = ()
+    rejected: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    job: str = ""
+    shard: ShardRecord | None = None
+    format_version: int = FORMAT_VERSION
+
+    def write(self, prefix: str | Path) -> None:
+        """Write the meta file of `prefix`, whole or not at all."""
+        path = meta_path(prefix)
+        temporary = Path(f"{path}.tmp")
+        try:
+            temporary.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise DataError(f"{path} can't be written: {error.strerror}") from error
+
+
+def meta_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.meta.json")
+
+
+class BrokenMeta(DataError):
+    """A meta file that is none, or lacks something; the pair beside it may be whole all the same."""
+
+    def __init__(self, path: Path, what: object):
+        prefix = str(path).removesuffix(".meta.json")
+        super().__init__(
+            f"{path} is no complete meta file ({what})\n  mend: `megatron-sky data verify {prefix} --tokenizer T "
+            "--write-meta` proves the pair and writes it anew; or make the pair again"
+        )
+
+
+def read_meta(prefix: str | Path) -> Meta | None:
+    """The meta file of `prefix`, or None where there is none (files made by another tool).
+
+    Raises:
+        BrokenMeta: the file is damaged.
+        DataError: the file can't be read, or is of another version.
+    """
+    path = meta_path(prefix)
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise BrokenMeta(path, error) from error
+    return _parse(path, given)
+
+
+def _parse(path: Path, given: object) -> Meta:
+    if not isinstance(given, dict) or "format_version" not in given:
+        raise BrokenMeta(path, "it has no format_version")
+    version = given["format_version"]
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: format_version is {version!r}; this program knows {FORMAT_VERSION}\n  mend: make the files again "
+            "with this version, or remove the meta file to use them unchecked"
+        )
+    known = {each.name for each in fields(Meta)}
+    try:
+        values = {name: given[name] for name in given if name in known}
+        values["tokenizer"] = TokenizerRecord(**given["tokenizer"])
+        values["documents"] = DocumentCounts(**given["documents"])
+        values["bin_blocks"] = tuple(given.get("bin_blocks", ()))
+        values["sources"] = tuple(
+            FileRecord(each["path"], each["size"], tuple(each["blocks"])) for each in given.get("sources", ())
+        )
+        values["shard"] = ShardRecord(**given["shard"]) if given.get("shard") else None
+        return Meta(**values)
+    except (KeyError, TypeError) as error:
+        raise BrokenMeta(path, error) from error
+
+
+def shared_source(one: Meta | None, other: Meta | None) -> str | None:
+    """A text file that two pairs were both made from, by the hashes of its content; None where none is known."""
+    if one is None or other is None:
+        return None
+    known = {record.blocks for record in other.sources if record.blocks}
+    return next((record.path for record in one.sources if record.blocks in known), None)
+
+
+def check_source(
+    prefix: str | Path, *, vocab_size: int, tokenizer_sha256: str | None = None, eod_id: int | None = None
+) -> Meta | None:
+    """Compare a pair with its meta file and with the model that is to read it, in constant time.
+
+    Args:
+        vocab_size: tokens the model knows; every id must be below.
+        tokenizer_sha256: hash of the run's tokenizer, where one is configured.
+        eod_id: the id with which that tokenizer ends a document, which its hash does not tell.
+
+    Returns:
+        The meta file, or None where the pair has none; ids are then known to be right only batch by batch.
+
+    Raises:
+        DataError: they contradict each other; the message says which and how.
+    """
+    with IndexedTokens(prefix) as tokens:
+        meta = read_meta(prefix)
+        if meta is None:
+            return None
+        check_meta(prefix, meta, tokens)
+    if meta.max_token_id >= vocab_size:
+        raise DataError(
+            f"{bin_path(prefix)} holds token id {meta.max_token_id}, the model knows ids below model.vocab_size = "
+            f"{vocab_size}\n  mend: set model.vocab_size to the tokenizer's {meta.tokenizer.vocab_size}, or tokenize "
+            "the text with the run's tokenizer"
+        )
+    if tokenizer_sha256 is not None and meta.tokenizer.sha256 != tokenizer_sha256:
+        raise DataError(
+            f"{meta_path(prefix)}: the tokens were made with the tokenizer {meta.tokenizer.name} "
+            f"(sha256 {meta.tokenizer.sha256[:12]}), the recipe names one with sha256 {tokenizer_sha256[:12]}\n"
+            "  mend: set tokenizer.path to the one the data was made with, or tokenize again"
+        )
+    if eod_id is not None and meta.append_eod and meta.tokenizer.eod_id != eod_id:
+        raise DataError(
+            f"{meta_path(prefix)}: the documents end with id {meta.tokenizer.eod_id}, the recipe's tokenizer ends them "
+            f"with {eod_id}\n  mend: name the end token that the data was made with as eos_token in "
+            "tokenizer_config.json beside the tokenizer, or tokenize again"
+        )
+    return meta
+
+
+def check_meta(prefix: str | Path, meta: Meta, tokens: IndexedTokens) -> None:
+    """Hold the counts and sizes of a meta file against the opened pair; raises DataError for the first that differs."""
+    found = {
+        "bin_size": bin_path(prefix).stat().st_size,
+        "idx_size": idx_path(prefix).stat().st_size,
+        "dtype": tokens.dtype.name,
+        "num_tokens": tokens.num_tokens,
+        "num_documents": tokens.num_documents,
+        "num_sequences": tokens.num_sequences,
+    }
+    for name, value in found.items():
+        told = getattr(meta, name)
+        if told != value:
+            raise DataError(
+                f"{meta_path(prefix)}: {name} is {told!r}, the files have {value!r}: they were changed or cut after "
+                "they were written\n  mend: copy all three files again from one run, or tokenize again"
+            )
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy of the token frequencies `counts` in nats per token."""
+    total = int(counts.sum())
+    if total == 0:
+        return 0.0
+    shares = counts[counts > 0] / total
+    return max(0.0, float(-(shares * np.log(shares)).sum()))
+
+
+def hash_blocks(path: Path, block: int = HASH_BLOCK) -> tuple[str, ...]:
+    """XXH3 (128 bits) of each `block` bytes of a file, on all cores."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    starts = range(0, path.stat().st_size, block)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return tuple(pool.map(lambda start: _hash_range(path, start, block), starts))
+
+
+def hash_file(path: Path) -> str:
+    """XXH3 (128 bits) of a whole file."""
+    return _hash_range(path, 0, math.inf)
+
+
+def _hash_range(path: Path, start: int, size: float) -> str:
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        file.seek(start)
+        while size > 0 and (piece := file.read(int(min(size, 4 << 20)))):
+            digest.update(piece)
+            size -= len(piece)
+    return digest.hexdigest()

@@ -1,0 +1,147 @@
+"""One pass over a pair's tokens: hashes, counts of each id, and whatever else is asked of each block.
+
+Blocks of `HASH_BLOCK` bytes are read in order, a few at once, and hashed on all cores.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path
+from megatron_sky.data.tokens.meta import (
+    HASH_BLOCK,
+    DocumentCounts,
+    FileRecord,
+    Meta,
+    ShardRecord,
+    TokenizerRecord,
+    entropy,
+    hash_file,
+)
+from megatron_sky.tokenizer.kinds import Tokenizer
+
+LARGEST_COUNTED_ID = 1 << 22  # ids beyond are not counted one by one
+_READ_AT_ONCE = 1 << 20  # bytes
+_COUNTED_AT_ONCE = 1 << 17  # tokens; numpy makes 8 bytes of each, which should stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class ScannedBlock:
+    """One block of a `.bin` file: its first token, its tokens, its XXH3, whether an id is negative, the largest id."""
+
+    first: int
+    tokens: np.ndarray
+    xxh3: str
+    has_negative: bool
+    max_id: int
+
+
+@dataclass(frozen=True)
+class TokenScan:
+    """All of a `.bin` file: XXH3 of each block, how often each id occurs (if counted), the largest id (-1: none)."""
+
+    blocks: tuple[str, ...]
+    counts: np.ndarray
+    max_id: int
+
+
+def scan_blocks(path: Path, dtype: np.dtype, *, threads: int | None = None) -> Iterator[ScannedBlock]:
+    """The blocks of a `.bin` file in order, a few read ahead. A block's tokens are valid until the next one is asked
+    for: its memory is used again."""
+    threads = threads or min(8, os.cpu_count() or 1)
+    starts = iter(range(0, path.stat().st_size, HASH_BLOCK))
+    free, waiting = [bytearray(HASH_BLOCK) for _ in range(threads + 2)], deque()
+    with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+        def read_ahead() -> None:
+            while free and (start := next(starts, None)) is not None:
+                buffer = free.pop()
+                waiting.append((buffer, pool.submit(_scan_block, file.fileno(), buffer, start, dtype)))
+
+        read_ahead()
+        while waiting:
+            buffer, block = waiting.popleft()
+            yield block.result()
+            free.append(buffer)
+            read_ahead()
+
+
+def _scan_block(file: int, buffer: bytearray, start: int, dtype: np.dtype) -> ScannedBlock:
+    done, digest, high = 0, xxhash.xxh3_128(), -1
+    view, width = memoryview(buffer), dtype.itemsize
+    unsigned = np.dtype(f"u{width}")  # in which a negative id is larger than all others
+    while done < len(buffer) and (got := os.preadv(file, [view[done : done + _READ_AT_ONCE]], start + done)):
+        digest.update(view[done : done + got])  # while it is in the processor's cache
+        done += got
+        part = np.frombuffer(buffer, unsigned, done // width - (done - got) // width, (done - got) // width * width)
+        high = max(high, int(part.max(initial=0)))
+    tokens = np.frombuffer(buffer, dtype, done // width)
+    has_negative = dtype.kind == "i" and high > np.iinfo(dtype).max
+    return ScannedBlock(start // width, tokens, digest.hexdigest(), has_negative, high)
+
+
+def scan_tokens(
+    path: Path, dtype: np.dtype, *, visit: Callable[[ScannedBlock], None] = lambda block: None, count: bool = False
+) -> TokenScan:
+    """Hash a whole `.bin` file, and count its ids if asked; `visit` sees every block."""
+    counts, hashes, largest = np.zeros(0, np.int64), [], -1
+    for block in scan_blocks(path, dtype):
+        visit(block)
+        hashes.append(block.xxh3)
+        largest = max(largest, block.max_id)
+        if count and not block.has_negative and block.max_id <= LARGEST_COUNTED_ID:
+            counts = np.pad(counts, (0, max(0, block.max_id + 1 - len(counts))))
+            for start in range(0, len(block.tokens), _COUNTED_AT_ONCE):
+                counts += np.bincount(block.tokens[start : start + _COUNTED_AT_ONCE], minlength=len(counts))
+    return TokenScan(tuple(hashes), counts, largest)
+
+
+def describe(
+    prefix: str | Path,
+    tokenizer: Tokenizer | TokenizerRecord,
+    *,
+    append_eod: bool,
+    documents: DocumentCounts,
+    rejected: dict[str, int] | None = None,
+    notes: dict[str, int] | None = None,
+    sources: tuple[FileRecord, ...] = (),
+    job: str = "",
+    shard: ShardRecord | None = None,
+) -> Meta:
+    """The meta file's contents for a pair that is there; reads it once."""
+    with IndexedTokens(prefix, allow_empty=True) as pair:
+        scan = scan_tokens(bin_path(prefix), pair.dtype, count=True)
+        return Meta(
+            tokenizer=record_of(tokenizer),
+            dtype=pair.dtype.name,
+            num_documents=pair.num_documents,
+            num_sequences=pair.num_sequences,
+            num_tokens=pair.num_tokens,
+            max_token_id=scan.max_id,
+            unigram_entropy=entropy(scan.counts),
+            append_eod=append_eod,
+            documents=documents,
+            bin_size=bin_path(prefix).stat().st_size,
+            idx_size=idx_path(prefix).stat().st_size,
+            bin_blocks=scan.blocks,
+            idx_xxh3=hash_file(idx_path(prefix)),
+            sources=sources,
+            rejected=dict(rejected or {}),
+            notes=dict(notes or {}),
+            job=job,
+            shard=shard,
+        )
+
+
+def record_of(tokenizer: Tokenizer | TokenizerRecord) -> TokenizerRecord:
+    """What a meta file says of a tokenizer."""
+    if isinstance(tokenizer, TokenizerRecord):
+        return tokenizer
+    return TokenizerRecord(tokenizer.name, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eod_id)

@@ -1,0 +1,223 @@
+"""Prove a pair, or name the byte at which it goes wrong.
+
+Everything is read once: header and sizes, then the index in pieces (pointers that follow from the lengths, bounds that
+never fall), then the tokens in blocks on all cores (hash, id range, end of each document). The first fault is told with
+the file and the byte offset; memory does not grow with the pair.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, chunks, idx_path
+from megatron_sky.data.tokens.meta import HASH_BLOCK, BrokenMeta, Meta, check_meta, hash_file, meta_path, read_meta
+from megatron_sky.data.tokens.scan import ScannedBlock, TokenScan, scan_tokens
+from megatron_sky.errors import DataError
+from megatron_sky.tokenizer.kinds import Tokenizer
+
+_ENDS_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A pair that has been proved, and what could be proved of it.
+
+    Attributes:
+        meta: its meta file, or None where it has none: then nothing was known to compare with.
+        scan: hashes of its tokens, and the largest id.
+        num_unended: documents that don't end with the end-of-document id (None: the id is not known).
+    """
+
+    prefix: str
+    meta: Meta | None
+    num_tokens: int
+    num_documents: int
+    num_empty: int
+    scan: TokenScan
+    num_unended: int | None
+
+
+def verify(
+    prefix: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    without_broken_meta: bool = False,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Verified:
+    """Check a pair against itself, its meta file, and a tokenizer.
+
+    Args:
+        tokenizer: ids must be below its size, and the meta file must name it.
+        without_broken_meta: prove the pair as one that has no meta file where it has a broken one, to be replaced.
+        report: called with (bytes done, bytes in all).
+
+    Raises:
+        DataError: the first fault, with file and byte offset.
+    """
+    with IndexedTokens(prefix, allow_empty=True) as pair:
+        if pair.dtype.kind not in "iu":
+            raise DataError(f"{idx_path(prefix)}: number format {pair.dtype.name} can't hold token ids")
+        meta = _read_meta(prefix, without_broken=without_broken_meta)
+        if meta is not None:
+            check_meta(prefix, meta, pair)
+            if tokenizer is not None and meta.tokenizer.sha256 != tokenizer.sha256:
+                raise DataError(
+                    f"{meta_path(prefix)}: made with tokenizer {meta.tokenizer.name} ({meta.tokenizer.sha256[:12]}), "
+                    f"not with {tokenizer.name} ({tokenizer.sha256[:12]})"
+                )
+        num_empty = _check_index(pair)
+        checker = _TokenChecker(pair, meta, _limit(meta, tokenizer), _eod(meta, tokenizer), report)
+        scan = scan_tokens(bin_path(prefix), pair.dtype, visit=checker)
+        _check_totals(prefix, meta, scan, checker)
+        return Verified(str(prefix), meta, pair.num_tokens, pair.num_documents, num_empty, scan, checker.num_unended)
+
+
+def _read_meta(prefix: str | Path, *, without_broken: bool) -> Meta | None:
+    try:
+        return read_meta(prefix)
+    except BrokenMeta:
+        if not without_broken:
+            raise
+        return None
+
+
+def _limit(meta: Meta | None, tokenizer: Tokenizer | None) -> int | None:
+    if tokenizer is not None:
+        return tokenizer.vocab_size
+    return None if meta is None else meta.tokenizer.vocab_size
+
+
+def _eod(meta: Meta | None, tokenizer: Tokenizer | None) -> int | None:
+    if tokenizer is not None:
+        return tokenizer.eod_id
+    return None if meta is None else meta.tokenizer.eod_id
+
+
+def _check_index(pair: IndexedTokens) -> int:
+    """Pointers, lengths and bounds; returns the number of documents without a sequence."""
+    path, header, width = idx_path(pair.prefix), pair.header, pair.dtype.itemsize
+    first, expected = 0, 0
+    for lengths in chunks(pair.lengths, pair.num_sequences):
+        pointers = pair.pointers(first, len(lengths))
+        if (lengths < 0).any():
+            at = first + int(np.argmax(lengths < 0))
+            raise DataError(f"{path}, byte {header.lengths_at + 4 * at:,}: sequence {at:,} has a negative length")
+        steps = np.cumsum(lengths.astype(np.int64)) * width
+        right = np.concatenate([[0], steps[:-1]]) + expected
+        if (wrong := right != pointers).any():
+            at = int(np.argmax(wrong))
+            raise DataError(
+                f"{path}, byte {header.pointers_at + 8 * (first + at):,}: sequence {first + at:,} begins at byte "
+                f"{pointers[at]:,} by its pointer, at {right[at]:,} by the lengths before it"
+            )
+        first, expected = first + len(lengths), expected + int(steps[-1])
+    return _check_bounds(pair)
+
+
+def _check_bounds(pair: IndexedTokens) -> int:
+    path, first, before, empty = idx_path(pair.prefix), 1, 0, 0
+    for bounds in chunks(pair.bounds, pair.num_documents, first=1):
+        steps = np.diff(bounds, prepend=before)
+        if (steps < 0).any() or bounds[-1] > pair.num_sequences:
+            at = first + int(np.argmax((steps < 0) | (bounds > pair.num_sequences)))
+            raise DataError(
+                f"{path}, byte {pair.header.bounds_at + 8 * at:,}: document {at - 1:,} ends at sequence "
+                f"{bounds[at - first]:,}, before its own begin or beyond the last of {pair.num_sequences:,}"
+            )
+        empty += int((steps == 0).sum())
+        first, before = first + len(bounds), int(bounds[-1])
+    return empty
+
+
+class _TokenChecker:
+    """Called with every block of tokens, in order."""
+
+    def __init__(
+        self,
+        pair: IndexedTokens,
+        meta: Meta | None,
+        limit: int | None,
+        eod_id: int | None,
+        report: Callable[[int, int], None],
+    ):
+        self._pair, self._meta, self._limit, self._eod_id, self._report = pair, meta, limit, eod_id, report
+        self._ends = _document_ends(pair)
+        self._pending = np.empty(0, np.int64)
+        self._number = 0
+        self.num_unended = 0 if eod_id is not None else None
+
+    def __call__(self, block: ScannedBlock) -> None:
+        width = self._pair.dtype.itemsize
+        self._check_ids(block, width)
+        self._check_hash(block, block.first * width)
+        if self._eod_id is not None:
+            self._check_ends(block, width)
+        self._number += 1
+        self._report((block.first + len(block.tokens)) * width, self._pair.num_tokens * width)
+
+    def _check_ids(self, block: ScannedBlock, width: int) -> None:
+        limit = self._limit
+        if not block.has_negative and (limit is None or block.max_id < limit):
+            return
+        at = int(np.argmax((block.tokens < 0) | (block.tokens.astype(np.int64) >= (limit or 1 << 62))))
+        raise DataError(
+            f"{bin_path(self._pair.prefix)}, byte {(block.first + at) * width:,}: token {block.first + at:,} is "
+            f"{block.tokens[at]}, outside [0, {limit})"
+        )
+
+    def _check_hash(self, block: ScannedBlock, at: int) -> None:
+        told = self._meta.bin_blocks if self._meta else ()
+        if told and (self._number >= len(told) or told[self._number] != block.xxh3):
+            raise DataError(
+                f"{bin_path(self._pair.prefix)}, bytes {at:,} to {at + HASH_BLOCK:,}: the content differs from the one "
+                f"that was written (XXH3 in {meta_path(self._pair.prefix)})"
+            )
+
+    def _check_ends(self, block: ScannedBlock, width: int) -> None:
+        end = block.first + len(block.tokens)
+        while len(self._pending) == 0 or self._pending[-1] <= end:
+            more = next(self._ends, None)
+            if more is None:
+                break
+            self._pending = np.concatenate([self._pending, more])
+        cut = int(np.searchsorted(self._pending, end, side="right"))
+        here = self._pending[:cut] - 1 - block.first
+        self._pending = self._pending[cut:]
+        wrong = block.tokens[here] != self._eod_id
+        self.num_unended += int(wrong.sum())
+        if self._meta is not None and self._meta.append_eod and wrong.any():
+            at = block.first + int(here[np.argmax(wrong)])
+            raise DataError(
+                f"{bin_path(self._pair.prefix)}, byte {at * width:,}: the document that ends here ends with id "
+                f"{block.tokens[at - block.first]}, not with the end-of-document id {self._eod_id}"
+            )
+
+
+def _document_ends(pair: IndexedTokens):
+    """The token after each document that has any, in pieces."""
+    before = 0
+    for bounds in chunks(pair.bounds, pair.num_documents, first=1, size=_ENDS_AT_ONCE):
+        low, high = before, int(bounds[-1])
+        begins = pair.pointers(low, high - low) // pair.dtype.itemsize
+        ends = begins + pair.lengths(low, high - low)
+        firsts = np.concatenate([[low], bounds[:-1]])
+        filled = bounds > firsts
+        ends, begins = ends[bounds[filled] - 1 - low], begins[firsts[filled] - low]
+        yield ends[ends > begins]
+        before = high
+
+
+def _check_totals(prefix: str | Path, meta: Meta | None, scan: TokenScan, checker: _TokenChecker) -> None:
+    if meta is None:
+        return
+    if len(meta.bin_blocks) != len(scan.blocks):
+        raise DataError(f"{meta_path(prefix)}: has {len(meta.bin_blocks)} hashes for {len(scan.blocks)} blocks")
+    if meta.idx_xxh3 is not None and meta.idx_xxh3 != hash_file(idx_path(prefix)):
+        raise DataError(f"{idx_path(prefix)}: the content differs from the one that was written ({meta_path(prefix)})")
+    if meta.max_token_id != scan.max_id:
+        raise DataError(f"{meta_path(prefix)}: max_token_id is {meta.max_token_id}, the tokens have {scan.max_id}")
+    counts = meta.documents
+    if counts.read != counts.written + counts.empty + counts.rejected:
+        raise DataError(f"{meta_path(prefix)}: documents read are not those written, empty and rejected: {counts}")

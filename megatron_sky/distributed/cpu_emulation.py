@@ -1,0 +1,255 @@
+"""The CPU's answers where megatron-core names CUDA, for the whole of a process without a GPU.
+
+megatron-core names the device in four ways: `device="cuda"` arguments, `torch.cuda.current_device()` and its
+relatives, `Tensor.cuda()`, and comparisons of `Tensor.type()` with `"torch.cuda.FloatTensor"`. `install` answers each
+of them with the CPU. A TorchFunctionMode would be tidier, but it is off inside `autograd.backward`, where recomputation
+runs, so torch's factories are wrapped instead.
+"""
+
+import contextlib
+import functools
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable
+
+_FACTORIES = [
+    "arange",
+    "as_tensor",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "full",
+    "full_like",
+    "linspace",
+    "ones",
+    "ones_like",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+    "zeros_like",
+]
+
+
+def install(product_dtype: Callable) -> None:
+    """Must come before `megatron.core` is imported. `product_dtype`: see `device.product_dtype`."""
+    assert "megatron.core" not in sys.modules, "device.setup() must come before megatron.core is imported"
+    sys.meta_path.insert(0, _Hidden())
+    sys.modules["fused_weight_gradient_mlp_cuda"] = _WeightGradients
+    _answer_with_cpu(product_dtype)
+    _import_megatron_uncompiled()
+    _patch_megatron_rng()
+    _skip_single_rank_collectives()
+
+
+class _Hidden(importlib.abc.MetaPathFinder):
+    """Import of a GPU-only package fails as if it were not installed: it imports without a GPU but can't run."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.partition(".")[0] in ("transformer_engine", "apex"):
+            raise ModuleNotFoundError(f"{fullname} is hidden: this machine has no CUDA device", name=fullname)
+        return None
+
+
+class _WeightGradients:
+    """What megatron-core asks of apex's extension: a weight's gradient added to its buffer `[out, in]` by the product.
+
+    Without it the product goes to memory of its own and is added in a second pass.
+    """
+
+    @staticmethod
+    def wgrad_gemm_accum_fp32(input, grad_output, main_grad) -> None:
+        """main_grad += grad_output^T input, for `[tokens, in]` and `[tokens, out]` of any dtype."""
+        main_grad.addmm_(grad_output.t().to(main_grad.dtype), input.to(main_grad.dtype))
+
+    @staticmethod
+    def wgrad_gemm_accum_fp16(input, grad_output, main_grad) -> None:
+        """The same for a buffer of 16 bits: the product is rounded to it once."""
+        main_grad.add_(grad_output.t().matmul(input))
+
+
+def _is_cuda(device: object) -> bool:
+    import torch
+
+    if isinstance(device, str):
+        return device.startswith("cuda")
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, int) and not isinstance(device, bool)
+
+
+def _answer_with_cpu(product_dtype: Callable) -> None:
+    import torch
+    from torch.utils import _device
+
+    _device._device_constructors()  # caches torch's own factories, which `with torch.device("meta")` looks up
+    cpu = torch.device("cpu")
+    for factory in _FACTORIES:
+        setattr(torch, factory, _on_cpu(getattr(torch, factory), cpu))
+    tensor_type, tensor_to = torch.Tensor.type, torch.Tensor.to
+
+    @functools.wraps(tensor_type)
+    def type_(self, *args, **kwargs):
+        if args or kwargs:
+            return tensor_type(self, *args, **kwargs)
+        return tensor_type(self).replace("torch.", "torch.cuda.", 1)
+
+    @functools.wraps(tensor_to)
+    def to(self, *args, **kwargs):
+        if args and _is_cuda(args[0]):
+            args = (cpu, *args[1:])
+        if "device" in kwargs and _is_cuda(kwargs["device"]):
+            kwargs["device"] = cpu
+        return tensor_to(self, *args, **kwargs)
+
+    torch.Tensor.type, torch.Tensor.to = type_, to
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+    torch.matmul = _in_product_dtype(torch.matmul, product_dtype)
+    torch.Tensor.matmul = _in_product_dtype(torch.Tensor.matmul, product_dtype)
+    _answer_cuda_module(torch, cpu)
+
+
+def _on_cpu(factory, cpu):
+    @functools.wraps(factory)
+    def wrapped(*args, **kwargs):
+        if kwargs:
+            if kwargs.get("device") is not None and _is_cuda(kwargs["device"]):
+                kwargs["device"] = cpu
+            if kwargs.get("pin_memory"):
+                kwargs["pin_memory"] = False
+        return factory(*args, **kwargs)
+
+    return wrapped
+
+
+def _in_product_dtype(matmul, product_dtype):
+    @functools.wraps(matmul)
+    def wrapped(input, other, **kwargs):
+        dtype = product_dtype(input.dtype)
+        if dtype == input.dtype or input.dtype != other.dtype or kwargs:
+            return matmul(input, other, **kwargs)
+        return matmul(input.to(dtype), other.to(dtype)).to(input.dtype)
+
+    return wrapped
+
+
+class _Stream:
+    """A CPU is one stream in which everything happens in order, so waiting for it is already done."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def wait_stream(self, stream):
+        pass
+
+    def wait_event(self, event):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def record_event(self, event=None):
+        return event or _Event()
+
+    def query(self):
+        return True
+
+
+class _Event:
+    """An event of the one in-order stream: it has always happened."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def record(self, stream=None):
+        pass
+
+    def wait(self, stream=None):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def query(self):
+        return True
+
+
+def _answer_cuda_module(torch, cpu) -> None:
+    stream = _Stream()
+    answers = {
+        "current_device": lambda: cpu,
+        "set_device": lambda device: None,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "current_stream": lambda device=None: stream,
+        "default_stream": lambda device=None: stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "manual_seed": lambda value: torch.manual_seed(value),
+        "Stream": _Stream,
+        "Event": _Event,
+    }
+    for attribute, answer in answers.items():
+        setattr(torch.cuda, attribute, answer)
+
+
+def _import_megatron_uncompiled() -> None:
+    """megatron-core marks its fusions for torch.compile at import; on a CPU that costs seconds and gains nothing.
+
+    It keeps the name it finds, so the name is only changed while it is imported.
+    """
+    import torch
+
+    compile_, torch.compile = torch.compile, lambda function=None, **_: function or (lambda each: each)
+    try:
+        import megatron.core.jit  # noqa: F401
+    finally:
+        torch.compile = compile_
+
+
+def _patch_megatron_rng() -> None:
+    """megatron-core keeps named states of the CUDA generator; here they are states of the CPU's."""
+    import torch
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+    class CpuRngTracker(megatron_random.CudaRNGStatesTracker):
+        """Named states of the CPU generator; `fork` runs a block on one of them and restores the default."""
+
+        @contextlib.contextmanager
+        def fork(self, name=megatron_random._MODEL_PARALLEL_RNG_TRACKER_NAME):
+            assert name in self.states_, f"no generator state is named {name!r}"
+            outer = torch.get_rng_state()
+            torch.set_rng_state(self.states_[name])
+            try:
+                yield
+            finally:
+                self.states_[name] = torch.get_rng_state()
+                torch.set_rng_state(outer)
+
+    megatron_random._CUDA_RNG_STATE_TRACKER = CpuRngTracker()
+    megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+
+
+def _skip_single_rank_collectives() -> None:
+    """A group of one rank has nothing to exchange: NCCL sees that, gloo copies whole gradient and weight buffers."""
+    from megatron.core.distributed import param_and_grad_buffer as buffers
+
+    def sparing(collective):
+        @functools.wraps(collective)
+        def wrapped(output, input, *args, group=None, **kwargs):
+            if group is not None and group.size() == 1 and output.data_ptr() == input.data_ptr():
+                return None  # in place, so it is done
+            return collective(output, input, *args, group=group, **kwargs)
+
+        return wrapped
+
+    buffers.dist_all_gather_func = sparing(buffers.dist_all_gather_func)
+    buffers.dist_reduce_scatter_func = sparing(buffers.dist_reduce_scatter_func)

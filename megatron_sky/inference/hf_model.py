@@ -1,0 +1,84 @@
+"""A Hugging Face folder run by transformers. No code of the folder runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from megatron_sky.errors import CheckpointError
+from megatron_sky.inference.hf_folder import hf_settings, is_skywork, transformers_for
+from megatron_sky.inference.logits import losses_of_logits, row_chunks
+
+# Their logits are lm_head(hidden states) and nothing more, so it can run where a prediction counts alone.
+_PLAIN_HEADS = ("LlamaForCausalLM", "GPT2LMHeadModel", "MistralForCausalLM", "Qwen2ForCausalLM")
+
+
+class HfModel:
+    """A `scoring.Model`. Every rank holds the whole model and takes a share of the batches."""
+
+    answers = True
+
+    def __init__(self, folder: Path, context):
+        self.device, self.share, self.shares = context.device, context.rank, context.world_size
+        dtype = torch.float32 if context.device.type == "cpu" else _own_dtype(folder)
+        self._model = _load(folder).to(device=context.device, dtype=dtype).eval()
+
+    def losses(self, tokens, places, targets):
+        logits = self._logits(tokens, places)
+        chunks = row_chunks(len(places), self._model.config.vocab_size)
+        parts = [losses_of_logits(logits(rows), targets[rows]) for rows in chunks]
+        return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+
+    def next_logits(self, tokens, places):
+        return self._logits(tokens, places)(slice(None)).float()
+
+    def _logits(self, tokens, places) -> Callable:
+        """A function from a slice of `places` to their logits `[n, V]`. Without a mask: padding lies to the right,
+        where a causal model does not look."""
+        if type(self._model).__name__ in _PLAIN_HEADS:
+            hidden = self._model.base_model(input_ids=tokens, use_cache=False)[0].flatten(0, 1)
+            return lambda rows: self._model.lm_head(hidden[places[rows]])
+        logits = self._model(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
+        return lambda rows: logits[places[rows]]
+
+
+def _own_dtype(folder: Path) -> torch.dtype:
+    """The number format of the weights, as config.json says it; the name of the field has changed over the years."""
+    settings = hf_settings(folder)
+    return getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
+
+
+def _load(folder: Path):
+    transformers = transformers_for(folder)
+    from safetensors import SafetensorError
+
+    transformers.utils.logging.disable_progress_bar()
+    settings = hf_settings(folder)
+    kind, given = transformers.AutoModelForCausalLM, {"trust_remote_code": False}
+    if is_skywork(settings):
+        config = transformers.LlamaConfig.from_dict(settings | {"model_type": "llama"})
+        kind, given = transformers.LlamaForCausalLM, {"config": config}
+    try:
+        # A weight of another shape is then among what was found, by name, and not an error without one.
+        model, found = kind.from_pretrained(
+            str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **given
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: transformers can't load it: {error}") from error
+    _check_whole(folder, found)
+    return model
+
+
+def _check_whole(folder: Path, found: dict) -> None:
+    """Raises CheckpointError for weights that transformers did not find and made up: random numbers.
+
+    A tied weight, which a folder holds once, is not among them.
+    """
+    wrong = [f"{name} is missing" for name in sorted(found["missing_keys"])]
+    wrong += [f"{name} has the shape {list(own)}, not {list(asked)}" for name, own, asked in found["mismatched_keys"]]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(
+            f"{folder}: its weights are not those of the model in its config.json: {'; '.join(wrong[:5])}{more}\n"
+            "  mend: fetch or export the folder again"
+        )

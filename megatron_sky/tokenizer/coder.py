@@ -1,0 +1,56 @@
+"""What a model's tokenizer does, whichever library it belongs to."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.tokenizer.kinds import load_tokenizer
+
+
+@dataclass(frozen=True)
+class TextCoder:
+    """What a model's tokenizer does here.
+
+    Attributes:
+        encode: text -> ids, nothing added.
+        decode: ids -> text.
+        adds_bos: whether its users get the begin token without asking.
+        sha256: of the tokenizer's file; equal for the same vocabulary file wherever it lies.
+    """
+
+    name: str
+    sha256: str
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    bos_id: int | None
+    eod_id: int | None
+    adds_bos: bool = False
+
+    def begin_id(self, begin: str) -> int | None:
+        """The id that goes before a document. `auto`: what went there in training, as far as the tokenizer tells.
+
+        The begin token where the tokenizer adds one by itself; else the token that ended the document before; else
+        the begin token; else nothing. Raises ConfigError where `begin` names a token that it has not.
+        """
+        if begin == "auto":
+            wanted = (self.bos_id, self.eod_id) if self.adds_bos else (self.eod_id, self.bos_id)
+            return next((each for each in wanted if each is not None), None)
+        token = {"bos": self.bos_id, "eod": self.eod_id, "none": None}[begin]
+        if token is None and begin != "none":
+            raise ConfigError(Problem("--begin", f"the tokenizer {self.name} has no such token", "use auto", begin))
+        return token
+
+
+def file_coder(path: Path, *, adds_bos: bool = False) -> TextCoder:
+    """The coder of a tokenizer file. Raises DataError where it can't be read."""
+    tokenizer = load_tokenizer(path)
+    return TextCoder(
+        name=tokenizer.name,
+        sha256=tokenizer.sha256,
+        encode=tokenizer.encode,
+        decode=tokenizer.decode,
+        bos_id=tokenizer.bos_id,
+        eod_id=tokenizer.eod_id,
+        adds_bos=adds_bos and tokenizer.bos_id is not None,
+    )

@@ -1,0 +1,188 @@
+"""The tokenizer's files of a Hugging Face folder, from the checkpoint's tokenizer.
+
+A SentencePiece model goes along as `tokenizer.model`, and is written a second time as `tokenizer.json` where the
+`tokenizers` package is installed, for transformers' fast tokenizers. That file is kept only after it has given
+SentencePiece's ids on sample text. Chat's symbols become added tokens: text between them is encoded on its own, each
+piece with SentencePiece's leading space, which is how the published Skywork chat code encodes a conversation.
+"""
+
+import json
+from pathlib import Path
+
+from megatron_sky.log import get_logger
+from megatron_sky.tokenizer import files as tokenizer_files
+from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, load_tokenizer
+from megatron_sky.tokenizer.sample_text import SAMPLES
+
+log = get_logger(__name__)
+
+CHAT_SYMBOLS = ("[USER]", "[BOT]", "[SEP]")
+# `[USER]question[SEP][BOT]answer[SEP]...`, begun with eos then bos.
+CHAT_TEMPLATE = (
+    "{{ eos_token }}{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}[USER]{{ message['content'] }}[SEP]"
+    "{% elif message['role'] == 'assistant' %}[BOT]{{ message['content'] }}[SEP]"
+    "{% else %}{{ raise_exception('a conversation has the roles user and assistant, not ' + message['role']) }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[BOT]{% endif %}"
+)
+
+
+def write(path: Path, folder: Path, *, adds_begin: bool) -> dict[str, int]:
+    """Writes the files of the tokenizer at `path` into `folder`; returns the ids of its special tokens (`bos_token_id`
+    ...).
+
+    `adds_begin`: whether those who load the folder get a begin token before a text.
+    """
+    tokenizer = load_tokenizer(path)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return _write_sentencepiece(tokenizer, folder, adds_begin=adds_begin and tokenizer.bos_id is not None)
+    tokenizer_files.copy(path, folder)
+    if not adds_begin and tokenizer_files.adds_begin(folder / tokenizer_files.JSON):
+        _take_begin_out(folder)
+    if path.suffix == tokenizer_files.RANKS:
+        log.warning("%s goes along as it is: transformers reads no tiktoken ranks by themselves", path.name)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eod_id}
+    return {name: token_id for name, token_id in ids.items() if token_id is not None}
+
+
+def _take_begin_out(folder: Path) -> None:
+    """Has tokenizer.json and its settings add nothing to a text, as in training here."""
+    path = folder / tokenizer_files.JSON
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["post_processor"] = _without_template(content["post_processor"])
+    _write_json(path, content)
+    path = folder / tokenizer_files.SETTINGS
+    if path.is_file():
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        _write_json(path, settings | {"add_bos_token": False, "add_eos_token": False})
+
+
+def _without_template(processor: dict | None) -> dict | None:
+    if processor is None or processor["type"] == "TemplateProcessing":
+        return None
+    if processor["type"] != "Sequence":
+        return processor
+    kept = [left for each in processor["processors"] if (left := _without_template(each)) is not None]
+    return processor | {"processors": kept} if kept else None
+
+
+def _write_sentencepiece(
+    tokenizer: SentencePieceTokenizer, folder: Path, *, adds_begin: bool = False
+) -> dict[str, int]:
+    (folder / "tokenizer.model").write_bytes(tokenizer.data)
+    processor = tokenizer.processor
+    ids = {
+        name: token_id
+        for name, token_id in (
+            ("bos", processor.bos_id()),
+            ("eos", processor.eos_id()),
+            ("unk", processor.unk_id()),
+            ("pad", processor.pad_id()),
+        )
+        if token_id >= 0
+    }
+    tokens = {f"{name}_token": tokenizer.piece(token_id) for name, token_id in ids.items()}
+    fast = _write_fast(tokenizer, folder, adds_begin)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast" if fast else "LlamaTokenizer",
+        **tokens,
+        "add_bos_token": adds_begin,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "legacy": True,
+        "model_max_length": 10**30,
+    }
+    if set(CHAT_SYMBOLS) <= set(tokenizer.special_texts):
+        settings["chat_template"] = CHAT_TEMPLATE
+    else:
+        log.info("no chat template: %s are not tokens of this vocabulary", ", ".join(CHAT_SYMBOLS))
+    _write_json(folder / "tokenizer_config.json", settings)
+    _write_json(folder / "special_tokens_map.json", tokens)
+    return {f"{name}_token_id": token_id for name, token_id in ids.items() if name != "unk"}
+
+
+def _write_fast(tokenizer: SentencePieceTokenizer, folder: Path, adds_begin: bool) -> bool:
+    """Writes tokenizer.json if it can be made and gives SentencePiece's ids; says why where it isn't written."""
+    try:
+        import tokenizers  # noqa: F401 (asked for here, so that a missing package is told once)
+    except ImportError:
+        log.warning("no tokenizer.json: the package tokenizers is not installed (pip install 'megatron-sky[hf]')")
+        return False
+    fast = _build_fast(tokenizer)
+    if fast is None:
+        return False
+    for text in SAMPLES:
+        if fast.encode(text, add_special_tokens=False).ids != tokenizer.encode(text):
+            log.warning("no tokenizer.json: it would give other ids than SentencePiece on %r", text[:60])
+            return False
+    if adds_begin:
+        from tokenizers.processors import TemplateProcessing
+
+        begin = tokenizer.piece(tokenizer.bos_id)
+        fast.post_processor = TemplateProcessing(
+            single=f"{begin}:0 $A:0", pair=f"{begin}:0 $A:0 {begin}:1 $B:1", special_tokens=[(begin, tokenizer.bos_id)]
+        )
+    fast.save(str(folder / "tokenizer.json"))
+    return True
+
+
+def _build_fast(tokenizer: SentencePieceTokenizer):
+    """The `tokenizers` object that does what the SentencePiece model does, or None for kinds it has no equal of."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    proto = ModelProto.FromString(tokenizer.data)
+    if proto.trainer_spec.model_type != TrainerSpec.BPE:
+        log.warning("no tokenizer.json: only SentencePiece's BPE models are turned into one")
+        return None
+    kinds = ModelProto.SentencePiece
+    vocab = {piece.piece: token_id for token_id, piece in enumerate(proto.pieces)}
+    unknown = proto.pieces[tokenizer.processor.unk_id()].piece
+    fast = Tokenizer(
+        models.BPE(
+            vocab,
+            _merges(proto, kinds.NORMAL),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=any(piece.type == kinds.BYTE for piece in proto.pieces),
+        )
+    )
+    fast.normalizer = _normalizer(proto.normalizer_spec)
+    strip = [decoders.Strip(content=" ", left=1)] if proto.normalizer_spec.add_dummy_prefix else []
+    fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    control = [AddedToken(p.piece, normalized=False, special=True) for p in proto.pieces if p.type == kinds.CONTROL]
+    own = [AddedToken(p.piece, normalized=False, special=False) for p in proto.pieces if p.type == kinds.USER_DEFINED]
+    fast.add_special_tokens([AddedToken(unknown, normalized=False, special=True), *control])
+    fast.add_tokens(own)
+    return fast
+
+
+def _merges(proto, normal: int) -> list[tuple[str, str]]:
+    """Every pair of pieces that makes a piece, by the score of the result, as SentencePiece merges."""
+    normal_pieces = [
+        (piece.score, -number, piece.piece) for number, piece in enumerate(proto.pieces) if piece.type == normal
+    ]
+    known = {piece for _, _, piece in normal_pieces}
+    return [
+        (piece[:cut], piece[cut:])
+        for _, _, piece in sorted(normal_pieces, reverse=True)
+        for cut in range(1, len(piece))
+        if piece[:cut] in known and piece[cut:] in known
+    ]
+
+
+def _normalizer(spec):
+    from tokenizers import Regex, normalizers
+
+    steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend("▁"))
+    return normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,95 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_sky.config.schema import DataConfig
+from megatron_sky.data.loader import TrainData
+from megatron_sky.data.sampling.megatron_order import MegatronTrainData
+from megatron_sky.data.sampling.mixture import SessionMixture
+from megatron_sky.distributed import device
+from megatron_sky.errors import ConfigError, DataError
+from tests.data.helpers import write_pair
+
+SEQ = 8
+
+
+@pytest.fixture(autouse=True)
+def ready():
+    device.setup()
+
+
+def make(tmp_path, names, **more):
+    write_pair(tmp_path / "a", [list(range(0, 500)), list(range(500, 1000))])
+    write_pair(tmp_path / "b", [list(range(5000, 5400))])
+    weights = {"a": 3.0, "b": 1.0}
+    config = DataConfig(
+        train=tuple({"name": n, "path": str(tmp_path / n), "weight": weights[n]} for n in names), sampling="megatron"
+    )
+    given = {"seq_length": SEQ, "vocab_size": 6000, "total_samples": 150, "cache": tmp_path / "cache"} | more
+    return MegatronTrainData(config.model_copy(update=given.pop("change", {})), **given)
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_samples_are_megatrons(tmp_path, names):
+    data = make(tmp_path, names)
+    batch = data.read(range(150))
+    for number in range(150):
+        expected = data._dataset[number]
+        assert torch.equal(batch.tokens[number], expected["tokens"])
+        assert torch.equal(batch.labels[number], expected["labels"])
+    assert sum(data.plan.consumed(150)) == 150
+    from_b = int((batch.tokens[:, 0] >= 5000).sum())
+    assert data.plan.consumed(150)[1:] == [from_b] * (len(names) - 1)
+
+
+def test_the_order_can_be_built_again(tmp_path):
+    first, again = make(tmp_path, "ab"), make(tmp_path, "ab")
+    assert torch.equal(first.read(range(50)).tokens, again.read(range(50)).tokens)
+    assert again.continue_from(first.plan.fingerprint(), 50) is False
+
+
+@pytest.mark.parametrize(
+    "names, change, rule",
+    [
+        ("a", {}, r"data\.train: has other sources, .*: a 3 \(1,000 tokens\), b 1 \(400 tokens\)"),
+        ("ab", {"total_samples": 200}, r"train\.tokens: makes 200 samples .*, 150 when the run began"),
+        ("ab", {"seq_length": 4}, r"model\.seq_length: was 8"),
+        ("ab", {"change": {"seed": 5}}, r"data\.seed: was 1234"),
+    ],
+)
+def test_what_decides_the_order_can_not_change(tmp_path, names, change, rule):
+    saved = json.loads(json.dumps(make(tmp_path, "ab").plan.fingerprint()))
+    with pytest.raises(ConfigError, match=rule) as failure:
+        make(tmp_path, names, **change).continue_from(saved, 50)
+    assert len(failure.value.problems) == 1 and "init_from" in str(failure.value)
+
+
+def test_a_run_changes_neither_into_this_order_nor_out_of_it(tmp_path):
+    megatron = make(tmp_path, "ab")
+    config = DataConfig(train=({"name": "a", "path": str(tmp_path / "a")},), max_epochs=100)
+    planned = TrainData(config, seq_length=SEQ, vocab_size=6000, sessions=[SessionMixture(0, 150)])
+    for data, other, was, now in ((megatron, planned, "plan", "megatron"), (planned, megatron, "megatron", "plan")):
+        rule = rf"data\.sampling = '{now}': was {was} when the run began(.*\n)*.*mend: set data\.sampling={was}"
+        with pytest.raises(ConfigError, match=rule):
+            data.continue_from(json.loads(json.dumps(other.plan.fingerprint())), 50)
+        with pytest.raises(ConfigError, match="without an order of samples"):
+            data.continue_from({}, 0)
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_a_run_that_stepped_over_samples_goes_on_with_the_first(tmp_path, names):
+    data = make(tmp_path, names)
+    size = len(data._dataset)
+    assert size >= 150
+    past = data.read(range(size - 2, size + 20))
+    assert torch.equal(past.tokens[2:], data.read(range(20)).tokens)
+    given = [data.plan.consumed(count) for count in (size, 20, size + 20, 2 * size)]
+    assert given[2] == [a + b for a, b in zip(given[0], given[1], strict=True)]
+    assert given[3] == [2 * count for count in given[0]] and sum(given[2]) == size + 20
+
+
+def test_an_id_beyond_the_vocabulary_is_told(tmp_path):
+    with pytest.raises(DataError, match="must be in"):
+        make(tmp_path, "ab", vocab_size=5000).read(np.arange(150))

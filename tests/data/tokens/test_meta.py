@@ -1,0 +1,124 @@
+import dataclasses
+import errno
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from megatron_sky.cli import data as cli_data
+from megatron_sky.data.ingest.tokenize import tokenize_jsonl
+from megatron_sky.data.tokens.indexed import bin_path
+from megatron_sky.data.tokens.meta import (
+    BrokenMeta,
+    check_source,
+    entropy,
+    hash_blocks,
+    hash_file,
+    meta_path,
+    read_meta,
+)
+from megatron_sky.errors import DataError
+from tests.data.helpers import write_pair
+
+
+@pytest.fixture
+def pair(text_corpus, tmp_path):
+    prefix = tmp_path / "stem"
+    return prefix, tokenize_jsonl([text_corpus.files["test"]["stem"]], prefix, text_corpus.tokenizer)
+
+
+def test_round_trip(pair):
+    prefix, meta = pair
+    assert read_meta(prefix) == meta
+    assert meta.documents.read == meta.documents.written + meta.documents.empty + meta.documents.rejected
+
+
+def test_a_pair_without_meta_is_allowed(tmp_path):
+    assert read_meta(write_pair(tmp_path / "a", [[1]])) is None
+    assert check_source(tmp_path / "a", vocab_size=1) is None
+
+
+def test_check_source_accepts_what_agrees(pair, text_corpus):
+    prefix, meta = pair
+    assert check_source(prefix, vocab_size=600, tokenizer_sha256=text_corpus.tokenizer.sha256) == meta
+
+
+def test_a_small_vocabulary_is_named_with_both_numbers(pair):
+    prefix, meta = pair
+    with pytest.raises(DataError, match=rf"token id {meta.max_token_id}.*vocab_size = {meta.max_token_id}"):
+        check_source(prefix, vocab_size=meta.max_token_id)
+
+
+def test_another_tokenizer_is_named(pair):
+    with pytest.raises(DataError, match="made with the tokenizer"):
+        check_source(pair[0], vocab_size=600, tokenizer_sha256="0" * 64)
+
+
+@pytest.mark.parametrize("name", ["num_tokens", "num_documents", "bin_size", "idx_size", "num_sequences"])
+def test_contradicting_files_are_named(pair, name):
+    prefix, meta = pair
+    dataclasses.replace(meta, **{name: getattr(meta, name) + 1}).write(prefix)
+    with pytest.raises(DataError, match=name):
+        check_source(prefix, vocab_size=600)
+
+
+def test_meta_files_of_another_version_are_named(pair):
+    prefix, _ = pair
+    meta_path(prefix).write_text('{"format_version": 99}')
+    with pytest.raises(DataError, match="is 99; this program knows 2") as caught:
+        read_meta(prefix)
+    assert not isinstance(caught.value, BrokenMeta)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "", "[]", "{}", '{"format_version": 2}', '{"format_version": 2, "tokenizer": 3}']
+)
+def test_broken_meta_files_are_named_with_a_mend_that_mends(text_corpus, pair, text):
+    prefix, meta = pair
+    meta_path(prefix).write_text(text)
+    with pytest.raises(BrokenMeta, match=r"stem\.meta\.json is no complete meta file") as caught:
+        read_meta(prefix)
+    mend = re.search(r"`megatron-sky data (.*?)`", str(caught.value)).group(1)
+    words = mend.replace(" T ", f" {text_corpus.tokenizer_path} ").split()
+    without = [word for word in words if word != "--write-meta"]
+    assert isinstance(CliRunner().invoke(cli_data.app, without).exception, BrokenMeta)
+    assert CliRunner().invoke(cli_data.app, words).exit_code == 0
+    written = read_meta(prefix)
+    assert written.bin_blocks == meta.bin_blocks and written.documents.written == meta.documents.written
+    assert check_source(prefix, vocab_size=600, tokenizer_sha256=text_corpus.tokenizer.sha256) == written
+
+
+def test_a_meta_file_that_may_not_be_read_is_not_called_broken(pair, monkeypatch):
+    def refuse(*arguments, **more):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(DataError, match=r"meta\.json can't be read: Permission denied$") as caught:
+        read_meta(pair[0])
+    assert not isinstance(caught.value, BrokenMeta)
+
+
+def test_unknown_fields_of_a_later_writer_are_passed_over(pair):
+    prefix, meta = pair
+    given = json.loads(meta_path(prefix).read_text())
+    meta_path(prefix).write_text(json.dumps(given | {"later": 1}))
+    assert read_meta(prefix) == meta
+
+
+def test_entropy():
+    assert entropy(np.array([1, 1, 0, 1, 1])) == pytest.approx(math.log(4))
+    assert entropy(np.array([7])) == entropy(np.array([0])) == 0
+
+
+def test_hash_blocks_cover_the_file(pair, tmp_path):
+    import xxhash
+
+    path = bin_path(pair[0])
+    whole = path.read_bytes()
+    expected = tuple(xxhash.xxh3_128_hexdigest(whole[start : start + 1000]) for start in range(0, len(whole), 1000))
+    assert hash_blocks(path, 1000) == expected
+    assert hash_file(path) == xxhash.xxh3_128_hexdigest(whole)
