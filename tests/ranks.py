@@ -5,7 +5,6 @@ a rank: it calls `open_context` with the RankInfo it is given, does its work, an
 """
 
 import contextlib
-import os
 import socket
 import traceback
 from collections.abc import Callable
