@@ -118,7 +118,8 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
 
     from megatron_sky.checkpoint import optimizer_shards
 
-    pickles.check_index(folder / ".metadata")
+    pickles.read_index(folder / ".metadata")  # what is refused is said at once; torch would only say that it has none
+    compat.read_index_by(pickles.read_index)
     compat.read_objects_as_data()
     saved = _content_metadata(folder)
     if optimizer is not None and not saved.get("holds_optimizer"):

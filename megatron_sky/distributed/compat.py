@@ -106,6 +106,23 @@ def read_files_side_by_side() -> None:
     FileSystemReader.read_data = read_data
 
 
+def read_index_by(read: Callable[[Path], object]) -> None:
+    """Lets torch's reader of checkpoints take the index of tensors from `read(path)`.
+
+    It would run whatever program that file is, and can't read what another version of Python or torch wrote.
+    """
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import StorageMeta
+
+    def read_metadata(self):  # without torch's **kwargs it asks for no index of a rank's own, which nobody writes here
+        metadata = read(Path(self.path) / ".metadata")
+        metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+    FileSystemReader.read_metadata = read_metadata
+
+
 def read_objects_as_data() -> None:
     """Lets torch's reader of checkpoints take what is no tensor for data; it would run whatever such an object names.
 

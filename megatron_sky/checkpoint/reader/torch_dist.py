@@ -13,6 +13,7 @@ import numpy as np
 
 from megatron_sky.checkpoint.reader import weights
 from megatron_sky.checkpoint.reader.lazy import LazyTensor, bits_dtype
+from megatron_sky.checkpoint.reader.pickles import INDEX_CLASSES
 from megatron_sky.checkpoint.reader.torch_files import DtypeName, TensorRef, TorchArchive, read_pickle
 from megatron_sky.errors import CheckpointError
 
@@ -52,18 +53,9 @@ class _Info(_Plain):
 def _names() -> dict[tuple[str, str], Callable]:
     """The classes a `.metadata` may name, and what stands in for them."""
     base = "torch.distributed.checkpoint."
-    plain = {
-        f"{base}metadata": (
-            "Metadata TensorProperties _MEM_FORMAT_ENCODING ChunkStorageMetadata BytesStorageMetadata StorageMeta"
-        ),
-        f"{base}planner": "SavePlan WriteItem WriteItemType TensorWriteData BytesIOWriteData",
-        f"{base}filesystem": "_StoragePrefix",
-        "megatron.core.dist_checkpointing.strategies.torch": "MCoreMetadata MCoreSavePlan",
-        "torch.serialization": "_get_layout",
-        "pathlib": "PosixPath PurePosixPath",
-        "pathlib._local": "PosixPath PurePosixPath",
+    names = {
+        (module, name): type(name, (_Plain,), {}) for module, listed in INDEX_CLASSES.items() for name in listed.split()
     }
-    names = {(module, name): _Plain for module, listed in plain.items() for name in listed.split()}
     return names | {
         (f"{base}metadata", "TensorStorageMetadata"): _Tensor,
         (f"{base}metadata", "MetadataIndex"): _Index,

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_sky.checkpoint.reader.lazy import ITEM_SIZE, LazyTensor, bits_dtype, read_into
+from megatron_sky.checkpoint.reader.pickles import EnumUnpickler
 from megatron_sky.errors import CheckpointError
 
 _DTYPES = {"float32": "F32", "float64": "F64", "float16": "F16", "half": "F16", "bfloat16": "BF16"}
@@ -105,13 +106,18 @@ _COMMON = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(EnumUnpickler):
     def __init__(self, data: bytes, names: dict, tolerant: bool):
         super().__init__(io.BytesIO(data))
         self._names = _COMMON | names
         self._tolerant = tolerant
 
-    def find_class(self, module: str, name: str):
+    def member(self, owner: object, name: object):
+        if self._tolerant and isinstance(owner, type) and issubclass(owner, Inert):
+            return owner(name)
+        return super().member(owner, name)
+
+    def find_name(self, module: str, name: str):
         if (module, name) in self._names:
             return self._names[module, name]
         if module == "torch" and name in _STORAGES:

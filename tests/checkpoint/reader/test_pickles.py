@@ -1,18 +1,28 @@
 """A checkpoint that holds a program is refused, wherever it hides it, and the program does not run."""
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 import types
-from pathlib import Path
+from enum import Enum
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
 
 from megatron_sky.checkpoint import store
-from megatron_sky.checkpoint.reader import pickles
+from megatron_sky.checkpoint.reader import pickles, torch_dist
 from megatron_sky.errors import CheckpointError
 from tests.checkpoint.record import RECORDED
 
@@ -113,6 +123,7 @@ def transformer_engine(monkeypatch):
     for module in made:
         monkeypatch.setitem(sys.modules, module.__name__, module)
     made[-1].DelayedScaling = type("DelayedScaling", (), {"__module__": names[-1]})
+    made[-1].Format = Enum("Format", {"E4M3": (448, 448), "HYBRID": (448, 57344)}, module=names[-1])
     return made[-1]
 
 
@@ -142,3 +153,151 @@ def test_a_state_that_is_a_program_is_refused(kind, tmp_path):
 def test_a_state_that_is_no_pickle_is_refused():
     with pytest.raises(CheckpointError, match=r"here: is no state of 8-bit scales"):
         pickles.check_extra_state(torch.arange(24, dtype=torch.uint8), "here")
+
+
+class Call:
+    """Pickled as a call of `function`."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+# How an Enum's member is pickled by Python 3.11.0 to 3.11.3, and by all others.
+FORMS = {
+    "by name": lambda self, _: (getattr, (type(self), self.name)),
+    "by value": lambda self, _: (type(self), (self.value,)),
+}
+
+
+@contextlib.contextmanager
+def enums_pickled(form: str, *kinds: type[Enum]):
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in kinds:
+            patch.setattr(kind, "__reduce_ex__", FORMS[form])
+        yield
+
+
+def an_index(**more) -> Metadata:
+    entry = TensorStorageMetadata(TensorProperties(torch.bfloat16), torch.Size((2, 3)), [])
+    return Metadata({"a.weight": entry}, **more)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_index_is_read_in_whichever_form_python_pickles_enums(form, protocol, tmp_path):
+    index = an_index(planner_data=list(WriteItemType))
+    with enums_pickled(form, WriteItemType, _MEM_FORMAT_ENCODING):
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(index, protocol))
+    assert pickles.read_index(tmp_path / ".metadata") == an_index(planner_data=list(WriteItemType))
+    assert torch_dist._read_metadata(tmp_path / ".metadata").state_dict_metadata["a.weight"].size == (2, 3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_state_of_scales_is_read_in_whichever_form_python_pickles_enums(form, transformer_engine):
+    recipe = transformer_engine.DelayedScaling()
+    recipe.fp8_format = transformer_engine.Format.HYBRID
+    with enums_pickled(form, transformer_engine.Format):
+        pickles.check_extra_state(as_bytes({"recipe": recipe}), "here")
+
+
+NO_MEMBERS = [
+    Call(getattr, WriteItemType, "mro"),
+    Call(getattr, WriteItemType, "__class__"),
+    Call(getattr, SavePlan, "__init__"),
+    Call(getattr, SavePlan, "TENSOR"),
+    Call(getattr, "text", "join"),
+    Call(getattr, Call(WriteItemType, 1), "TENSOR"),
+    Call(getattr, WriteItemType, "TENSOR", "something else"),
+]
+
+
+@pytest.mark.parametrize("value", NO_MEMBERS, ids=range(len(NO_MEMBERS)))
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_getattr_takes_members_of_known_enums_alone(value, protocol, tmp_path):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps([WriteItemType, SavePlan, value], protocol))
+    for read in (pickles.read_index, torch_dist._read_metadata):
+        with pytest.raises(CheckpointError, match=r"\.metadata: .*(no Enum's member|positional argument)"):
+            read(tmp_path / ".metadata")
+
+
+def test_the_builtin_getattr_is_never_given_out(tmp_path):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(getattr))
+    assert pickles.read_index(tmp_path / ".metadata") is not getattr
+
+
+@pytest.mark.parametrize("name", ["mro", "__class__", "name"])
+def test_a_state_of_scales_asks_formats_for_members_alone(name, transformer_engine):
+    with pytest.raises(CheckpointError, match="no Enum's member"):
+        pickles.check_extra_state(as_bytes(Call(getattr, transformer_engine.Format, name)), "here")
+
+
+def test_the_known_enums_are_the_installed_ones():
+    for kind in (WriteItemType, _MEM_FORMAT_ENCODING):
+        assert pickles._ENUMS[kind.__module__, kind.__name__].split() == [member.name for member in kind]
+    found = [name for module, listed in pickles._INDEX_NAMES.items() for name in enums_of(module, listed.split())]
+    assert sorted(found) == ["WriteItemType", "_MEM_FORMAT_ENCODING"]
+
+
+def enums_of(module: str, names: list[str]) -> list[str]:
+    there = sys.modules.get(module)
+    return [name for name in names if isinstance(getattr(there, name, None), type(Enum))]
+
+
+# What another version wrote. Both forms are read by both; without `read_index` one of them fails in either.
+NEW_TORCH = "strides" in TensorProperties.__dataclass_fields__
+STATES = {
+    "torch before 2.15": (torch.bfloat16, torch.strided, False, _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT, False),
+}
+STATES["torch 2.15"] = (*STATES["torch before 2.15"], (3, 1))
+
+
+@pytest.fixture
+def written_by(tmp_path, monkeypatch):
+    """`written_by("torch 2.15")`: a folder with the index as that version writes it."""
+
+    def write(version: str) -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(TensorProperties, "__getstate__", lambda self: STATES[version])
+            (tmp_path / ".metadata").write_bytes(pickle.dumps(an_index()))
+        (tmp_path / "metadata.json").write_text('{"sharded_backend": "torch_dist", "sharded_backend_version": 1}')
+        return tmp_path
+
+    return write
+
+
+def tensors_in(info, folder: str) -> str:
+    """What megatron-core says of the tensors in the folder's index."""
+    from megatron.core import dist_checkpointing
+
+    from megatron_sky.distributed import compat
+
+    compat.read_index_by(pickles.read_index)
+    (tensor,) = dist_checkpointing.load_tensors_metadata(folder).values()
+    return f"{tensor.key} {tensor.dtype} {tensor.global_shape}"
+
+
+@pytest.mark.parametrize("version", STATES)
+def test_an_index_of_either_torch_is_read(version, written_by, ranks):
+    folder = written_by(version)
+    assert pickles.read_index(folder / ".metadata").state_dict_metadata == an_index().state_dict_metadata
+    assert ranks(1, tensors_in, str(folder)) == ["a.weight torch.bfloat16 (2, 3)"]
+
+
+def test_megatron_core_alone_does_not_read_what_torch_2_15_writes(written_by):
+    """Where this fails on torch 2.15 or later, `_properties_class` is needed by older ones alone."""
+    code = f"from megatron.core.dist_checkpointing import *; load_tensors_metadata({str(written_by('torch 2.15'))!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    newer, older = "TypeError: empty() got an unexpected keyword argument 'strides'", "ValueError: too many values"
+    assert (newer if NEW_TORCH else older) in done.stderr
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_a_path_in_an_index_is_read_whichever_python_wrote_it(module, tmp_path):
+    content = pickle.dumps(PurePosixPath("/a/b"), 0).replace(f"c{PurePosixPath.__module__}\n".encode(), b"cpathlib\n")
+    assert b"cpathlib\n" in content
+    (tmp_path / ".metadata").write_bytes(content.replace(b"cpathlib\n", f"c{module}\n".encode()))
+    assert pickles.read_index(tmp_path / ".metadata") == PurePosixPath("/a/b")
