@@ -40,14 +40,17 @@ class Commands(Flow):
             names = self.may_set(source(body)) if body else {EVERYTHING}
             self.lose(names, f"the function {name} is not followed")
             return None
+        exported = set(self.state.exported)
         self.state.local.append({})
         self.assign_for_a_call(assignments)
-        covered, self.state.local = self.state.local[-1], self.state.local[:-1]
+        covered = self.state.local.pop()
         try:
             return self.run(words, document)
         finally:
             self.state.local.append(covered)
             self.state.uncover()
+            if assignments:
+                self.state.exported = exported
 
     def assign_for_a_call(self, assignments: list) -> None:
         for node in assignments:

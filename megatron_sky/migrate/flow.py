@@ -46,7 +46,7 @@ class Flow(Words):
     def effects(self, node) -> set[str]:
         """Names that expansions within a node may set."""
         inner = [part for part in parts(node) if part.type != "command_substitution"]
-        return set().union(*(may_set(source(part)[2:]) for part in inner))
+        return set().union(*(may_set(source(part).lstrip()[2:]) for part in inner))
 
     def turn(self) -> bool:
         """Counts a turn of a loop, or a call; False when it is one too many."""

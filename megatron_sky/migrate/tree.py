@@ -73,6 +73,11 @@ def source(node) -> str:
     return node.text.decode("utf-8", "replace")
 
 
+def start(node) -> int:
+    """Where a node begins; between two expansions in quotes the grammar counts the blanks to the second."""
+    return node.end_byte - len(node.text.lstrip()) if node.type in EXPANSIONS else node.start_byte
+
+
 def shown(node) -> str:
     """A node on one short line."""
     text = " ".join(source(node).replace("\\\n", " ").split())

@@ -178,4 +178,4 @@ def _either(ours: Value | None, theirs: Value | None, number: Callable[[], int])
     if len(lists) < 2 or not any(plain(part).strip().startswith("--") for one in lists for part in one):
         return None
     both = blend(*lists, number)
-    return both if whole else "".join(both)
+    return both if whole else "".join(part if part[:1].isspace() else f" {part}" for part in both).removeprefix(" ")

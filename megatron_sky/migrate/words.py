@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from megatron_sky.migrate import arithmetic
-from megatron_sky.migrate.tree import EVERYTHING, may_set, parts, shown, source, too_much
+from megatron_sky.migrate.tree import EVERYTHING, may_set, parts, shown, source, start, too_much
 from megatron_sky.migrate.values import (
     ARGUMENTS,
     State,
@@ -167,11 +167,11 @@ class Words:
 
     def pieces(self, node, quoted: bool = False) -> list[Piece]:
         self.spend()
-        text, start, end = source(node), node.start_byte, node.end_byte
+        text, begin, end = source(node).lstrip(), start(node), node.end_byte
         mode = QUOTED if quoted else SPLIT
         match node.type:
             case "string" | "translated_string":
-                inner = self.region(node, start + text.index('"') + 1, end - 1, quoted=True)
+                inner = self.region(node, begin + text.index('"') + 1, end - 1, quoted=True)
                 return inner if inner or "@" in text else [("", QUOTED)]
             case "raw_string":
                 return [(text if quoted else text[1:-1], QUOTED)]
@@ -179,31 +179,31 @@ class Words:
                 return [(unknown() if "\\" in text else text[2:-1], QUOTED)]
             case "arithmetic_expansion":
                 size = 2 if text.startswith("$[") else 3
-                value = self.compute(self.inner_text(node, start + size, end - size + 1))
+                value = self.compute(self.inner_text(node, begin + size, end - size + 1))
                 return [(self.not_computed(node) if value is None else str(value), mode)]
             case "command_substitution" | "process_substitution":
                 return [(self.not_computed(node), QUOTED)]
             case "simple_expansion" | "expansion":
                 return self.expansion(node, quoted)
-        return self.region(node, start, end, quoted)
+        return self.region(node, begin, end, quoted)
 
     def not_computed(self, node) -> str:
-        for name in may_set(source(node)[2:]) if node.type == "expansion" else ():
+        for name in may_set(source(node).lstrip()[2:]) if node.type == "expansion" else ():
             self.state.forget(name)
         self.note(f"{shown(node)} is not computed")
         return unknown()
 
-    def inner_text(self, node, start: int, end: int) -> str:
-        return "".join(text for text, _ in self.region(node, start, end, quoted=True))
+    def inner_text(self, node, first: int, end: int) -> str:
+        return "".join(text for text, _ in self.region(node, first, end, quoted=True))
 
-    def region(self, node, start: int, end: int, quoted: bool) -> list[Piece]:
+    def region(self, node, first: int, end: int, quoted: bool) -> list[Piece]:
         """Pieces of a part of a node: its quotations and expansions, and the text between."""
         inner = [part for child in node.children for part in parts(child)]
-        inner = [part for part in inner if start <= part.start_byte and part.end_byte <= end]
+        inner = [part for part in inner if first <= start(part) and part.end_byte <= end]
         whole, zero = node.text, node.start_byte
         out: list[Piece] = []
         for before, after in pairwise([None, *inner, None]):
-            begins, ends = before.end_byte if before else start, after.start_byte if after else end
+            begins, ends = before.end_byte if before else first, start(after) if after else end
             out += self.literal(whole[begins - zero : ends - zero].decode("utf-8", "replace"), quoted)
             out += self.pieces(after, quoted) if after else []
         return out
@@ -221,28 +221,27 @@ class Words:
     # Expansions
 
     def expansion(self, node, quoted: bool) -> list[Piece]:
-        mode, written = QUOTED if quoted else SPLIT, source(node)
+        mode, raw = QUOTED if quoted else SPLIT, node.text.lstrip()
         target = next((child for child in node.children if child.type in _NAMES), None)
-        has_braces = written.startswith("${")
         if target is None:
-            return [(self.count(ARGUMENTS) if written == "${#}" else self.not_computed(node), mode)]
-        prefix = written[2 : 2 + target.start_byte - node.start_byte - 2] if has_braces else ""
-        rest = node.text[target.end_byte - node.start_byte : -1].decode("utf-8", "replace") if has_braces else ""
+            return [(self.count(ARGUMENTS) if raw == b"${#}" else self.not_computed(node), mode)]
+        prefix = raw[2 : target.start_byte - node.end_byte] if raw.startswith(b"${") else b""
+        rest = raw[target.end_byte - node.end_byte : -1].decode("utf-8", "replace") if raw.startswith(b"${") else ""
         name, index = self.place(target)
         sign = operator.group() if (operator := _OPERATOR.match(rest)) else ""
         kind = name if name in ("@", "*") else index if index in ("@", "*") else ""
-        if prefix == "#" and not rest:
+        if prefix == b"#" and not rest:
             return [(self.count(name, index), mode)]
         if prefix or (rest and not sign):
             return [(self.not_computed(node), mode)]
         values = self.all_of(name) if kind else [self.one(name, index)]
-        start = target.end_byte + len(sign.encode())
+        after = target.end_byte + len(sign)
         if sign and sign[-1] in "-=+?":
-            return self.default(node, sign, (name, index), values, kind, quoted, start)
+            return self.default(node, sign, (name, index), values, kind, quoted, after)
         if sign == ":":
-            values = self.slice(node, values, kind, start, first=int(name in ("@", "*")))
+            values = self.slice(node, values, kind, after, first=int(name in ("@", "*")))
         elif sign:
-            change = self.change(node, sign, start)
+            change = self.change(node, sign, after)
             values = [change(text) if text is not None and is_known(text) else None for text in values]
         elif not kind and values == [None]:
             values = [unset(name)]
@@ -295,7 +294,7 @@ class Words:
             return [(unknown() if "IFS" in self.state.values else " ".join(values), mode)]
         return [piece for value in values for piece in ((value, mode), (" ", BETWEEN))][:-1]
 
-    def default(self, node, sign: str, place: tuple, values: list, kind: str, quoted: bool, start: int) -> list[Piece]:
+    def default(self, node, sign: str, place: tuple, values: list, kind: str, quoted: bool, after: int) -> list[Piece]:
         """Of `${NAME:-WORD}` and the like; a variable that is not set counts as empty."""
         mode = QUOTED if quoted else SPLIT
         is_set = bool(values) if kind else values not in ([None], [unset(place[0])])
@@ -311,32 +310,32 @@ class Words:
             return [(unset(place[0]), mode)]
         if sign[-1] != "+" and not empty:
             return self.spread(values, kind, mode)
-        pieces = self.region(node, start, node.end_byte - 1, quoted)
+        pieces = self.region(node, after, node.end_byte - 1, quoted)
         if sign[-1] == "=":
             self.assign(place[0], "".join(text for text, _ in pieces), place[1])
             return [(self.one(*place) or "", mode)]
         return [(text, SPLIT if kind == LITERAL else kind) for text, kind in pieces]
 
-    def slice(self, node, values: list, kind: str, start: int, *, first: int) -> list[str | None]:
+    def slice(self, node, values: list, kind: str, after: int, *, first: int) -> list[str | None]:
         """Of `${NAME:START:LENGTH}`, where the first element is number `first`; [None] where it is not known."""
         end = node.end_byte - 1
-        colons = [child.start_byte for child in node.children if child.type == ":" and child.start_byte >= start]
-        begin = self.compute(self.inner_text(node, start, (colons or [end])[0]))
+        colons = [child.start_byte for child in node.children if child.type == ":" and child.start_byte >= after]
+        begin = self.compute(self.inner_text(node, after, (colons or [end])[0]))
         length = self.compute(self.inner_text(node, colons[0] + 1, end)) if colons else _LONGEST
         if None in (*values, begin, length) or not is_known(values) or begin < first or length < 0:
             return [None]
         whole, begin = values if kind else values[0], begin - first
         return list(whole[begin : begin + length]) if kind else [whole[begin : begin + length]]
 
-    def change(self, node, sign: str, start: int) -> Callable[[str], str | None]:
+    def change(self, node, sign: str, after: int) -> Callable[[str], str | None]:
         """What `${NAME#PATTERN}`, `${NAME/TEXT/TEXT}` and `${NAME^^}` make of a text: None where it is not known."""
         end = node.end_byte - 1
-        if sign in ("^^", ",,") and start == end:
+        if sign in ("^^", ",,") and after == end:
             return lambda text: (text.upper() if sign == "^^" else text.lower()) if text.isascii() else None
         slash = next(
-            (child.start_byte for child in node.children if child.type == "/" and child.start_byte >= start), end
+            (child.start_byte for child in node.children if child.type == "/" and child.start_byte >= after), end
         )
-        shape = pattern(self.region(node, start, slash if sign[0] == "/" else end, quoted=False))
+        shape = pattern(self.region(node, after, slash if sign[0] == "/" else end, quoted=False))
         if shape is None or sign in ("^^", ",,"):
             return lambda text: None
         if sign[0] != "/":
