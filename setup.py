@@ -15,6 +15,7 @@ BASE = [
     "einops>=0.7",  # megatron-core's process groups import it without declaring it
     "pydantic>=2.8,<3",
     "PyYAML>=6.0",
+    "filelock>=3.30,<5",
     "typer>=0.12,<1",
     "rich>=13.7",
     "sentencepiece>=0.2",
