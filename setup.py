@@ -16,6 +16,8 @@ BASE = [
     "pydantic>=2.8,<3",
     "PyYAML>=6.0",
     "filelock>=3.30,<5",
+    "jinja2>=3.1,<4",
+    "packaging>=23",
     "typer>=0.12,<1",
     "rich>=13.7",
     "sentencepiece>=0.2",
@@ -59,6 +61,7 @@ setup(
         "megatron_sky.slurm_scripts": "slurm",
     },
     package_data={
+        "megatron_sky.report": ["templates/*"],
         "megatron_sky.recipes": ["*/*.yaml", "*/*.csv", "*/*.jsonl"],  # recipes, tasks, and the data that tasks name
         "megatron_sky.slurm_scripts": ["*.sbatch"],
     },
