@@ -6,8 +6,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# Both ends of each range were tested: all the lowest together, and all the newest. `megatron-sky doctor`, and
-# a run's first lines, say what lies outside. A new release of a dependency raises its upper bound once the tests pass.
+# Both ends of each range were tested: all the lowest together, and all the newest. `megatron-sky doctor` and a run's
+# first lines say what lies outside. An upper bound is raised when the tests have passed on the new release.
 BASE = [
     "megatron-core>=0.16.1,<0.20",
     "torch>=2.10,<2.16",
