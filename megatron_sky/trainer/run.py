@@ -17,6 +17,7 @@ from megatron_sky.data.tokens.meta import Meta, check_source, shared_source
 from megatron_sky.distributed import compat, device
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with, tell_started
+from megatron_sky.distributed.requirements import warn_of_untested
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
 from megatron_sky.log import get_logger, setup_logging
 from megatron_sky.model.build import BuiltModel, build_model
@@ -199,6 +200,7 @@ def _train(
         run_folder.sweep(run_dir, log.warning)
     if context.rank == 0:
         check_disk(config, run_dir, log.warning)
+        warn_of_untested(log.warning)
     model = _build(config, context, fill=folder is None and source is None)
     runner = StepRunner(
         model,
