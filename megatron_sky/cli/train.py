@@ -34,14 +34,14 @@ def train(
     Ranks come from --nproc, from torchrun's or Slurm's variables, or it is one process alone.
     """
     from megatron_sky.config.load import load_recipe
-    from megatron_sky.distributed.launch import guard, hold_leave_signals, rank_info, run_local, watch_launcher
+    from megatron_sky.distributed.launch import guard, hold_stop_signals, rank_info, run_local, watch_launcher
     from megatron_sky.errors import ConfigError, Problem
 
     if session is not None:
         recipe = [*recipe, f"train.session={session}"]
     info = rank_info()
     if info.world_size > 1:
-        hold_leave_signals()
+        hold_stop_signals()
         watch_launcher()
     if world_size is not None and not dry_run:
         raise ConfigError(

@@ -24,7 +24,7 @@ from megatron_sky.trainer.garbage import GarbageCollection
 from megatron_sky.trainer.observer import Observer
 from megatron_sky.trainer.profiler import Profiler
 from megatron_sky.trainer.sessions import Sessions
-from megatron_sky.trainer.signals import HURRY, STAY, LeaveRequests
+from megatron_sky.trainer.signals import RUN, STOP_NOW, StopRequests
 from megatron_sky.trainer.state import TrainState
 from megatron_sky.trainer.step import StepResult, StepRunner
 from megatron_sky.trainer.stragglers import Stragglers
@@ -78,7 +78,7 @@ class Trainer:
         validator: Validator,
         observer: Observer,
         saver: Saver,
-        leave: LeaveRequests,
+        leave: StopRequests,
         stragglers: Stragglers,
         profiler: Profiler,
         garbage: GarbageCollection,
@@ -111,7 +111,7 @@ class Trainer:
         self.tokens_before = state.consumed_tokens
         self.saved_step = state.step
         self.first_step = state.step
-        self.leaving = STAY
+        self.leaving = RUN
 
     def fit(self) -> None:
         """Trains from `state` to the token budget (or train.max_steps) and leaves a checkpoint there."""
@@ -130,7 +130,7 @@ class Trainer:
     def should_continue(self) -> bool:
         limit = self.train.max_steps
         unfinished = self.state.consumed_samples < self.sessions.last.end_sample
-        return unfinished and (limit is None or self.state.step < limit) and self.leaving == STAY
+        return unfinished and (limit is None or self.state.step < limit) and self.leaving == RUN
 
     def maybe_enter_session(self) -> None:
         """At a session's first step: takes over what the session wants of the one before, and says so."""
@@ -275,14 +275,14 @@ class Trainer:
         (self.leaving,) = self.context.agree([self.leave.level])
 
     def maybe_validate_at_start(self) -> None:
-        if self.state.session is None and self.validator.config.at_start and self.leaving == STAY:
+        if self.state.session is None and self.validator.config.at_start and self.leaving == RUN:
             self.run_validation()
 
     def maybe_validate(self) -> None:
         """At the interval, and with a session's last step."""
         due = self.validator.due(self.state.step, self.tokens_before, self.state.consumed_tokens)
         is_new = self.state.step != self.state.validated_step  # a rollback comes back to a step that was validated
-        if self.leaving == STAY and is_new and (due or self.session_ended()):
+        if self.leaving == RUN and is_new and (due or self.session_ended()):
             self.run_validation()
 
     def session_ended(self) -> bool:
@@ -294,7 +294,7 @@ class Trainer:
 
     def run_validation(self) -> None:
         self.beat("validate")
-        losses = self.validator.evaluate(hurried=lambda: self.context.agree([self.leave.level]) == [HURRY])
+        losses = self.validator.evaluate(hurried=lambda: self.context.agree([self.leave.level]) == [STOP_NOW])
         self.state.validated_step = self.state.step
         if losses:
             self.observer.validation(self.state, losses)
@@ -334,17 +334,17 @@ class Trainer:
 
     def finish(self) -> None:
         """The run's end: its losses and its checkpoint, unless this step already has them."""
-        if self.state.validated_step != self.state.step and self.leaving == STAY:
+        if self.state.validated_step != self.state.step and self.leaving == RUN:
             self.run_validation()
         self.wait_for_saves()
-        if not self.is_saved() and (self.leaving == STAY or self.state.step > self.first_step):
+        if not self.is_saved() and (self.leaving == RUN or self.state.step > self.first_step):
             self.beat("save")
             self.note_saves(self.saver.start(self.state.to_dict()), may_fail=False)
             self.note_saves(self.saver.finish(), may_fail=False)
         self.tell_usage()
-        self.observer.event("end" if self.leaving == STAY else "left", step=self.state.step)
-        if self.leaving != STAY:
-            hurried = " (in a hurry)" if self.leaving == HURRY else ""
+        self.observer.event("end" if self.leaving == RUN else "left", step=self.state.step)
+        if self.leaving != RUN:
+            hurried = " (in a hurry)" if self.leaving == STOP_NOW else ""
             reasons = [each for each in self.context.gather_objects(self.leave.reason) if each]
             kept = "everything is saved" if self.is_saved() else "nothing was done yet"
             raise LeftEarly(

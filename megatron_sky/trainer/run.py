@@ -16,7 +16,7 @@ from megatron_sky.data.sampling.shares import SHARE_UNIT
 from megatron_sky.data.tokens.meta import Meta, check_source, shared_source
 from megatron_sky.distributed import compat, device
 from megatron_sky.distributed.context import ParallelContext, open_context
-from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with, tell_started
+from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with, mark_startup_complete
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
 from megatron_sky.log import get_logger, setup_logging
 from megatron_sky.model.build import BuiltModel, build_model
@@ -32,7 +32,7 @@ from megatron_sky.trainer.observer import Observer
 from megatron_sky.trainer.profiler import Profiler
 from megatron_sky.trainer.sessions import Sessions, kept_marks, sessions_of
 from megatron_sky.trainer.sessions import find_notes as find_session_notes
-from megatron_sky.trainer.signals import LeaveRequests
+from megatron_sky.trainer.signals import StopRequests
 from megatron_sky.trainer.startup import check_disk, check_machine, rank_facts
 from megatron_sky.trainer.state import TrainState, plan_number
 from megatron_sky.trainer.step import StepRunner
@@ -158,7 +158,7 @@ def train(config: Config, info: RankInfo) -> None:
     lock = run_folder.locked(run_dir, log.warning) if info.rank == 0 else contextlib.nullcontext()
     with (
         lock as held,
-        LeaveRequests(config.resilience) as leave,
+        StopRequests(config.resilience) as leave,
         open_context(
             config.parallel,
             info,
@@ -177,7 +177,7 @@ def train(config: Config, info: RankInfo) -> None:
         ) as watchdog,
         out_of_memory.explained(config, context.layout, rank=context.rank, run_dir=run_dir),
     ):
-        tell_started()
+        mark_startup_complete()
         _train(config, context, data, run_dir, leave, watchdog, sweeps=bool(held))
 
 
@@ -186,7 +186,7 @@ def _train(
     context: ParallelContext,
     data: TrainData,
     run_dir: Path,
-    leave: LeaveRequests,
+    leave: StopRequests,
     watchdog: Watchdog,
     sweeps: bool,
 ) -> None:

@@ -1,11 +1,11 @@
 """Records a small run, to be read by later versions: `python -m tests.trainer.record FOLDER`.
 
-    FOLDER/recipe.yaml               its paths are relative: it is used from FOLDER
-           tokenizer.model
-           text.jsonl                the texts of all that follows
-           tokens/en.*               both trained on and validated on, which is told
-           run/                      two attempts of a Slurm job: left after step 3, then to step 5; the checkpoint of step 3
-               eval/loss.*           that checkpoint's losses
+FOLDER/recipe.yaml               its paths are relative: it is used from FOLDER
+       tokenizer.model
+       text.jsonl                the texts of all that follows
+       tokens/en.*               both trained on and validated on, which is told
+       run/                      two attempts of a Slurm job: to step 3 and to step 5; the checkpoint of step 3
+           eval/loss.*           that checkpoint's losses
 """
 
 import json
