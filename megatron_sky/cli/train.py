@@ -51,17 +51,14 @@ def train(
     config = load_recipe(recipe)
     ranks = nproc or info.world_size
     if dry_run:
-        from megatron_sky.trainer import run_folder
         from megatron_sky.trainer.dry_run import print_plan
 
-        run_folder.check_free(Path(config.train.run_dir))
         print_plan(config, world_size or ranks)
         return
     if nproc is not None and nproc > 1:
-        from megatron_sky.trainer.run import check_before, check_start
+        from megatron_sky.trainer.preflight import preflight
 
-        check_before(config, nproc)
-        check_start(config)
+        preflight(config, nproc).raise_errors()
         run_local(["train", *recipe], nproc)
         return
     from megatron_sky.trainer.run import train as run_training
