@@ -7,8 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from megatron_sky.checkpoint import state as native
-from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint import description, store
 from megatron_sky.checkpoint.reader import torch_dist, weights
 from megatron_sky.checkpoint.reader.lazy import LazyTensor
 from megatron_sky.checkpoint.reader.torch_files import TensorRef, TorchArchive, settings_of
@@ -114,7 +113,7 @@ class _Given:
 
 def _kind(folder: Path) -> str:
     if (folder / torch_dist.METADATA).is_file():
-        ours = any((folder / name).is_file() for name in (native.TRAIN_STATE, store.MANIFEST))
+        ours = any((folder / name).is_file() for name in (store.TRAIN_STATE, store.MANIFEST))
         return NATIVE if ours else MEGATRON_DIST
     if split_files.is_split(folder):
         return MEGATRON_SPLIT
@@ -128,7 +127,7 @@ def _kind(folder: Path) -> str:
 
 def _open_native(folder: Path, given: _Given) -> Source:
     store.check_sizes(folder)  # hashes would read the optimizer; each chunk read is checked by its own CRC-32
-    saved = native.read_saved(folder)
+    saved = description.read_description(folder)
     stored = torch_dist.read_stored(folder)
     torch_dist.check_files(folder, stored)
     found = torch_dist.weight_tensors(folder, stored)

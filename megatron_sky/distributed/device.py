@@ -220,6 +220,14 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def pin(tensor):
+    """A CPU tensor in page-locked memory, from which a copy to a GPU runs beside the compute; as it is without a GPU.
+
+    Pageable memory makes every copy wait, whatever `non_blocking` asks for.
+    """
+    return tensor.pin_memory() if has_gpu() else tensor
+
+
 def synchronize() -> None:
     """Waits for queued kernels, so that a clock read afterwards tells the truth."""
     import torch
