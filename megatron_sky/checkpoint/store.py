@@ -128,13 +128,8 @@ def files_of(folder: Path) -> list[str]:
 
 def finish(temporary: Path, final: Path, step: int, records: dict[str, FileRecord]) -> None:
     """Writes the manifest and renames the folder into place, each flushed to disk before the next."""
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "files": {name: record.to_dict() for name, record in sorted(records.items())},
-    }
     with open(temporary / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
+        file.write(manifest_text(step, records))
         file.flush()
         os.fsync(file.fileno())
     for name in records:
@@ -145,6 +140,12 @@ def finish(temporary: Path, final: Path, step: int, records: dict[str, FileRecor
     sync(final.parent)
     if aside is not None:
         shutil.rmtree(aside)
+
+
+def manifest_text(step: int, records: dict[str, FileRecord]) -> str:
+    """The content of a manifest."""
+    files = {name: record.to_dict() for name, record in sorted(records.items())}
+    return json.dumps({"format_version": FORMAT_VERSION, "step": step, "files": files}, indent=1)
 
 
 def check_sizes(folder: Path) -> dict[str, FileRecord]:
