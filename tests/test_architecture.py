@@ -44,6 +44,7 @@ NO_TORCH = [
     "data/sampling/plan.py",
     "data/tokens/indexed.py",
     "data/tokens/meta.py",
+    "checkpoint/description.py",
     "checkpoint/store.py",
     "monitor",
     "evaluate/windows.py",

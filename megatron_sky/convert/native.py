@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_sky.checkpoint import state as native
-from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint import description, store
 from megatron_sky.checkpoint.reader import weights
+from megatron_sky.checkpoint.reader.index import METADATA
 from megatron_sky.checkpoint.reader.lazy import LazyTensor, read_ahead
-from megatron_sky.checkpoint.reader.torch_dist import COMMON, METADATA
-from megatron_sky.checkpoint.reader.torch_files import TensorRef, TorchArchive
+from megatron_sky.checkpoint.reader.pickles import TensorRef
+from megatron_sky.checkpoint.reader.torch_dist import COMMON
+from megatron_sky.checkpoint.reader.torch_files import TorchArchive
 from megatron_sky.config import Config, dump_config
 from megatron_sky.convert.output import (
     DEFAULT_FILE_SIZE,
@@ -205,10 +206,10 @@ def _write_description(source: Source, output: Output, config: Config, names: li
         "common_backend_version": 1,
     }
     output.write_text("metadata.json", json.dumps(backends))
-    output.write_text(native.CONFIG, dump_config(config))
+    output.write_text(description.CONFIG, dump_config(config))
     progress = {"step": 0, "consumed_samples": 0, "consumed_tokens": 0}
     described = {"progress": progress, "data": {}, "layout": f"converted from a {source.kind}: {source.folder.name}"}
-    output.write_text(native.TRAIN_STATE, native.train_state(described))
+    output.write_text(store.TRAIN_STATE, description.train_state(described))
     if source.tokenizer is not None:
         tokenizer_files.copy(source.tokenizer, folder, settings=True)
     elif source.kind == HF:

@@ -127,11 +127,13 @@ def product_dtype(dtype):
     """
     import torch
 
-    own = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    return torch.float32 if dtype in own and not has_gpu() and not own[dtype]() else dtype
+    if dtype not in (torch.bfloat16, torch.float16) or has_gpu():
+        return dtype
+    if not torch.backends.mkldnn.is_available():  # a build of torch without the library of such products
+        return torch.float32
+    ops = torch.ops.mkldnn
+    own = ops._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else ops._is_mkldnn_fp16_supported()
+    return dtype if own else torch.float32
 
 
 def available_cores() -> int:
@@ -216,6 +218,14 @@ def peak_memory_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def pin(tensor):
+    """A CPU tensor in page-locked memory, from which a copy to a GPU runs beside the compute; as it is without a GPU.
+
+    Pageable memory makes every copy wait, whatever `non_blocking` asks for.
+    """
+    return tensor.pin_memory() if has_gpu() else tensor
 
 
 def synchronize() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from megatron_sky.checkpoint import state, store
+from megatron_sky.checkpoint import description, store
 from megatron_sky.errors import CheckpointError, ConfigError, Problem
 from megatron_sky.evaluate.results import file_name
 from megatron_sky.inference.hf_folder import HF_CONFIG, hf_settings, is_skywork, transformers_for
@@ -74,7 +74,7 @@ def _open(given: str) -> Checkpoint:
     if (folder / HF_CONFIG).is_file() and not (folder / store.MANIFEST).is_file():
         return Checkpoint(name or folder.resolve().name, folder, HF, _hf_context(folder), None, None)
     found = store.resolve(folder, log.warning)
-    saved = state.read_saved(found)
+    saved = description.read_description(found)
     progress = saved.progress
     name = name or _native_name(found)
     seq_length = saved.config.model.seq_length
@@ -92,7 +92,7 @@ def _native_coder(checkpoint: Checkpoint) -> TextCoder:
 
     Of a checkpoint that was only converted, the settings tell what its training did.
     """
-    path = state.tokenizer_in(checkpoint.path)
+    path = description.tokenizer_in(checkpoint.path)
     return file_coder(path, adds_bos=not checkpoint.consumed_tokens and tokenizer_files.adds_begin(path))
 
 

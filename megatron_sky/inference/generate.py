@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sky.checkpoint import state as checkpoints
-from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint import description, state, store
 from megatron_sky.config.schema import ParallelConfig, PrecisionConfig
 from megatron_sky.distributed.context import open_context
 from megatron_sky.distributed.launch import RankInfo
@@ -41,8 +40,8 @@ def generate_texts(checkpoint: Path, prompts: Sequence[str], sampling: Sampling)
         CheckpointError: no whole checkpoint, or one without a tokenizer.
     """
     folder = store.resolve(checkpoint, log.warning)
-    saved = checkpoints.read_saved(folder)
-    tokenizer = load_tokenizer(checkpoints.tokenizer_in(folder))
+    saved = description.read_description(folder)
+    tokenizer = load_tokenizer(description.tokenizer_in(folder))
     limit = saved.config.model.seq_length
     encoded = _encode(tokenizer, prompts, limit)
     single = ParallelConfig(distributed_optimizer=False)
@@ -58,7 +57,7 @@ def generate_texts(checkpoint: Path, prompts: Sequence[str], sampling: Sampling)
             ddp=False,
             init=False,
         ).chunks[0]
-        checkpoints.load(folder, context=context, chunks=[model])
+        state.load(folder, context=context, chunks=[model])
         model.eval()
         return [_continue(model, tokenizer, ids, limit, sampling, context.device) for ids in encoded]
 

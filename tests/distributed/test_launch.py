@@ -139,7 +139,7 @@ from megatron_sky.distributed import launch
 open(os.environ['PIDS'] + f'/{{os.getpid()}}', 'w').close()
 {wait}
 """
-HOLD = "launch.hold_leave_signals(); launch.watch_launcher()"
+HOLD = "launch.hold_stop_signals(); launch.watch_launcher()"
 SIGNAL_ITSELF = """
 def soon():
     while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL or len(os.listdir(os.environ['PIDS'])) < {ranks}:
@@ -159,7 +159,7 @@ def pids(tmp_path, monkeypatch):
 
 
 def test_a_request_before_there_are_ranks_reaches_them(broken_rank, pids):
-    told = "launch.leave_with(0, f'asked by {launch.held_leave_signals()}', 75)"
+    told = "launch.leave_with(0, f'asked by {launch.pending_stop_signals()}', 75)"
     broken_rank(RANK.format(begin=HOLD, wait=told))
     done = run(os.environ["RANK_CODE"], first=SIGNAL_ITSELF.format(ranks=0))
     assert done.returncode == 75, done.stderr
@@ -185,7 +185,10 @@ def test_a_rank_that_starts_up_does_not_wait_for_one_that_has_failed(broken_rank
     ("begin", "wait"),
     [
         (HOLD, "time.sleep(100)"),
-        (f"{HOLD}; launch.tell_started()", "while not launch._held: time.sleep(0.2)"),  # it is asked, as by a signal
+        (
+            f"{HOLD}; launch.mark_startup_complete()",
+            "while not launch._pending: time.sleep(0.2)",
+        ),  # it is asked, as by a signal
     ],
 )
 def test_ranks_do_not_outlive_their_launcher(begin, wait, broken_rank, pids):

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sky.checkpoint import state as native
-from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint import description, store
 from megatron_sky.config.units import format_count, parse_count
 from megatron_sky.convert.huggingface.folder import write_hf
 from megatron_sky.convert.output import DEFAULT_FILE_SIZE, finished_record, whole_conversion
@@ -89,7 +88,7 @@ def release_run(
     return [folders[mark] for mark in exported]
 
 
-def _readable_checkpoints(run_dir: Path) -> list[tuple[int, native.Saved]]:
+def _readable_checkpoints(run_dir: Path) -> list[tuple[int, description.CheckpointDescription]]:
     """(consumed tokens, what it says of itself) of every checkpoint of the run that has all its files, oldest first.
 
     The others are told and passed over. Raises CheckpointError where there is none.
@@ -101,7 +100,7 @@ def _readable_checkpoints(run_dir: Path) -> list[tuple[int, native.Saved]]:
     for _, folder in listed:
         try:
             store.check_sizes(folder)
-            found.append((store.consumed_tokens(folder), native.read_saved(folder)))
+            found.append((store.consumed_tokens(folder), description.read_description(folder)))
         except CheckpointError as error:
             log.warning("passed over: %s", error)
     if not found:
@@ -109,7 +108,9 @@ def _readable_checkpoints(run_dir: Path) -> list[tuple[int, native.Saved]]:
     return found
 
 
-def _wanted(run_dir: Path, checkpoints: list[tuple[int, native.Saved]], marks: Sequence[int] | None) -> list[int]:
+def _wanted(
+    run_dir: Path, checkpoints: list[tuple[int, description.CheckpointDescription]], marks: Sequence[int] | None
+) -> list[int]:
     recipe = checkpoints[-1][1].config.checkpoint
     wanted = sorted(set(recipe.release_marks if marks is None else marks))
     if not wanted:
@@ -119,7 +120,7 @@ def _wanted(run_dir: Path, checkpoints: list[tuple[int, native.Saved]], marks: S
     return wanted
 
 
-def _stand_for(checkpoints: list[tuple[int, native.Saved]], marks: list[int]) -> list[Mark]:
+def _stand_for(checkpoints: list[tuple[int, description.CheckpointDescription]], marks: list[int]) -> list[Mark]:
     """For each mark that the run has passed the first checkpoint at or after it, if it is near enough; tells if not."""
     config = checkpoints[-1][1].config
     step_tokens = config.train.global_batch_size * config.model.seq_length
@@ -169,7 +170,7 @@ def _export(mark: Mark, run_dir: Path, out: Path, name: str, architecture: str |
 
 
 def _facts(mark: Mark, run_dir: Path, name: str) -> Facts:
-    saved = native.read_saved(mark.folder)
+    saved = description.read_description(mark.folder)
     return Facts(
         name=f"{name}-{mark.label}",
         step=saved.progress["step"],

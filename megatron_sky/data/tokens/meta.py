@@ -165,7 +165,15 @@ def shared_source(one: Meta | None, other: Meta | None) -> str | None:
 def check_source(
     prefix: str | Path, *, vocab_size: int, tokenizer_sha256: str | None = None, eod_id: int | None = None
 ) -> Meta | None:
-    """Compare a pair with its meta file and with the model that is to read it, in constant time.
+    """Open a pair, `check_tokens` it, and close it."""
+    with IndexedTokens(prefix) as tokens:
+        return check_tokens(tokens, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256, eod_id=eod_id)
+
+
+def check_tokens(
+    tokens: IndexedTokens, *, vocab_size: int, tokenizer_sha256: str | None = None, eod_id: int | None = None
+) -> Meta | None:
+    """Compare an opened pair with its meta file and with the model that is to read it, in constant time.
 
     Args:
         vocab_size: tokens the model knows; every id must be below.
@@ -178,11 +186,11 @@ def check_source(
     Raises:
         DataError: they contradict each other; the message says which and how.
     """
-    with IndexedTokens(prefix) as tokens:
-        meta = read_meta(prefix)
-        if meta is None:
-            return None
-        check_meta(prefix, meta, tokens)
+    prefix = tokens.prefix
+    meta = read_meta(prefix)
+    if meta is None:
+        return None
+    check_meta(prefix, meta, tokens)
     if meta.max_token_id >= vocab_size:
         raise DataError(
             f"{bin_path(prefix)} holds token id {meta.max_token_id}, the model knows ids below model.vocab_size = "
