@@ -20,14 +20,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from megatron_sky import __version__, files
 from megatron_sky.checkpoint import store
 from megatron_sky.config import Config, dump_config
 from megatron_sky.errors import RunError
+from megatron_sky.versions import installed
 
 _LOCK = ".lock"
 
@@ -169,10 +168,7 @@ def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that decide a run's numbers; None: not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "megatron_sky": __version__}
     for package in ("megatron-core", "torch", "numpy", "transformer-engine"):
-        try:
-            found[package] = installed_version(package)
-        except PackageNotFoundError:
-            found[package] = None
+        found[package] = installed(package)
     return found
 
 
