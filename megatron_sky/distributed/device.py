@@ -127,11 +127,13 @@ def product_dtype(dtype):
     """
     import torch
 
-    own = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    return torch.float32 if dtype in own and not has_gpu() and not own[dtype]() else dtype
+    if dtype not in (torch.bfloat16, torch.float16) or has_gpu():
+        return dtype
+    if not torch.backends.mkldnn.is_available():  # a build of torch without the library of such products
+        return torch.float32
+    ops = torch.ops.mkldnn
+    own = ops._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else ops._is_mkldnn_fp16_supported()
+    return dtype if own else torch.float32
 
 
 def available_cores() -> int:

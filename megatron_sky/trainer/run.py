@@ -13,6 +13,7 @@ from megatron_sky.data.loader import DocumentBounds, TrainData
 from megatron_sky.distributed import compat, device
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with, mark_startup_complete
+from megatron_sky.distributed.requirements import warn_of_untested
 from megatron_sky.log import get_logger, setup_logging
 from megatron_sky.trainer import facts, out_of_memory, run_folder
 from megatron_sky.trainer.bad_steps import BadSteps
@@ -107,6 +108,8 @@ def _train(job: Job) -> None:
         bounds=DocumentBounds.of(config.data),
     )
     remaining = remaining_steps(config.train, seq_length=config.model.seq_length, sessions=sessions, state=start.state)
+    if context.rank == 0:
+        warn_of_untested(log.warning)
     facts.log_run_start(
         config,
         context=context,
