@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     ["__init__"],
     ["errors"],
-    ["log", "files"],
+    ["log", "files", "records"],
     ["config"],
     ["distributed"],
     ["model", "tokenizer"],
@@ -34,7 +34,9 @@ LEVELS = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 NO_TORCH = [
     "config",
     "errors.py",
+    "files.py",
     "log.py",
+    "records.py",
     "distributed/topology.py",
     "distributed/seeding.py",
     "model/flops.py",

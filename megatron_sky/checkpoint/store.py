@@ -19,6 +19,8 @@ from pathlib import Path
 import xxhash
 
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import sync_to_disk, write_json
+from megatron_sky.records import read_record
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -46,6 +48,15 @@ class FileRecord:
 
     def to_dict(self) -> dict:
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """manifest.json."""
+
+    format_version: int
+    step: int
+    files: dict[str, FileRecord]
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
@@ -202,16 +213,13 @@ def finish(temporary: Path, final: Path, step: int, records: dict[str, FileRecor
         "step": step,
         "files": {name: record.to_dict() for name, record in sorted(records.items())},
     }
-    with open(temporary / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(temporary / MANIFEST, manifest, sync=True)
     for name in records:
-        sync(temporary / name)
-    sync(temporary)
+        sync_to_disk(temporary / name)
+    sync_to_disk(temporary)
     aside = _set_aside(final) if final.exists() else None  # a damaged checkpoint of a step that was trained again
     temporary.rename(final)
-    sync(final.parent)
+    sync_to_disk(final.parent)
     if aside is not None:
         shutil.rmtree(aside)
 
@@ -221,22 +229,26 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version, step, files = content["format_version"], content["step"], content["files"]
-        records = {name: FileRecord(**each) for name, each in files.items()}
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version is not None and version != FORMAT_VERSION:
+            fix = "use the version of megatron-sky that wrote it, or a newer one"
+            raise UnreadableHere(
+                f"{path}: format_version = {version}; this version reads {FORMAT_VERSION}\n  fix: {fix}"
+            )
+        manifest = read_record(_Manifest, content)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing, so the checkpoint was never finished") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: can't be read as a manifest: {error}") from None
-    if version != FORMAT_VERSION:
-        fix = "use the version of megatron-sky that wrote it, or a newer one"
-        raise UnreadableHere(f"{path}: format_version = {version}; this version reads {FORMAT_VERSION}\n  fix: {fix}")
     match = _NAME.fullmatch(folder.name)
-    if match and int(match.group(1)) != step:
-        raise CheckpointError(f"{path}: is the manifest of step {step}, not of {folder.name}")
-    for name in records:
+    if match and int(match.group(1)) != manifest.step:
+        raise CheckpointError(f"{path}: is the manifest of step {manifest.step}, not of {folder.name}")
+    for name, record in manifest.files.items():
         if name.startswith("/") or ".." in Path(name).parts:
             raise CheckpointError(f"{path}: names the file {name!r}, which lies outside the checkpoint")
-    return records
+        if record.sha256 is None and record.xxh3 is None:
+            raise CheckpointError(f"{path}: files.{name} has neither a sha256 nor an xxh3 to verify it by")
+    return manifest.files
 
 
 def consumed_tokens(folder: Path) -> int:
@@ -308,12 +320,3 @@ def _set_aside(folder: Path) -> Path:
         shutil.rmtree(doomed)
     folder.rename(doomed)
     return doomed
-
-
-def sync(path: Path) -> None:
-    """Flushes a file or a folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

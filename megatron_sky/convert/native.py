@@ -120,8 +120,6 @@ def _write(source: Source, output: Output, config: Config, file_size: int) -> Co
             output.add(file, _write_file(source, output.folder / file, listed))
             log.info("%s: %d tensors written and proven", file, len(listed))
     _write_description(source, output, config, names)
-    for name in output.folder.glob("*.tmp"):
-        name.unlink()
     _write_manifest(output)
     return output.publish(len(source.weights), source.num_bytes)
 

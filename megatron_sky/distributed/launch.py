@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from megatron_sky.errors import LeftEarly, RankFailed, SkyError
+from megatron_sky.files import write_json
 from megatron_sky.log import log_traceback
 
 ERROR_DIR = "MEGATRON_SKY_ERROR_DIR"  # a folder: ranks that fail leave their causes there
@@ -219,9 +220,7 @@ def leave_with(rank: int, message: str, exit_code: int) -> None:
     folder = os.environ.get(ERROR_DIR)
     if folder and Path(folder).is_dir():
         record = {"rank": rank, "message": message, "exit_code": exit_code, "time": time.time()}
-        target = Path(folder) / f"error_{rank:05d}.json"
-        target.with_suffix(".tmp").write_text(json.dumps(record), encoding="utf-8")
-        target.with_suffix(".tmp").rename(target)
+        write_json(Path(folder) / f"error_{rank:05d}.json", record)
     else:
         print(f"megatron-sky: rank {rank}: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()

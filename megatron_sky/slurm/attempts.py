@@ -18,6 +18,7 @@ from megatron_sky.checkpoint.store import list_checkpoints
 from megatron_sky.config import Config
 from megatron_sky.distributed.launch import first_cause
 from megatron_sky.errors import RunError
+from megatron_sky.files import write_json
 from megatron_sky.slurm.policy import Decision, decide
 from megatron_sky.trainer import run_folder
 
@@ -125,7 +126,7 @@ def add_jobs(run_dir: Path, jobs: list[QueuedJob]) -> None:
     """Enters jobs in the run folder."""
     (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
     known = [*read_jobs(run_dir), *jobs]
-    run_folder.write_json(run_dir / "slurm/jobs.json", [vars(job) for job in known])
+    write_json(run_dir / "slurm/jobs.json", [vars(job) for job in known], sync=True)
 
 
 def read_cancelled(run_dir: Path) -> list[str]:
@@ -135,7 +136,7 @@ def read_cancelled(run_dir: Path) -> list[str]:
 
 def mark_cancelled(run_dir: Path, job_ids: list[str]) -> None:
     """From now on these jobs are not requeued."""
-    run_folder.write_json(run_dir / "slurm/cancelled.json", [*read_cancelled(run_dir), *job_ids])
+    write_json(run_dir / "slurm/cancelled.json", [*read_cancelled(run_dir), *job_ids], sync=True)
 
 
 def _read_list(path: Path) -> list:

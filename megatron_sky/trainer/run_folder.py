@@ -10,7 +10,6 @@
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -25,7 +24,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-from megatron_sky import __version__
+from megatron_sky import __version__, files
 from megatron_sky.checkpoint import store
 from megatron_sky.config import Config, dump_config
 from megatron_sky.errors import RunError
@@ -62,13 +61,8 @@ def check_free(run_dir: Path) -> None:
     """`check`, and RunError where another live job has the folder, as `locked` would; takes nothing."""
     check(run_dir)
     if (run_dir / _LOCK).exists():
-        handle = os.open(run_dir / _LOCK, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _in_use(handle, run_dir) from None
-        finally:
-            os.close(handle)
+        with _held(run_dir, lambda _: None):
+            return
 
 
 def _not_writable(run_dir: Path, reason: str | None) -> RunError:
@@ -82,34 +76,29 @@ def _not_writable(run_dir: Path, reason: str | None) -> RunError:
 def locked(run_dir: Path, warn: Callable[[str], None]) -> Iterator[bool]:
     """Holds the run folder for this job. Raises RunError naming the holder when another live job has it.
 
-    The lock is the kernel's and ends with the process that holds it, so a killed job leaves none behind. False: the
-    file system has no locks, so that nothing is known of other jobs.
+    The lock ends with the process that holds it, so a killed job leaves none behind. False: the file system has no
+    locks, so that nothing is known of other jobs.
     """
-    path = run_dir / _LOCK
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        yield _take(handle, path, warn)
-    finally:
-        os.close(handle)
-
-
-def _take(handle: int, path: Path, warn: Callable[[str], None]) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _in_use(handle, path.parent) from None
-    except OSError as error:
-        warn(f"{path}: this file system has no locks ({error.strerror}); make sure that no other job uses the folder")
-        return False
     job = os.environ.get("SLURM_JOB_ID")
-    text = f"pid {os.getpid()} on {socket.gethostname()}" + (f", Slurm job {job}" if job else "")
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"{text}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
-    return True
+    holder = f"pid {os.getpid()} on {socket.gethostname()}" + (f", Slurm job {job}" if job else "")
+    with _held(run_dir, warn, f"{holder}, since {time.strftime('%Y-%m-%d %H:%M:%S')}") as held:
+        yield held
 
 
-def _in_use(handle: int, run_dir: Path) -> RunError:
-    holder = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip() or "an unknown process"
+@contextlib.contextmanager
+def _held(run_dir: Path, warn: Callable[[str], None], note: str = "") -> Iterator[bool]:
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(files.hold(run_dir / _LOCK, warn, note=note))
+        except files.InUse:
+            raise _in_use(run_dir) from None
+        except OSError as error:
+            raise _not_writable(run_dir, f"{_LOCK}: {error.strerror}") from None
+        yield held
+
+
+def _in_use(run_dir: Path) -> RunError:
+    holder = (run_dir / _LOCK).read_text(encoding="utf-8", errors="replace").strip() or "an unknown process"
     return RunError(
         f"{run_dir}: is in use by a live job: {holder}\n"
         f"  fix: wait for it, stop it, or give this run another train.run_dir"
@@ -118,6 +107,7 @@ def _in_use(handle: int, run_dir: Path) -> RunError:
 
 def sweep(run_dir: Path, tell: Callable[[str], None]) -> None:
     """Deletes what saves and deletions that were cut off have left among the checkpoints. For who holds the lock."""
+    files.remove_leftovers(run_dir / "run.json")
     for folder in store.leftovers(run_dir):
         try:
             shutil.rmtree(folder)
@@ -172,14 +162,7 @@ def read_attempts(run_dir: Path) -> list[dict]:
 
 def write_attempts(run_dir: Path, attempts: list[dict]) -> None:
     """Replaces run.json in one move."""
-    write_json(run_dir / "run.json", {"attempts": attempts})
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes `value` so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.rename(path)
+    files.write_json(run_dir / "run.json", {"attempts": attempts}, sync=True)
 
 
 def versions() -> dict[str, str | None]:

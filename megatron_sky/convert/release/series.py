@@ -20,6 +20,7 @@ from megatron_sky.convert.release.model_card import Facts, build_card
 from megatron_sky.convert.sources import open_source
 from megatron_sky.data.sampling.run_plan import tokens_given
 from megatron_sky.errors import CheckpointError, MissingDependency
+from megatron_sky.files import write_json
 from megatron_sky.log import get_logger
 from megatron_sky.monitor.metrics import METRICS_FILE, read_metrics
 
@@ -205,9 +206,7 @@ def _write_series(out: Path, name: str) -> None:
         "name": name,
         "checkpoints": [entry for _, entry in sorted(_standing(out, name), key=lambda each: each[0])],
     }
-    temporary = out / (SERIES + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(out / SERIES)
+    write_json(out / SERIES, content, indent=2)
 
 
 def _standing(out: Path, name: str) -> Iterator[tuple[int, dict]]:

@@ -17,7 +17,6 @@ from megatron_sky.data.tokens.meta import (
     check_source,
     entropy,
     hash_blocks,
-    hash_file,
     meta_path,
     read_meta,
 )
@@ -121,4 +120,3 @@ def test_hash_blocks_cover_the_file(pair, tmp_path):
     whole = path.read_bytes()
     expected = tuple(xxhash.xxh3_128_hexdigest(whole[start : start + 1000]) for start in range(0, len(whole), 1000))
     assert hash_blocks(path, 1000) == expected
-    assert hash_file(path) == xxhash.xxh3_128_hexdigest(whole)
