@@ -42,7 +42,7 @@ def check(run_dir: Path) -> None:
     for folder in (run_dir, *run_dir.parents):
         try:
             is_folder = stat.S_ISDIR(folder.stat().st_mode)
-        except FileNotFoundError:
+        except FileNotFoundError:  # it will be made, in the next folder up that is there
             continue
         except OSError as error:
             raise _not_writable(run_dir, error.strerror) from None
