@@ -10,12 +10,14 @@ from megatron_sky import __version__
 from megatron_sky.cli import checkpoint, convert, data, doctor, eval, generate, migrate, report, slurm, tokenizer, train
 from megatron_sky.cli._common import verb_group
 from megatron_sky.errors import RunError, SkyError
+from megatron_sky.log import quiet_torch
 
 app = verb_group(
     "The open training system behind Skywork-13B, on megatron-core: from a laptop's CPU to 512 GPUs.", "megatron-sky"
 )
 
 INTERRUPTED = 130
+quiet_torch()  # here, so that it holds in the processes too that megatron-core spawns: they import this file alone
 
 
 def main() -> None:
