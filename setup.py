@@ -48,7 +48,6 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11,<3.14",
     packages=[
         *find_packages(include=["megatron_sky", "megatron_sky.*"]),
         "megatron_sky.recipes",

@@ -1,32 +1,32 @@
 """The errors that users meet.
 
-Everything a user can mend is a `SkyError`: `cli.main` prints its text and exits with its `exit_code`. What only a
-programmer can mend is an `assert`, and keeps its traceback. A message names the field or file, the value, the rule
-and the mend; where several things are wrong at once, `ConfigError` carries all of them.
+Everything a user can fix is a `SkyError`: `cli.main` prints its text and exits with its `exit_code`. What only a
+programmer can fix is an `assert`, and keeps its traceback. A message names the field or file, the value, the rule
+and the fix; where several things are wrong at once, `ConfigError` carries all of them.
 """
 
 from dataclasses import dataclass
 
 
 class SkyError(Exception):
-    """Something the user can mend. `exit_code` is the process's exit status."""
+    """Something the user can fix. `exit_code` is the process's exit status."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One broken rule: where (dotted key or file), what stands there, the rule, and how to mend it."""
+    """One broken rule: where (dotted key or file), what stands there, the rule, and how to fix it."""
 
     where: str
     rule: str
-    mend: str = ""
+    fix: str = ""
     value: object = None
 
     def __str__(self) -> str:
         shown = "" if self.value is None else f" = {self.value!r}"
-        mend = f"\n      mend: {self.mend}" if self.mend else ""
-        return f"{self.where}{shown}: {self.rule}{mend}"
+        fix = f"\n      fix: {self.fix}" if self.fix else ""
+        return f"{self.where}{shown}: {self.rule}{fix}"
 
 
 class ConfigError(SkyError):
@@ -79,7 +79,7 @@ class MissingDependency(SkyError):
     exit_code = 6
 
     def __init__(self, package: str, needed_for: str, install: str):
-        super().__init__(f"{needed_for} needs the package `{package}`, which is not installed.\n  mend: {install}")
+        super().__init__(f"{needed_for} needs the package `{package}`, which is not installed.\n  fix: {install}")
 
 
 class RankFailed(SkyError):

@@ -106,7 +106,7 @@ def _open_file(run_dir: Path, rank: int, world_size: int) -> _FileHandler:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = _FileHandler(path, mode="a", encoding="utf-8")
     except OSError as error:
-        message = f"{path}: can't be opened for writing ({error.strerror}).\n  mend: choose a writable run_dir"
+        message = f"{path}: can't be opened for writing ({error.strerror}).\n  fix: choose a writable run_dir"
         raise RunError(message) from error
     handler.setFormatter(logging.Formatter(_FILE_FORMAT))
     started = time.strftime("%Y-%m-%d %H:%M:%S %z")

@@ -62,7 +62,7 @@ def _check_seed(run_dir: Path, seed: int) -> None:
     if began_with != seed:
         raise RunError(
             f"--seed {seed}: {run_dir} holds a run of --seed {began_with}, which goes on with its own corpus\n"
-            f"  mend: give another folder with --out, or --seed {began_with}"
+            f"  fix: give another folder with --out, or --seed {began_with}"
         )
 
 
@@ -89,7 +89,7 @@ def make_data(out: Path, *, seed: int) -> None:
             metas = [tokenize_jsonl([path], folder / name, tokenizer) for name, path in files[split].items()]
             log.info("%s: %s tokens", split, f"{sum(meta.num_tokens for meta in metas):,}")
     except OSError as error:
-        raise RunError(f"--out {out}: can't be written: {error}\n  mend: give a folder you may write to") from error
+        raise RunError(f"--out {out}: can't be written: {error}\n  fix: give a folder you may write to") from error
 
 
 def _texts(paths) -> Iterator[str]:

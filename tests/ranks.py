@@ -5,7 +5,6 @@ a rank: it calls `open_context` with the RankInfo it is given, does its work, an
 """
 
 import contextlib
-import os
 import socket
 import traceback
 from collections.abc import Callable
@@ -62,7 +61,6 @@ class RankGroup:
 
 
 def _work(tasks, results) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
     from megatron_sky.distributed.launch import RankInfo
 
     while True:

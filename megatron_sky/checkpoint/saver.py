@@ -153,9 +153,7 @@ class Saver:
             if self._context.rank == 0:
                 compat.write_common_file(state, temporary)
         except OSError as error:
-            raise RunError(
-                f"{temporary}: can't be written: {error}\n  mend: free space or permissions there"
-            ) from error
+            raise RunError(f"{temporary}: can't be written: {error}\n  fix: free space or permissions there") from error
         queue.schedule_async_request(request)
         return queue
 
@@ -167,7 +165,7 @@ class Saver:
         if free < needed:
             temporary.rmdir()
             raise CheckpointError(
-                f"{temporary}: {free:,} bytes are free, a checkpoint needs about {needed:,}\n  mend: free space, or "
+                f"{temporary}: {free:,} bytes are free, a checkpoint needs about {needed:,}\n  fix: free space, or "
                 "keep fewer checkpoints (checkpoint.keep_last)"
             )
         checkpoints.describe(temporary, self._config, described)
@@ -201,7 +199,7 @@ class Saver:
                 flight.queue = None
         except (CheckpointException, CheckpointingException) as error:
             raise CheckpointError(
-                f"{flight.temporary}: can't be written: {_reason(error)}\n  mend: free space or permissions there"
+                f"{flight.temporary}: can't be written: {_reason(error)}\n  fix: free space or permissions there"
             ) from error
 
     def _hashed(self, hashing: _Hashing, wait: bool) -> bool:
@@ -227,7 +225,7 @@ class Saver:
             try:
                 action()
             except OSError as error:
-                failure = f"{path}: can't be written: {error}\n  mend: free space or permissions there"
+                failure = f"{path}: can't be written: {error}\n  fix: free space or permissions there"
             except CheckpointError as error:
                 failure = str(error)
         failures = [each for each in self._context.gather_objects(failure) if each]

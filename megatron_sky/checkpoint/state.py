@@ -87,7 +87,7 @@ def _recipe(path: Path, writer: str) -> Config:
         told = "\n".join(f"  {problem}" for problem in error.problems)
         raise CheckpointError(
             f"{path}: was saved by megatron_sky {writer}, and megatron_sky {__version__} can't read it:\n{told}\n"
-            f"  mend: load the checkpoint with the version that saved it; or give those fields in {path} the names and "
+            f"  fix: load the checkpoint with the version that saved it; or give those fields in {path} the names and "
             f"values that this version has, and take {CONFIG} out of {MANIFEST} beside it"
         ) from None
 
@@ -103,7 +103,7 @@ def check_same_model(saved: ModelConfig, wanted: ModelConfig, folder: Path) -> N
     if differing:
         raise CheckpointError(
             f"{folder}: holds another model than the recipe's:\n" + "\n".join(differing) + "\n"
-            "  mend: give the recipe the checkpoint's shape, or start a new run in another train.run_dir"
+            "  fix: give the recipe the checkpoint's shape, or start a new run in another train.run_dir"
         )
 
 
@@ -125,7 +125,7 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
     if optimizer is not None and not saved.get("holds_optimizer"):
         raise CheckpointError(
             f"{folder}: was saved without its optimizer state, so a run can't be resumed from it\n"
-            f"  mend: start a new run with checkpoint.init_from={folder}"
+            f"  fix: start a new run with checkpoint.init_from={folder}"
         )
     has_history = fp8 is not None and fp8.kind is not None and saved.get("fp8") == fp8.kind
     compat.read_files_side_by_side()
@@ -156,7 +156,7 @@ def _content_metadata(folder: Path) -> dict:
     except (CheckpointingException, AttributeError) as error:  # the latter where 0.16 makes its own message
         raise CheckpointError(
             f"{folder}: megatron-core {compat.version()} finds no {compat.COMMON_FILE} in it: {error}\n"
-            f"  mend: a newer megatron-core wrote it; load it with that one and save it again"
+            f"  fix: a newer megatron-core wrote it; load it with that one and save it again"
         ) from None
 
 
@@ -285,6 +285,6 @@ def tokenizer_in(folder: Path) -> Path:
     if found is None:
         raise CheckpointError(
             f"{folder}: holds no tokenizer, so texts and its tokens can't become each other\n"
-            f"  mend: set tokenizer.path in the recipe of the run, or copy the tokenizer's file there"
+            f"  fix: set tokenizer.path in the recipe of the run, or copy the tokenizer's file there"
         )
     return found

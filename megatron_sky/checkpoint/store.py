@@ -84,7 +84,7 @@ def find_latest(run_dir: Path, warn: Callable[[str], None], *, quick: bool = Fal
     if checkpoints:
         raise CheckpointError(
             f"{run_dir / 'checkpoints'}: none of its {len(checkpoints)} checkpoints is whole\n"
-            f"  mend: restore one from a copy, or start again in another run folder"
+            f"  fix: restore one from a copy, or start again in another run folder"
         )
     return None
 
@@ -98,7 +98,7 @@ def resolve(path: Path, warn: Callable[[str], None], *, quick: bool = False) -> 
     if latest is None:
         raise CheckpointError(
             f"{path}: is neither a checkpoint nor a run folder with checkpoints\n"
-            f"  mend: give a folder such as <run_dir>/checkpoints/step_0001000"
+            f"  fix: give a folder such as <run_dir>/checkpoints/step_0001000"
         )
     return latest
 
@@ -182,8 +182,8 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: can't be read as a manifest: {error}") from None
     if version != FORMAT_VERSION:
-        mend = "use the version of megatron-sky that wrote it, or a newer one"
-        raise NewerFormat(f"{path}: format_version = {version}; this version reads {FORMAT_VERSION}\n  mend: {mend}")
+        fix = "use the version of megatron-sky that wrote it, or a newer one"
+        raise NewerFormat(f"{path}: format_version = {version}; this version reads {FORMAT_VERSION}\n  fix: {fix}")
     match = _NAME.fullmatch(folder.name)
     if match and int(match.group(1)) != step:
         raise CheckpointError(f"{path}: is the manifest of step {step}, not of {folder.name}")

@@ -37,7 +37,7 @@ def list_(run_dir: RunDir) -> None:
 def _no_checkpoint(run_dir: Path):
     from megatron_sky.errors import CheckpointError
 
-    return CheckpointError(f"{run_dir}: holds no checkpoint\n  mend: give a run folder (train.run_dir)")
+    return CheckpointError(f"{run_dir}: holds no checkpoint\n  fix: give a run folder (train.run_dir)")
 
 
 @app.command()

@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Entry point: what a user can mend is told in words, with an exit code; the rest keeps its traceback."""
+    """Entry point: what a user can fix is told in words, with an exit code; the rest keeps its traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a path whose name is no UTF-8 is printed as it is
     try:
@@ -30,8 +30,8 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        mend = "see that it is there, that you may read or write it, and that its disk has room"
-        print(f"megatron-sky: {error.filename}: {error.strerror}\n  mend: {mend}", file=sys.stderr)
+        fix = "see that it is there, that you may read or write it, and that its disk has room"
+        print(f"megatron-sky: {error.filename}: {error.strerror}\n  fix: {fix}", file=sys.stderr)
         sys.exit(RunError.exit_code)
     except SystemExit as left:
         if left.code == INTERRUPTED:  # typer's answer to Ctrl-C

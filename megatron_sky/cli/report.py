@@ -34,8 +34,8 @@ def report(
 
     endings = {".md": "md", ".html": "html", ".htm": "html", "": "html"}
     if page_format is None and out is not None and out.suffix not in endings:
-        mend = "end it in .html or .md, or say which with --format"
-        raise ConfigError(Problem("--out", "a page is HTML or Markdown", mend, str(out)))
+        fix = "end it in .html or .md, or say which with --format"
+        raise ConfigError(Problem("--out", "a page is HTML or Markdown", fix, str(out)))
     page_format = page_format or ("html" if out is None else endings[out.suffix])
     if page_format not in FORMATS:
         raise ConfigError(Problem("--format", f"must be one of {', '.join(FORMATS)}", value=page_format))

@@ -77,7 +77,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         raise DataError(
             f"{out} exists already, and data may have been made with it\n"
-            "  mend: choose another name, or allow replacing with --overwrite"
+            "  fix: choose another name, or allow replacing with --overwrite"
         )
 
 

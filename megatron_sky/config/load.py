@@ -114,7 +114,7 @@ def _read_file(path: Path, places: dict[str, Place], problems: list[Problem]) ->
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(str(path), f"can't be read: {error}", "give a readable UTF-8 YAML file"))
     except yaml.YAMLError as error:
-        problems.append(Problem(str(path), f"is not valid YAML: {error}", "mend the file at that place"))
+        problems.append(Problem(str(path), f"is not valid YAML: {error}", "fix the file at that place"))
     except RecursionError:
         problems.append(Problem(str(path), "has an anchor (&) that holds itself", "remove the alias (*) within it"))
     return None
@@ -213,8 +213,8 @@ def _apply_override(tree: dict, text: str, places: dict[str, Place], problems: l
         number = _index(here, leaf)
         if number is None:
             names = ", ".join(str(each["name"]) for each in here if isinstance(each, dict) and "name" in each)
-            mend = f"use one of {names}" if names else f"use {'.'.join(parents)}.0 and so on"
-            problems.append(Problem(key, f"needs a name in the list, or an index below {len(here)}", mend))
+            fix = f"use one of {names}" if names else f"use {'.'.join(parents)}.0 and so on"
+            problems.append(Problem(key, f"needs a name in the list, or an index below {len(here)}", fix))
             return
         here[number] = value
         leaf = str(number)
@@ -304,8 +304,8 @@ def _problem(error: dict, places: dict[str, Place]) -> Problem:
     if rule.startswith("input "):
         rule = rule.removeprefix("input ")
     meaning = _meaning(dotted)
-    mend = f"give what it stands for: {meaning}" if meaning else ""
-    return Problem(where, rule, mend, None if isinstance(value, dict | list | Section) else value)
+    fix = f"give what it stands for: {meaning}" if meaning else ""
+    return Problem(where, rule, fix, None if isinstance(value, dict | list | Section) else value)
 
 
 def _dotted(loc: tuple) -> str:

@@ -178,15 +178,15 @@ def _precision(config: Config) -> list[Problem]:
     for where, size, parts in sizes:
         if size % parts == 0 and size // parts % block:  # what does not divide is told elsewhere
             rule = f"must be a multiple of {block} for precision.fp8.recipe={fp8.recipe}"
-            mend = f"use {_next_multiple(size // parts, block)}, or precision.fp8=null"
-            problems.append(Problem(where, rule, mend, size // parts))
+            fix = f"use {_next_multiple(size // parts, block)}, or precision.fp8=null"
+            problems.append(Problem(where, rule, fix, size // parts))
     if fp8.param_gather and not p.distributed_optimizer:
-        mend = "set parallel.distributed_optimizer=true or precision.fp8.param_gather=false"
-        problems.append(Problem("precision.fp8.param_gather", "needs parallel.distributed_optimizer", mend, True))
+        fix = "set parallel.distributed_optimizer=true or precision.fp8.param_gather=false"
+        problems.append(Problem("precision.fp8.param_gather", "needs parallel.distributed_optimizer", fix, True))
     if fp8.param_gather and fp8.recipe == "mxfp8" and p.overlap_param_gather:
         rule = "can't go with precision.fp8.param_gather of mxfp8, which gathers through the gradients' memory"
-        mend = "set parallel.overlap_param_gather=false or precision.fp8.param_gather=false"
-        problems.append(Problem("parallel.overlap_param_gather", rule, mend, True))
+        fix = "set parallel.overlap_param_gather=false or precision.fp8.param_gather=false"
+        problems.append(Problem("parallel.overlap_param_gather", rule, fix, True))
     validation = config.validation.micro_batch_size
     if validation is not None and validation * m.seq_length // p.cp_size % block:
         rule = f"must give a multiple of {block} tokens a rank for precision.fp8.recipe={fp8.recipe}"
@@ -198,15 +198,15 @@ def _kernels(config: Config) -> list[Problem]:
     k, m, p, t = config.kernels, config.model, config.parallel, config.train
     problems = []
     if p.tp_comm_overlap and not p.sequence_parallel:
-        mend = "set parallel.sequence_parallel=true or parallel.tp_comm_overlap=false"
-        problems.append(Problem("parallel.tp_comm_overlap", "needs parallel.sequence_parallel", mend, True))
+        fix = "set parallel.sequence_parallel=true or parallel.tp_comm_overlap=false"
+        problems.append(Problem("parallel.tp_comm_overlap", "needs parallel.sequence_parallel", fix, True))
     other = config.validation.micro_batch_size
     if p.tp_comm_overlap and other not in (None, t.micro_batch_size):
         rule = f"must be train.micro_batch_size ({t.micro_batch_size}) with parallel.tp_comm_overlap"
         problems.append(Problem("validation.micro_batch_size", rule, "leave it out", other))
     if k.deterministic and p.tp_comm_overlap:
-        mend = "set one of them to false"
-        problems.append(Problem("kernels.deterministic", "can't go with parallel.tp_comm_overlap", mend, True))
+        fix = "set one of them to false"
+        problems.append(Problem("kernels.deterministic", "can't go with parallel.tp_comm_overlap", fix, True))
     obstacles = {
         "train.recompute": t.recompute != "none",
         "data.document_mask (lengths that change)": config.data.document_mask,
@@ -248,8 +248,8 @@ def _time_limit(config: Config) -> list[Problem]:
     if limit is None or limit > before:
         return []
     rule = f"must be above resilience.exit_before_seconds ({before:g}), or every attempt leaves after its first step"
-    mend = "raise it, or lower resilience.exit_before_seconds"
-    return [Problem("resilience.time_limit_seconds", rule, mend, limit)]
+    fix = "raise it, or lower resilience.exit_before_seconds"
+    return [Problem("resilience.time_limit_seconds", rule, fix, limit)]
 
 
 def backend_problems(config: Config, backend: str) -> list[Problem]:
@@ -264,12 +264,12 @@ def backend_problems(config: Config, backend: str) -> list[Problem]:
             "precision.fp8.param_gather": fp8 is not None and fp8.param_gather,
         }
         for name in [name for name, there in wanted.items() if there]:
-            mend = f"set {name}=false, or run where CUDA and Transformer Engine are present"
-            problems.append(Problem(name, "needs the te backend, and the backend is torch", mend, True))
+            fix = f"set {name}=false, or run where CUDA and Transformer Engine are present"
+            problems.append(Problem(name, "needs the te backend, and the backend is torch", fix, True))
         if fp8 is not None and fp8.recipe in ("blockwise", "mxfp8"):
-            mend = "use delayed or tensorwise, or run where CUDA and Transformer Engine are present"
+            fix = "use delayed or tensorwise, or run where CUDA and Transformer Engine are present"
             rule = "needs the te backend, and the backend is torch"
-            problems.append(Problem("precision.fp8.recipe", rule, mend, fp8.recipe))
+            problems.append(Problem("precision.fp8.recipe", rule, fix, fp8.recipe))
         return problems
     if config.data.document_mask:
         sizes = {
@@ -278,16 +278,16 @@ def backend_problems(config: Config, backend: str) -> list[Problem]:
             "validation.micro_batch_size": config.validation.micro_batch_size or 1,
         }
         for name, size in [(name, size) for name, size in sizes.items() if size > 1]:
-            mend = "set it to 1, or model.backend=torch, or data.document_mask=false"
-            problems.append(Problem(name, "must be 1 with data.document_mask on the te backend", mend, size))
+            fix = "set it to 1, or model.backend=torch, or data.document_mask=false"
+            problems.append(Problem(name, "must be 1 with data.document_mask on the te backend", fix, size))
     if fp8 is not None and config.precision.dtype == "fp32":
         problems.append(
             Problem("precision.dtype", "must be bf16 for precision.fp8 on the te backend", "set it to bf16", "fp32")
         )
     if fp8 is not None and fp8.recipe == "delayed" and fp8.first_last_layers_bf16:
-        mend = "use precision.fp8.recipe=tensorwise, or model.backend=torch"
+        fix = "use precision.fp8.recipe=tensorwise, or model.backend=torch"
         rule = "can't go with delayed scaling on the te backend (amax is reduced for all layers at once)"
-        problems.append(Problem("precision.fp8.first_last_layers_bf16", rule, mend, True))
+        problems.append(Problem("precision.fp8.first_last_layers_bf16", rule, fix, True))
     return problems
 
 

@@ -173,7 +173,7 @@ class Output:
         if before is None and (strange := _strange(self.folder)):
             raise CheckpointError(
                 f"{self.folder}: holds {', '.join(strange[:5])} and no {RECORD}: no conversion made it\n"
-                "  mend: move it away, or choose another folder; conversions into OUT are written into OUT.partial"
+                "  fix: move it away, or choose another folder; conversions into OUT are written into OUT.partial"
             )
         if before is None or before["conversion"] != self._record["conversion"]:
             if before is not None:
@@ -191,7 +191,7 @@ class Output:
         if free < num_bytes + _SPARE:
             raise CheckpointError(
                 f"{self.out}: needs {num_bytes:,} bytes, the disk has {free:,} free\n"
-                "  mend: free space, or write to another disk"
+                "  fix: free space, or write to another disk"
             )
 
     def add(self, name: str, record: dict) -> None:
@@ -233,7 +233,7 @@ class Output:
 def prepared(out: Path, conversion: dict) -> Iterator[Output]:
     """An Output for `out`, held alone by this process. Raises CheckpointError when `out` exists or is being written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists already\n  mend: choose another folder, or remove it")
+        raise CheckpointError(f"{out}: exists already\n  fix: choose another folder, or remove it")
     output = Output(out, conversion)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +280,7 @@ def converted_already(out: Path, conversion: dict) -> Converted | None:
     before = record["conversion"]
     if differing := _differences(before, conversion):
         raise CheckpointError(
-            f"{out}: exists already, from another conversion:\n{differing}\n  mend: choose another folder, or remove it"
+            f"{out}: exists already, from another conversion:\n{differing}\n  fix: choose another folder, or remove it"
         )
     if noted_since := conversion.keys() - before.keys():
         log.warning(
@@ -303,7 +303,7 @@ def whole_conversion(out: Path, record: dict) -> Converted:
         if not _is_whole(out / name, each):
             raise CheckpointError(
                 f"{out}: exists already, but its {name} is missing or no longer what was written\n"
-                "  mend: remove the folder, and convert again"
+                "  fix: remove the folder, and convert again"
             )
     num_bytes = sum(each["size"] for each in record["files"].values())
     return Converted(out, record["verified_tensors"], num_bytes, record["files"])
@@ -374,4 +374,4 @@ def _is_whole(path: Path, record: dict) -> bool:
 
 
 def _cant_write(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path}: can't be written: {error.strerror}\n  mend: free space or permissions there")
+    return CheckpointError(f"{path}: can't be written: {error.strerror}\n  fix: free space or permissions there")

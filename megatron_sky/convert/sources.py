@@ -89,7 +89,7 @@ def open_source(
 def resolve(path: Path) -> Path:
     """The checkpoint folder itself, where `path` may be the folder of a run, ours or Megatron-LM's."""
     if not path.is_dir():
-        raise CheckpointError(f"{path}: is no folder\n  mend: give a checkpoint folder")
+        raise CheckpointError(f"{path}: is no folder\n  fix: give a checkpoint folder")
     if checkpoints := store.list_checkpoints(path):
         return checkpoints[-1][1]
     latest = path / _LATEST
@@ -195,7 +195,7 @@ def _megatron_fields(folder: Path, settings: dict | None, given: _Given) -> dict
         return _recipe_fields(given.recipe)
     if settings is None:
         raise CheckpointError(
-            f"{folder}: holds no args that describe the model\n  mend: describe it with --recipe FILE, a YAML file "
+            f"{folder}: holds no args that describe the model\n  fix: describe it with --recipe FILE, a YAML file "
             "with a model section"
         )
     return megatron_args.model_fields(settings, str(folder))
@@ -249,7 +249,7 @@ def _tell_of_lost_tokens(tokenizer: Path | None) -> None:
     if lost:
         log.warning(
             "%s: lacks %d tokens that the settings beside it add, and no tokenizer.json holds them: texts that spell "
-            "them are encoded as plain text\n  mend: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) "
+            "them are encoded as plain text\n  fix: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) "
             "of transformers writes one",
             tokenizer,
             lost,

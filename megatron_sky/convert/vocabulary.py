@@ -19,12 +19,12 @@ def true_vocab_size(where: Path, *, rows: int, described: int | None, tokenizer:
     if flag is None and not known:
         raise CheckpointError(
             f"{where}: nothing tells how many of the embedding's {rows:,} rows are tokens and how many are padding\n"
-            "  mend: give --tokenizer FILE, or --vocab-size N"
+            "  fix: give --tokenizer FILE, or --vocab-size N"
         )
     if flag is None and len(set(known.values())) > 1:
         raise CheckpointError(
             f"{where}: the vocabulary's size is contradictory: {shown}\n"
-            f"  mend: say which with --vocab-size {' or '.join(map(str, known.values()))}"
+            f"  fix: say which with --vocab-size {' or '.join(map(str, known.values()))}"
         )
     if flag is not None and known and flag not in known.values():
         raise CheckpointError(f"{where}: --vocab-size {flag:,} contradicts the checkpoint: {shown}")
@@ -32,7 +32,7 @@ def true_vocab_size(where: Path, *, rows: int, described: int | None, tokenizer:
     if size > rows:
         raise CheckpointError(
             f"{where}: the vocabulary has {size:,} tokens, but the embedding only {rows:,} rows\n"
-            "  mend: give the tokenizer that the model was trained with"
+            "  fix: give the tokenizer that the model was trained with"
         )
     return size
 

@@ -193,7 +193,7 @@ class ValidationData:
         self.seq_length = seq_length
         self.vocab_size = vocab_size
         if self.file.num_tokens < 2:
-            raise DataError(f"{bin_path(prefix)} holds one token; a loss needs two\n  mend: give a larger set")
+            raise DataError(f"{bin_path(prefix)} holds one token; a loss needs two\n  fix: give a larger set")
         whole = -(-(self.file.num_tokens - 1) // seq_length)
         self.num_sequences = whole if max_sequences is None else min(whole, max_sequences)
 
@@ -246,7 +246,7 @@ def check_ids(tokens: np.ndarray, file: IndexedTokens, offset: int, vocab_size: 
     at = int(np.flatnonzero((tokens < 0) | (tokens.astype(np.int64) >= vocab_size))[0])
     raise DataError(
         f"{bin_path(file.prefix)}: token {offset + at:,} (byte {(offset + at) * file.dtype.itemsize:,}) is "
-        f"{tokens[at]}, but ids must be in [0, model.vocab_size = {vocab_size})\n  mend: set model.vocab_size to the "
+        f"{tokens[at]}, but ids must be in [0, model.vocab_size = {vocab_size})\n  fix: set model.vocab_size to the "
         "size of the tokenizer the file was made with, or tokenize the text again"
     )
 

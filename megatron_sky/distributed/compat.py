@@ -157,7 +157,7 @@ def read_as_data(saved, name: str):
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f"names {named.group(1)}, which no checkpoint needs" if named else "can't be read as data"
-        raise CheckpointError(f"{name}: {what}; it was not run\n  mend: do not use this checkpoint") from None
+        raise CheckpointError(f"{name}: {what}; it was not run\n  fix: do not use this checkpoint") from None
 
 
 def async_calls_queue():

@@ -86,7 +86,7 @@ def _gpu_of(local_rank: int, num_gpus: int) -> int:
         return 0
     raise NodeError(
         f"local rank {local_rank}: there is no GPU for it, as this process sees {num_gpus}, and each needs its own\n"
-        f"  mend: start at most {num_gpus} on this machine, or train on its CPU with CUDA_VISIBLE_DEVICES= (empty)"
+        f"  fix: start at most {num_gpus} on this machine, or train on its CPU with CUDA_VISIBLE_DEVICES= (empty)"
     )
 
 

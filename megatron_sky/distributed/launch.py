@@ -79,7 +79,7 @@ def first_host(nodelist: str) -> str:
     """The first host of a Slurm node list: `n[07-09,12],m1` -> `n07`."""
     match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
     if match is None:
-        raise SkyError(f"SLURM_STEP_NODELIST = {nodelist!r}: is no node list\n  mend: set MASTER_ADDR yourself")
+        raise SkyError(f"SLURM_STEP_NODELIST = {nodelist!r}: is no node list\n  fix: set MASTER_ADDR yourself")
     head, number, tail = match.groups()
     return head + (number or "") + (tail or "")
 

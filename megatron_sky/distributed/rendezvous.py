@@ -109,7 +109,7 @@ def disagreement(facts: list[dict]) -> str:
     more = f"\n  and {len(differing) - 8} more" if len(differing) > 8 else ""
     return (
         "the ranks don't agree on what to run:\n" + "\n".join(differing[:8]) + more + "\n"
-        "  mend: give every node the same installation, recipe and data files"
+        "  fix: give every node the same installation, recipe and data files"
     )
 
 
@@ -131,7 +131,7 @@ def _open_store(info: RankInfo, timeout_seconds: float):
         where = f"{info.master_addr}:{info.master_port}"
         raise NodeError(
             f"rank {info.rank} can't reach the job's store at {where}: {error}\n"
-            f"  mend: set MASTER_ADDR and MASTER_PORT to an address of rank 0's node that the others reach"
+            f"  fix: set MASTER_ADDR and MASTER_PORT to an address of rank 0's node that the others reach"
         ) from error
     return dist.PrefixStore(f"megatron_sky/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
@@ -148,7 +148,7 @@ def _wait_for_all(store, world_size: int, timeout_seconds: float) -> tuple[str, 
             return (
                 f"{len(missing)} of {world_size} ranks did not arrive within {timeout_seconds:.0f} s "
                 f"(resilience.startup_timeout_seconds): {shown}\n"
-                f"  mend: look at those ranks' logs and nodes"
+                f"  fix: look at those ranks' logs and nodes"
             ), there
         if missing:
             time.sleep(0.05)
@@ -164,7 +164,7 @@ def _wait_for_answer(store, timeout_seconds: float) -> tuple[str, str]:
         answer = json.loads(store.get("answer"))
         return answer["absent"], answer["differing"]
     except dist.DistError as error:
-        return f"rank 0 gave no answer within {timeout_seconds:.0f} s: {error}\n  mend: look at rank 0's log", ""
+        return f"rank 0 gave no answer within {timeout_seconds:.0f} s: {error}\n  fix: look at rank 0's log", ""
 
 
 def _wait_until_read(store, readers: int) -> None:

@@ -9,12 +9,12 @@ SLOW_DISK_MB = 100.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know: what, what it costs, and the command or step that mends it."""
+    """One thing to know: what, what it costs, and the command or step that fixes it."""
 
     grave: bool
     what: str
     costs: str
-    mend: str
+    fix: str
 
 
 # name -> (grave, what it costs to be without, how to get it)
@@ -43,9 +43,9 @@ def judge(facts: dict, trials: dict) -> list[Finding]:
 
 def _software(facts: dict) -> list[Finding]:
     found = []
-    for name, (grave, costs, mend) in _NEEDED.items():
+    for name, (grave, costs, fix) in _NEEDED.items():
         if facts["packages"][name] is None:
-            found.append(Finding(grave, f"{name} is not installed", costs, mend))
+            found.append(Finding(grave, f"{name} is not installed", costs, fix))
     core = release(facts["packages"]["megatron-core"])
     if core and not (0, 16, 1) <= core < (0, 20):
         what = f"megatron-core {facts['packages']['megatron-core']} is not one that this program knows"
@@ -61,24 +61,24 @@ def _gpus(facts: dict) -> list[Finding]:
         if facts["driver"]:
             build = f"CUDA {facts['torch_cuda']}" if facts["torch_cuda"] else "a CPU build"
             what = f"the driver ({facts['driver']}) sees a GPU, torch {facts['torch']} ({build}) does not"
-            mend = "install a torch build for a CUDA that this driver supports: https://pytorch.org/get-started"
-            found.append(Finding(True, what, "everything runs on the CPU", mend))
+            fix = "install a torch build for a CUDA that this driver supports: https://pytorch.org/get-started"
+            found.append(Finding(True, what, "everything runs on the CPU", fix))
         return found
-    for name, (costs, mend) in _NEEDED_ON_GPU.items():
+    for name, (costs, fix) in _NEEDED_ON_GPU.items():
         if facts["packages"][name] is None:
-            found.append(Finding(False, f"{name} is not installed", f"without it: {costs}", mend))
+            found.append(Finding(False, f"{name} is not installed", f"without it: {costs}", fix))
     unusable = facts["packages"]["transformer-engine"] is not None and facts["backend"] != "te"
     if unusable:
-        mend = "install the build for this torch and CUDA, or set model.backend=torch"
-        found.append(Finding(True, facts["backend_reason"], "the te backend can't be used", mend))
+        fix = "install the build for this torch and CUDA, or set model.backend=torch"
+        found.append(Finding(True, facts["backend_reason"], "the te backend can't be used", fix))
     if not facts["gradient_accumulation_fusion"]:
-        mend = "build apex with --cpp_ext --cuda_ext (NGC's PyTorch container has it)"
+        fix = "build apex with --cpp_ext --cuda_ext (NGC's PyTorch container has it)"
         costs = "kernels.gradient_accumulation_fusion can't be used: weight gradients take a second pass"
-        found.append(Finding(False, "apex's fused_weight_gradient_mlp_cuda is not installed", costs, mend))
+        found.append(Finding(False, "apex's fused_weight_gradient_mlp_cuda is not installed", costs, fix))
     names = {gpu["name"] for gpu in facts["gpus"]}
     if len(names) > 1:
-        mend = "use equal GPUs (CUDA_VISIBLE_DEVICES chooses)"
-        found.append(Finding(False, f"different GPUs: {', '.join(sorted(names))}", "all wait for the slowest", mend))
+        fix = "use equal GPUs (CUDA_VISIBLE_DEVICES chooses)"
+        found.append(Finding(False, f"different GPUs: {', '.join(sorted(names))}", "all wait for the slowest", fix))
     for name in sorted({gpu["name"] for gpu in facts["gpus"] if gpu["peak_tflops"] is None}):
         found.append(Finding(False, f"the peak of {name} is not known", "no MFU", "set monitor.peak_tflops"))
     return found
@@ -101,8 +101,8 @@ def _trials(trials: dict) -> list[Finding]:
     ranks, disk = trials["ranks"], trials["disk"]
     if not ranks["ok"]:
         what = f"{ranks['world_size']} local ranks over {ranks['backend']}: {ranks['reason']}"
-        mend = "NCCL_DEBUG=INFO megatron-sky doctor shows where it stops"
-        found.append(Finding(True, what, "no parallel run will work", mend))
+        fix = "NCCL_DEBUG=INFO megatron-sky doctor shows where it stops"
+        found.append(Finding(True, what, "no parallel run will work", fix))
     if disk["reason"]:
         found.append(
             Finding(True, f"{disk['folder']}: {disk['reason']}", "no run can be saved", "choose another folder")

@@ -21,7 +21,7 @@ def text(report: dict) -> str:
         lines += [
             f"{'PROBLEM' if each['grave'] else 'note   '} {each['what']}",
             f"        costs: {each['costs']}",
-            f"        mend: {each['mend']}",
+            f"        fix: {each['fix']}",
         ]
     return "\n".join([*lines, "healthy" if report["healthy"] else "this machine can't train as it is"])
 

@@ -70,7 +70,7 @@ def _open(given: str) -> Checkpoint:
         name, path = "", given
     folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(f"{path}: is no folder\n  mend: give a checkpoint, a run or a Hugging Face folder")
+        raise CheckpointError(f"{path}: is no folder\n  fix: give a checkpoint, a run or a Hugging Face folder")
     if (folder / HF_CONFIG).is_file() and not (folder / store.MANIFEST).is_file():
         return Checkpoint(name or folder.resolve().name, folder, HF, _hf_context(folder), None, None)
     found = store.resolve(folder, log.warning)

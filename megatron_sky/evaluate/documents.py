@@ -125,5 +125,5 @@ def _told_empty(name: str, files: Sequence[Path], empty: int, rejects: list[str]
     first = f"; the first: {rejects[0]}" if rejects else ""
     return (
         f"domain {name}: no document with text in {', '.join(map(str, files))}: {holds}{first}\n"
-        f"  mend: give JSONL whose lines hold the text under {' and '.join(map(repr, keys))}, or name it with --key"
+        f"  fix: give JSONL whose lines hold the text under {' and '.join(map(repr, keys))}, or name it with --key"
     )

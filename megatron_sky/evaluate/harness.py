@@ -100,7 +100,7 @@ class HarnessModel(TemplateLM):
         if bad:
             raise CheckpointError(
                 f"{what}: {len(bad)} of {len(scores)} losses are not finite\n"
-                "  mend: its weights or activations are not finite; look at an earlier checkpoint"
+                "  fix: its weights or activations are not finite; look at an earlier checkpoint"
             )
         return scores
 

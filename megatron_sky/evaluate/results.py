@@ -178,7 +178,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def _unwritable(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path}: can't be written: {error.strerror}\n  mend: give another --out folder")
+    return RunError(f"{path}: can't be written: {error.strerror}\n  fix: give another --out folder")
 
 
 def file_name(model: str) -> str:
@@ -193,12 +193,12 @@ def _read(path: Path, kind: type, name: str):
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: can't be read: {error}") from error
     if not isinstance(given, dict) or (given.get("kind"), given.get("format_version")) != (name, FORMAT_VERSION):
-        raise DataError(f"{path}: is no {name} file of format_version {FORMAT_VERSION}\n  mend: evaluate again")
+        raise DataError(f"{path}: is no {name} file of format_version {FORMAT_VERSION}\n  fix: evaluate again")
     try:
         found = _build(kind, given)
         _check_whole(found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # what another shape can cause
-        raise DataError(f"{path}: is no whole {name} file: {error}\n  mend: evaluate again") from error
+        raise DataError(f"{path}: is no whole {name} file: {error}\n  fix: evaluate again") from error
     return found
 
 

@@ -169,7 +169,7 @@ def evaluate_leakage(
 def failure_of(found: results.LossResults | results.LeakageResults) -> CheckpointError:
     """The error that its failed models are."""
     return CheckpointError(
-        "\n".join(found.failed) + "\n  mend: weights or activations are not finite; look at an earlier checkpoint, "
+        "\n".join(found.failed) + "\n  fix: weights or activations are not finite; look at an earlier checkpoint, "
         "or compare with `megatron-sky convert check`"
     )
 
@@ -205,7 +205,7 @@ def published_leakage(path: Path, margin: float = leakage.MARGIN) -> tuple[resul
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: can't be read as published losses: {error}\n"
-            "  mend: give a CSV file with the columns model, L_test, L_train, L_ref"
+            "  fix: give a CSV file with the columns model, L_test, L_train, L_ref"
         ) from error
     return tuple(_judged(results.ModelRecord(name), [leakage.published(*values)], margin) for name, *values in losses)
 
@@ -268,7 +268,7 @@ def _told_long(checkpoint: Checkpoint, domain: Domain, coded: list, longer: list
     return (
         f"domain {domain.name}: {len(longer)} of {len(coded)} documents are longer than the context of {context:,} "
         f"tokens; document {first} (counted from 0) has {len(coded[first]):,} as {checkpoint.name}'s tokens\n"
-        f"  mend: cut them shorter with --max-chars, or score them by sliding windows with --stride {context // 2}"
+        f"  fix: cut them shorter with --max-chars, or score them by sliding windows with --stride {context // 2}"
     )
 
 

@@ -80,5 +80,5 @@ def _check_whole(folder: Path, found: dict) -> None:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise CheckpointError(
             f"{folder}: its weights are not those of the model in its config.json: {'; '.join(wrong[:5])}{more}\n"
-            "  mend: fetch or export the folder again"
+            "  fix: fetch or export the folder again"
         )

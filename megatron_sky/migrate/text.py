@@ -23,8 +23,8 @@ def read_arguments(given: Sequence[str]) -> Script:
         script = read_script(given[0] if len(given) == 1 else shlex.join(given))
     if not script.words:
         rule = "starts no command with --arguments" if is_file else "is no file, and no --arguments are given"
-        mend = "give a launch script, or Megatron-LM's arguments themselves, as --num-layers 32 ..."
-        raise ConfigError(Problem(given[0], rule, mend))
+        fix = "give a launch script, or Megatron-LM's arguments themselves, as --num-layers 32 ..."
+        raise ConfigError(Problem(given[0], rule, fix))
     return script
 
 

@@ -234,7 +234,7 @@ def _open_whole_lines(path: Path) -> BinaryIO:
 
 
 def _write_error(path: Path, error: OSError) -> RunError:
-    return RunError(f"{path}: can't be written ({error.strerror}).\n  mend: free space, or choose a writable run_dir")
+    return RunError(f"{path}: can't be written ({error.strerror}).\n  fix: free space, or choose a writable run_dir")
 
 
 def _to_json(value: Any) -> Any:
@@ -266,7 +266,7 @@ def read_metrics(run_dir: Path) -> Metrics:
     """
     path = Path(run_dir) / METRICS_FILE
     if not path.is_file():
-        raise RunError(f"{path}: no such file.\n  mend: give the folder of a run that has trained at least one step")
+        raise RunError(f"{path}: no such file.\n  fix: give the folder of a run that has trained at least one step")
     history = _History()
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):

@@ -80,5 +80,5 @@ def _write_atomically(path: Path, content: bytes) -> None:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise RunError(
-            f"{path}: can't be written ({error.strerror}).\n  mend: choose another file with --out"
+            f"{path}: can't be written ({error.strerror}).\n  fix: choose another file with --out"
         ) from error

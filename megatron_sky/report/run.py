@@ -166,7 +166,7 @@ def load_run(run_dir: Path) -> RunData:
     if not metrics.train and not metrics.validation:
         raise RunError(
             f"{run_dir / METRICS_FILE}: holds no training or validation record.\n"
-            "  mend: give the folder of a run that has trained at least one step"
+            "  fix: give the folder of a run that has trained at least one step"
         )
     data = next((each.fields for each in reversed(metrics.events) if each.event == "data"), {})
     told = list(metrics.notes)

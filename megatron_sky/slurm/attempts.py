@@ -44,7 +44,7 @@ def begin(config: Config, *, max_requeues: int, environ: Mapping[str, str] = os.
     run_folder.prepare(run_dir)
     here = run_folder.slurm_attempt(environ)
     if not here:
-        raise RunError("SLURM_JOB_ID is not set: this is a step of slurm/train.sbatch\n  mend: use megatron-sky train")
+        raise RunError("SLURM_JOB_ID is not set: this is a step of slurm/train.sbatch\n  fix: use megatron-sky train")
     job_id, number = here["job_id"], here["attempt"]
     attempts, step = run_folder.read_attempts(run_dir), newest_step(run_dir)
     before = attempts_of(job_id, attempts)
@@ -144,8 +144,8 @@ def _read_list(path: Path) -> list:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        mend = "delete it; jobs that are queued already are then not known"
-        raise RunError(f"{path}: is not JSON: {error}\n  mend: {mend}") from None
+        fix = "delete it; jobs that are queued already are then not known"
+        raise RunError(f"{path}: is not JSON: {error}\n  fix: {fix}") from None
 
 
 def _now() -> str:

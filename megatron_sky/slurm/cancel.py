@@ -20,8 +20,8 @@ def cancel_run(run_dir: Path, *, wait_seconds: float, say: Callable[[str], None]
     jobs = {job.job_id: job for job in live_jobs(run_dir)}
     live = list(jobs)
     if not live:
-        mend = f"look at megatron-sky slurm status {run_dir}"
-        raise RunError(f"{run_dir}: no job of this run is queued or running\n  mend: {mend}")
+        fix = f"look at megatron-sky slurm status {run_dir}"
+        raise RunError(f"{run_dir}: no job of this run is queued or running\n  fix: {fix}")
     mark_cancelled(run_dir, live)
     say(f"jobs {', '.join(live)}: not requeued from now on")
     asked: set[str] = set()

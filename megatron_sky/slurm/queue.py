@@ -35,10 +35,10 @@ def call(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CLIENT_SECONDS, check=False)
     except FileNotFoundError:
-        mend = "run this on a machine of a Slurm cluster, as its login node"
-        raise RunError(f"{command[0]}: is not installed here\n  mend: {mend}") from None
+        fix = "run this on a machine of a Slurm cluster, as its login node"
+        raise RunError(f"{command[0]}: is not installed here\n  fix: {fix}") from None
     except subprocess.TimeoutExpired:
-        raise RunError(f"{command[0]}: gave no answer within {CLIENT_SECONDS} s\n  mend: is slurmctld up?") from None
+        raise RunError(f"{command[0]}: gave no answer within {CLIENT_SECONDS} s\n  fix: is slurmctld up?") from None
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip()
         raise RunError(f"{' '.join(command)}: failed with exit code {done.returncode}: {said}")

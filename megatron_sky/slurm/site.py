@@ -83,7 +83,7 @@ def load_site(path: Path | None) -> Site:
     except OSError as error:
         raise ConfigError(Problem(str(file), f"can't be read: {error.strerror}", "give --site FILE")) from None
     except yaml.YAMLError as error:
-        raise ConfigError(Problem(str(file), f"is not valid YAML: {error}", "mend the file at that place")) from None
+        raise ConfigError(Problem(str(file), f"is not valid YAML: {error}", "fix the file at that place")) from None
     except ValidationError as error:
         raise ConfigError([_problem(file, each) for each in error.errors()]) from None
 
@@ -107,8 +107,8 @@ def _problem(file: Path | str, error: dict) -> Problem:
     value = None if isinstance(error["input"], dict | list) else error["input"]
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(leaf, section.model_fields, n=1)
-        mend = f"did you mean {close[0]}?" if close else f"known are {', '.join(section.model_fields)}"
-        return Problem(f"{file}: {dotted}", "is not a known key", mend, value)
+        fix = f"did you mean {close[0]}?" if close else f"known are {', '.join(section.model_fields)}"
+        return Problem(f"{file}: {dotted}", "is not a known key", fix, value)
     field = section.model_fields.get(leaf.split(".")[0])
-    mend = f"give what it stands for: {field.description}" if field else "write it as a mapping of keys"
-    return Problem(f"{file}: {dotted}", error["msg"][0].lower() + error["msg"][1:], mend, value)
+    fix = f"give what it stands for: {field.description}" if field else "write it as a mapping of keys"
+    return Problem(f"{file}: {dotted}", error["msg"][0].lower() + error["msg"][1:], fix, value)

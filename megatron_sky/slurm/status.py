@@ -22,8 +22,8 @@ def status_lines(run_dir: Path) -> list[str]:
     """The run's progress, its jobs, and the log to look at. Raises RunError where the folder is no run's."""
     jobs = read_jobs(run_dir)
     if not jobs and not (run_dir / METRICS_FILE).is_file():
-        mend = "give the folder of a run (train.run_dir)"
-        raise RunError(f"{run_dir}: holds neither a run nor jobs of one\n  mend: {mend}")
+        fix = "give the folder of a run (train.run_dir)"
+        raise RunError(f"{run_dir}: holds neither a run nor jobs of one\n  fix: {fix}")
     attempts = read_attempts(run_dir)
     states = queue.find_jobs([job.job_id for job in jobs])
     lines = [*_progress(run_dir), _saved(run_dir)]

@@ -43,8 +43,8 @@ class Wanted:
         for each in self.evaluate:
             name, _, file = each.partition("=")
             if not name or not (self.folder / file).is_file():
-                mend = "give a name and a file that is there, as --evaluate news=data/news.jsonl"
-                problems.append(Problem("--evaluate", "must be NAME=FILE.jsonl", mend, each))
+                fix = "give a name and a file that is there, as --evaluate news=data/news.jsonl"
+                problems.append(Problem("--evaluate", "must be NAME=FILE.jsonl", fix, each))
         if problems:
             raise ConfigError(problems)
 
@@ -99,8 +99,8 @@ def _check_time(config: Config, site: Site) -> None:
     limit, before = in_seconds(site.time), config.resilience.exit_before_seconds
     if 0 < limit <= before:
         rule = f"must be longer than resilience.exit_before_seconds ({before:g})"
-        mend = "give a longer --time, or lower resilience.exit_before_seconds"
-        raise ConfigError(Problem("--time (or time of the site profile)", rule, mend, site.time))
+        fix = "give a longer --time, or lower resilience.exit_before_seconds"
+        raise ConfigError(Problem("--time (or time of the site profile)", rule, fix, site.time))
 
 
 def _training(config: Config, site: Site, wanted: Wanted, session: str | None) -> Job:
@@ -160,7 +160,7 @@ def check_idle(run_dir: Path) -> None:
     if live:
         raise RunError(
             f"{run_dir}: job {live[0].job_id} of this run is queued or running\n"
-            f"  mend: wait for it, or megatron-sky slurm cancel {run_dir}"
+            f"  fix: wait for it, or megatron-sky slurm cancel {run_dir}"
         )
 
 

@@ -56,7 +56,7 @@ class BatchEncoder:
             elif flat[ends[number] - lengths[number] : ends[number]].tolist() != expected:
                 raise DataError(
                     f"gigatoken and the tokenizer {self.tokenizer.name} give different ids for the text that begins "
-                    f"{text[:80]!r}\n  mend: run with --encoder library, and please report this text"
+                    f"{text[:80]!r}\n  fix: run with --encoder library, and please report this text"
                 )
         return _with_replaced(flat, lengths, ends, replaced)
 

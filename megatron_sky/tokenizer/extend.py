@@ -41,7 +41,7 @@ def extend_tokenizer(
     if room < 0:
         raise DataError(
             f"vocab_size = {vocab_size}: the base has {base.vocab_size} tokens and {len(reserved)} are reserved, which "
-            f"is more\n  mend: ask for at least {base.vocab_size + len(reserved)}"
+            f"is more\n  fix: ask for at least {base.vocab_size + len(reserved)}"
         )
     proto = ModelProto.FromString(base.data)
     known = {piece.piece for piece in proto.pieces}
@@ -90,7 +90,7 @@ def _learnt_words(lines: list[str], known: set[str], count: int) -> list[str]:
             return words[:count]
         asked = int(asked * 0.8) if words is None else asked + (count - len(words)) + 1000
     raise DataError(
-        f"the text gives too few Chinese words for {count:,} more tokens\n  mend: give more Chinese text, or a smaller "
+        f"the text gives too few Chinese words for {count:,} more tokens\n  fix: give more Chinese text, or a smaller "
         "vocab_size"
     )
 
@@ -133,7 +133,7 @@ def _chinese_runs(line: str) -> Iterator[str]:
 def _check_reserved(reserved: Sequence[str], known: set[str]) -> None:
     for symbol in reserved:
         if symbol in known or reserved.count(symbol) > 1:
-            raise DataError(f"reserved symbol {symbol!r} is in the vocabulary already\n  mend: choose another")
+            raise DataError(f"reserved symbol {symbol!r} is in the vocabulary already\n  fix: choose another")
 
 
 def _check_reachable(tokenizer: SentencePieceTokenizer, ids: Iterable[int]) -> None:
@@ -141,5 +141,5 @@ def _check_reachable(tokenizer: SentencePieceTokenizer, ids: Iterable[int]) -> N
     if lost:
         raise DataError(
             f"{len(lost):,} added tokens would never be used, as no two pieces merge to them: {', '.join(lost[:10])}\n"
-            "  mend: give more text"
+            "  fix: give more text"
         )

@@ -73,9 +73,9 @@ def read_table(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read: {error}\n  mend: mend it, or take it away") from error
+        raise DataError(f"{path} can't be read: {error}\n  fix: fix it, or take it away") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} is no JSON object\n  mend: mend it, or take it away")
+        raise DataError(f"{path} is no JSON object\n  fix: fix it, or take it away")
     return content
 
 

@@ -152,7 +152,7 @@ class HuggingFaceTokenizer(Tokenizer):
         if named not in self._vocab:
             raise DataError(
                 f"{tokenizer_files.SETTINGS}: {field} = {named!r} is no token of the tokenizer {self.name} beside it\n"
-                "  mend: name one of its tokens, or take the field out"
+                "  fix: name one of its tokens, or take the field out"
             )
         return self._vocab[named]
 
@@ -238,7 +238,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.is_dir():
         raise DataError(
             f"tokenizer {path}: the folder holds neither tokenizer.model nor tokenizer.json nor one .tiktoken file\n"
-            "  mend: name the file"
+            "  fix: name the file"
         )
     try:
         if path.suffix == tokenizer_files.RANKS:
@@ -248,7 +248,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return SentencePieceTokenizer(path.read_bytes(), path.name)
     except OSError as error:
         raise DataError(
-            f"tokenizer {path} can't be read: {error.strerror}\n  mend: give a SentencePiece .model, a tokenizer.json "
+            f"tokenizer {path} can't be read: {error.strerror}\n  fix: give a SentencePiece .model, a tokenizer.json "
             "or a .tiktoken file; `megatron-sky tokenizer build` makes the first"
         ) from error
     except (DataError, MissingDependency):

@@ -47,7 +47,7 @@ def train_model(lines: list[str], vocab_size: int, reserved: Sequence[str] = ())
     from sentencepiece import SentencePieceTrainer
 
     if not lines:
-        raise DataError("a tokenizer can't be built from no text\n  mend: give files that hold text")
+        raise DataError("a tokenizer can't be built from no text\n  fix: give files that hold text")
     coverage = _coverage(lines, vocab_size, len(reserved))
     buffer = io.BytesIO()
     try:
@@ -69,7 +69,7 @@ def train_model(lines: list[str], vocab_size: int, reserved: Sequence[str] = ())
         )
     except RuntimeError as error:
         raise DataError(
-            f"SentencePiece could not build {vocab_size} tokens from {len(lines):,} lines: {error}\n  mend: give more "
+            f"SentencePiece could not build {vocab_size} tokens from {len(lines):,} lines: {error}\n  fix: give more "
             "text, or a smaller vocab_size"
         ) from error
     return buffer.getvalue()
@@ -100,7 +100,7 @@ def _coverage(lines: list[str], vocab_size: int, num_reserved: int) -> float:
         raise DataError(
             f"vocab_size = {vocab_size}: {least:,} characters make up {_LEAST_COVERAGE:.0%} of the text, and beside "
             f"bytes, control tokens and reserved symbols there is room for {max(room, 0):,} tokens\n"
-            f"  mend: give a vocab_size of {enough} or more"
+            f"  fix: give a vocab_size of {enough} or more"
         )
     limit = min(max(room * 3 // 4, least), len(shares))
     return min(1.0, max(_LEAST_COVERAGE, float(shares[limit - 1])))

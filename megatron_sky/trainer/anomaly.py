@@ -35,7 +35,7 @@ class AnomalyDetector:
     def judge(self, lm_loss: float, grad_norm: float | None) -> Verdict:
         """The verdict on one step's numbers; a window that is less than half full can't tell a spike.
 
-        `grad_norm` None: the gradients overflowed fp16. That is no fault, as a lower loss scale mends it, but a loss
+        `grad_norm` None: the gradients overflowed fp16. That is no fault, as a lower loss scale fixes it, but a loss
         that is not finite is one: the loss is not scaled.
         """
         numbers = {"lm_loss": lm_loss} | ({} if grad_norm is None else {"grad_norm": grad_norm})

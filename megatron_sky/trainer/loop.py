@@ -234,7 +234,7 @@ class Trainer:
         self.wait_for_saves()
         raise RunError(
             f"step {self.state.step + 1}{many}: {reason}; {cause}\n  its samples: {suspects}\n"
-            f"  mend: the last checkpoint (step {self.saved_step}) is good; go on from it with a lower schedule.lr, or "
+            f"  fix: the last checkpoint (step {self.saved_step}) is good; go on from it with a lower schedule.lr, or "
             f"set resilience.on_nonfinite or on_spike to skip or rollback"
         )
 
@@ -247,7 +247,7 @@ class Trainer:
         if saved is None:
             raise RunError(
                 f"step {failed}: {reason}; there is no checkpoint to go back to\n"
-                f"  mend: set checkpoint.interval, or resilience.on_nonfinite and on_spike to skip or stop"
+                f"  fix: set checkpoint.interval, or resilience.on_nonfinite and on_spike to skip or stop"
             )
         self.state = saved
         self.state.bad_steps = before.bad_steps

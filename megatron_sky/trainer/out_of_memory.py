@@ -12,7 +12,7 @@ from megatron_sky.errors import RunError
 
 @contextlib.contextmanager
 def explained(config: Config, layout: Layout, *, rank: int, run_dir: Path) -> Iterator[None]:
-    """Turns torch's out-of-memory error into a RunError with three mends, after writing the snapshot asked for."""
+    """Turns torch's out-of-memory error into a RunError with three fixes, after writing the snapshot asked for."""
     import torch
 
     if config.profile.memory_snapshot:
@@ -24,12 +24,12 @@ def explained(config: Config, layout: Layout, *, rank: int, run_dir: Path) -> It
         snapshot = "profile.memory_snapshot=true writes what the memory was used for"
         if config.profile.memory_snapshot and device.write_allocations(where):
             snapshot = f"what it was used for is in {where} (open it at pytorch.org/memory_viz)"
-        choices = "\n".join(f"  mend {number}: {each}" for number, each in enumerate(mends(config, layout)[:3], 1))
+        choices = "\n".join(f"  fix {number}: {each}" for number, each in enumerate(fixes(config, layout)[:3], 1))
         reason = str(error).split(". ")[0]
         raise RunError(f"rank {rank}: the GPU's memory does not suffice: {reason}\n{choices}\n  {snapshot}") from error
 
 
-def mends(config: Config, layout: Layout) -> list[str]:
+def fixes(config: Config, layout: Layout) -> list[str]:
     """What would save memory and is not done yet, the cheapest first: never fewer than three."""
     p, t, m = config.parallel, config.train, config.model
     found = []

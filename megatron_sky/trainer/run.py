@@ -65,9 +65,9 @@ def _check_reference_tokenizer(config: Config) -> None:
         return
     load_tokenizer(path)
     if config.tokenizer.path is None:
-        mend = "set tokenizer.path, or leave validation.reference_tokenizer out"
+        fix = "set tokenizer.path, or leave validation.reference_tokenizer out"
         rule = "needs the run's own tokenizer to read its sets"
-        raise ConfigError(Problem("validation.reference_tokenizer", rule, mend, path))
+        raise ConfigError(Problem("validation.reference_tokenizer", rule, fix, path))
 
 
 def open_data(config: Config) -> TrainData:
@@ -88,7 +88,7 @@ def open_data(config: Config) -> TrainData:
         except DataError as error:
             problems.append(str(error))
     if problems:
-        raise DataError(_with_each_mend_once(problems))
+        raise DataError(group_by_fix(problems))
     settings = config.data
     if settings.sampling == "megatron":  # whose order repeats sources without a limit
         settings = settings.model_copy(update={"max_epochs": math.inf})
@@ -96,13 +96,13 @@ def open_data(config: Config) -> TrainData:
     return TrainData(settings, sessions=mixtures, **_data_arguments(config, tokenizer_hash))
 
 
-def _with_each_mend_once(problems: list[str]) -> str:
-    """Several errors' texts, those of one mend together."""
-    by_mend: dict[str, list[str]] = {}
+def group_by_fix(problems: list[str]) -> str:
+    """Several errors' texts, those of one fix together."""
+    by_fix: dict[str, list[str]] = {}
     for text in problems:
-        rule, _, mend = text.partition("\n  mend: ")
-        by_mend.setdefault(mend, []).append(rule)
-    return "\n".join("\n".join(rules) + (f"\n  mend: {mend}" if mend else "") for mend, rules in by_mend.items())
+        rule, _, fix = text.partition("\n  fix: ")
+        by_fix.setdefault(fix, []).append(rule)
+    return "\n".join("\n".join(rules) + (f"\n  fix: {fix}" if fix else "") for fix, rules in by_fix.items())
 
 
 def _data_arguments(config: Config, tokenizer_hash: str | None) -> dict:

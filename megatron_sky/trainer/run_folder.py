@@ -74,7 +74,7 @@ def check_free(run_dir: Path) -> None:
 def _not_writable(run_dir: Path, reason: str | None) -> RunError:
     return RunError(
         f"train.run_dir = {str(run_dir)!r}: can't be written: {reason}\n"
-        f"  mend: choose a folder you may write to (train.run_dir=...), or change its permissions"
+        f"  fix: choose a folder you may write to (train.run_dir=...), or change its permissions"
     )
 
 
@@ -112,7 +112,7 @@ def _in_use(handle: int, run_dir: Path) -> RunError:
     holder = os.pread(handle, 4096, 0).decode("utf-8", "replace").strip() or "an unknown process"
     return RunError(
         f"{run_dir}: is in use by a live job: {holder}\n"
-        f"  mend: wait for it, stop it, or give this run another train.run_dir"
+        f"  fix: wait for it, stop it, or give this run another train.run_dir"
     )
 
 

@@ -45,7 +45,7 @@ def check_disk(config: Config, run_dir: Path, warn: Callable[[str], None]) -> No
     if free < needed:
         raise RunError(
             f"train.run_dir = {str(run_dir)!r}: {free:,} bytes are free, one checkpoint needs about {needed:,}\n"
-            f"  mend: free space there, or choose another folder"
+            f"  fix: free space there, or choose another folder"
         )
     kept = config.checkpoint.keep_last
     if kept is not None and free < needed * (kept + 1):

@@ -40,7 +40,7 @@ def read_references(config: ValidationConfig) -> list[dict]:
     """
     if config.references is None:
         return []
-    mend = "give a CSV file with the columns model, domain and loss, as `eval loss` writes it"
+    fix = "give a CSV file with the columns model, domain and loss, as `eval loss` writes it"
     try:
         with open(config.references, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -48,11 +48,11 @@ def read_references(config: ValidationConfig) -> list[dict]:
             Reference(row["model"], row["domain"], float(row.get("normalised_loss") or row["loss"])) for row in rows
         ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        problem = Problem("validation.references", f"can't be read: {error}", mend, config.references)
+        problem = Problem("validation.references", f"can't be read: {error}", fix, config.references)
         raise ConfigError(problem) from error
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            Problem("validation.references", f"lacks a column or a number: {error}", mend, config.references)
+            Problem("validation.references", f"lacks a column or a number: {error}", fix, config.references)
         ) from error
     names = [each.name for each in config.sets]
     if not any(each.set in names for each in found):

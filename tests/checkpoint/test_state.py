@@ -16,7 +16,7 @@ def checkpoint(tmp_path):
     return shutil.copytree(sorted(RECORDED.iterdir())[0] / "checkpoint", tmp_path / "step_0000001")
 
 
-def test_a_recipe_of_another_version_is_told_with_field_versions_and_mend(checkpoint):
+def test_a_recipe_of_another_version_is_told_with_field_versions_and_fix(checkpoint):
     path = checkpoint / "config.yaml"
     path.write_text(path.read_text() + "\nrenamed_section:\n  x: 1\n")
     described = json.loads((checkpoint / "train_state.json").read_text())
@@ -26,7 +26,7 @@ def test_a_recipe_of_another_version_is_told_with_field_versions_and_mend(checkp
     told = str(caught.value)
     assert told.startswith(f"{path}: was saved by megatron_sky 0.0.7, and megatron_sky {__version__} can't read it")
     assert "renamed_section" in told and "is not a known key" in told
-    assert "mend: load the checkpoint with the version that saved it" in told and "manifest.json" in told
+    assert "fix: load the checkpoint with the version that saved it" in told and "manifest.json" in told
 
 
 def test_a_checkpoint_that_names_no_version_is_read_and_its_fault_told(checkpoint):

@@ -69,7 +69,7 @@ def test_a_failed_model_ends_the_command_with_an_error_after_the_table(hf, corpu
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == CheckpointError.exit_code, done.stderr
     assert "| good " in done.stdout and "## Failed" in done.stdout
-    assert "6 of 6 documents is nan" in done.stderr and "mend:" in done.stderr and "Traceback" not in done.stderr
+    assert "6 of 6 documents is nan" in done.stderr and "fix:" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_wrong_input_is_told_in_words(tmp_path):

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, and one clear message with the mend for every bad input."""
+"""The command line as a user meets it: help, and one clear message with the fix for every bad input."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ def bad(sky, recipe_file, *arguments: str) -> str:
     code, _, err = sky("train", recipe_file, *arguments)
     assert code != 0
     assert "Traceback" not in err
-    assert "mend:" in err
+    assert "fix:" in err
     return err
 
 
@@ -217,7 +217,7 @@ def test_dry_run_of_512_ranks(sky):
     assert "stage-2: tokens 3.00T to 3.13T" in done.stdout and "every check passed" not in done.stdout
     assert done.returncode == 3  # the corpus is not on this machine, and that is told, all at once
     assert "tokenizer.model can't be read" in done.stderr and "validation/zh_social.bin does not exist" in done.stderr
-    assert done.stderr.count("mend: give the path prefix") == 1
+    assert done.stderr.count("fix: give the path prefix") == 1
 
 
 def test_dry_run_with_data(recipe_file):
@@ -229,7 +229,7 @@ def test_dry_run_with_data(recipe_file):
 def test_a_path_that_can_not_be_written_is_named(sky, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = sky("data", "synthetic", tmp_path / "file" / "corpus")
-    assert code == 5 and f"{tmp_path}/file" in err and "mend:" in err and "Traceback" not in err
+    assert code == 5 and f"{tmp_path}/file" in err and "fix:" in err and "Traceback" not in err
 
 
 def test_an_interruption_says_so(tmp_path):

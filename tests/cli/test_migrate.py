@@ -39,4 +39,4 @@ def test_what_is_no_script(from_args, tmp_path):
     assert "is no file" in from_args(tmp_path / "nothing.sh")[2]
     (tmp_path / "empty.sh").write_text("echo hello\n")
     code, _, err = from_args(tmp_path / "empty.sh")
-    assert code == 2 and "starts no command" in err and "mend:" in err
+    assert code == 2 and "starts no command" in err and "fix:" in err

@@ -1,4 +1,4 @@
-"""Recipes in, configs out: layers, overrides, units, and every problem told at once with its mend."""
+"""Recipes in, configs out: layers, overrides, units, and every problem told at once with its fix."""
 
 import json
 from pathlib import Path

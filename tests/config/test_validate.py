@@ -1,4 +1,4 @@
-"""Rules that span sections: each broken one is told, with numbers and a mend, before anything is built."""
+"""Rules that span sections: each broken one is told, with numbers and a fix, before anything is built."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_each_broken_rule_is_told(overrides, recipe):
     with pytest.raises(ConfigError) as caught:
         check(recipe(*overrides.split()), world_size)
     assert part in str(caught.value)
-    assert "mend:" in str(caught.value)
+    assert "fix:" in str(caught.value)
 
 
 def test_several_at_once(recipe):

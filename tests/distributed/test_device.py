@@ -18,7 +18,7 @@ def test_each_process_has_the_gpu_of_its_number():
     assert [device._gpu_of(rank, 8) for rank in range(8)] == list(range(8))
 
 
-def test_more_processes_than_gpus_are_refused_with_the_mend():
+def test_more_processes_than_gpus_are_refused_with_the_fix():
     with pytest.raises(NodeError, match=r"local rank 1: there is no GPU for it(.|\n)*start at most 1"):
         device._gpu_of(1, 1)
 

@@ -84,9 +84,9 @@ def without(*names: str) -> dict:
         ({"infiniband": [{"device": "mlx5_1", "port": "1", "state": "DOWN", "rate": "40"}]}, False, "mlx5_1/1"),
     ],
 )
-def test_what_is_missing_is_told_with_its_cost_and_mend(changed, grave, what):
+def test_what_is_missing_is_told_with_its_cost_and_fix(changed, grave, what):
     found = [each for each in judged(changed) if what in each.what]
-    assert found and found[0].grave == grave and found[0].costs and found[0].mend
+    assert found and found[0].grave == grave and found[0].costs and found[0].fix
 
 
 def test_failed_trials_are_grave():

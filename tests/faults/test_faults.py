@@ -236,7 +236,7 @@ def test_a_full_disk_during_a_save(hurt, small_disk):
     """The run ends with the reason, at the save or where it can't write its metrics; what was whole stays whole."""
     run = small_disk / "run"
     ended = hurt(f"train.run_dir={run}", "checkpoint.interval=2 steps", fault=faults.blind_to_free_space)
-    assert ended.code in (4, 5) and "can't be written" in ended.message and "mend:" in ended.message
+    assert ended.code in (4, 5) and "can't be written" in ended.message and "fix:" in ended.message
     assert store.find_latest(run, pytest.fail).name == "step_0000002"
 
 

@@ -110,7 +110,7 @@ def test_a_recipe_that_cannot_work_is_refused_in_our_words(overrides, where, rec
     problems = find_problems(recipe("precision.dtype=bf16", *overrides), world_size=2)
     found = [problem for problem in problems if problem.where == where]
     assert found, [str(problem) for problem in problems]
-    assert found[0].mend
+    assert found[0].fix
 
 
 def test_the_backend_that_is_chosen_is_held_to_the_recipe(recipe):

@@ -65,7 +65,7 @@ def test_without_a_run_folder(capsys):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "logs").write_text("")
-    with pytest.raises(RunError, match="mend: choose a writable run_dir"):
+    with pytest.raises(RunError, match="fix: choose a writable run_dir"):
         setup_logging(0, 1, tmp_path)
 
 

@@ -200,7 +200,7 @@ def test_print_queues_nothing(cluster, sky, recipe_file, tmp_path):
 def test_a_folder_without_jobs(sky, tmp_path):
     for verb in ("status", "cancel"):
         done = sky("slurm", verb, tmp_path)
-        assert done.returncode == 5 and "mend:" in done.stderr
+        assert done.returncode == 5 and "fix:" in done.stderr
 
 
 def test_tokenizing_in_an_array_and_joining(cluster, sky, corpus, tmp_path):

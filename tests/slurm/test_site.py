@@ -51,7 +51,7 @@ def test_the_command_line_comes_first(tmp_path):
 def test_a_bad_profile_is_told(tmp_path, text, told):
     with pytest.raises(ConfigError) as caught:
         load_site(write(tmp_path, text))
-    assert told in str(caught.value) and "site.yaml" in str(caught.value) and "mend:" in str(caught.value)
+    assert told in str(caught.value) and "site.yaml" in str(caught.value) and "fix:" in str(caught.value)
 
 
 @pytest.mark.parametrize(

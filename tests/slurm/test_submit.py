@@ -15,7 +15,7 @@ def test_a_job_is_longer_than_the_time_to_leave_it(recipe, tmp_path, before, fit
         (job,) = plan_jobs(config, Site(time="0:05:00"), wanted)
         assert job.signal_seconds == before
     else:
-        with pytest.raises(ConfigError, match=r"--time .* = '0:05:00': must be longer .*\(300\)\n.*mend"):
+        with pytest.raises(ConfigError, match=r"--time .* = '0:05:00': must be longer .*\(300\)\n.*fix"):
             plan_jobs(config, Site(time="0:05:00"), wanted)
     assert plan_jobs(config, Site(time="0"), wanted)
 

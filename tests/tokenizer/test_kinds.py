@@ -54,7 +54,7 @@ def test_a_vocabulary_too_small_for_the_characters_names_the_size_that_is_not(te
     for reserved in ((), ("[A]", "[B]")):
         with pytest.raises(DataError, match=r"vocab_size = 400: \d+ characters make up 98% of the text") as caught:
             train_tokenizer(texts, tmp_path / "t.model", 400, reserved=reserved)
-        enough = int(re.search(r"mend: give a vocab_size of (\d+) or more", str(caught.value)).group(1))
+        enough = int(re.search(r"fix: give a vocab_size of (\d+) or more", str(caught.value)).group(1))
         assert train_tokenizer(texts, tmp_path / "t.model", enough, reserved=reserved).vocab_size == enough
 
 

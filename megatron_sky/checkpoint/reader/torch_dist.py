@@ -143,7 +143,7 @@ def check_files(folder: Path, stored: dict[str, StoredTensor]) -> None:
             if info.__dict__.get("transform_descriptors"):
                 raise CheckpointError(
                     f"{folder / info.relative_path}: is compressed or encoded ({info.transform_descriptors}), which "
-                    "isn't read\n  mend: save the checkpoint again without a stream transform"
+                    "isn't read\n  fix: save the checkpoint again without a stream transform"
                 )
             ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
     for name, end in sorted(ends.items()):

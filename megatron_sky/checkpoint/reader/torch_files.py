@@ -144,7 +144,7 @@ def read_pickle(data: bytes, place: str, *, names: dict | None = None, tolerant:
         return _Unpickler(data, names or {}, tolerant).load()
     except Exception as error:  # a damaged pickle can fail in any way; all mean that this file can't be read
         raise CheckpointError(
-            f"{place}: is refused or damaged: {error}\n  mend: only plain tensors and settings are read; restore the "
+            f"{place}: is refused or damaged: {error}\n  fix: only plain tensors and settings are read; restore the "
             "file from where it was made"
         ) from error
 
@@ -214,7 +214,7 @@ class TorchArchive:
             raise CheckpointError(f"{path}: is missing") from None
         except (OSError, zipfile.BadZipFile, struct.error) as error:
             raise CheckpointError(
-                f"{path}: is no archive of torch.save, or truncated: {error}\n  mend: restore it from a copy; a file "
+                f"{path}: is no archive of torch.save, or truncated: {error}\n  fix: restore it from a copy; a file "
                 "of torch before 1.6 must be saved again with a newer torch"
             ) from error
 

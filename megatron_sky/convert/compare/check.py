@@ -104,7 +104,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: can't be read: {error}\n  mend: give a text file in UTF-8") from error
+        raise DataError(f"{path}: can't be read: {error}\n  fix: give a text file in UTF-8") from error
 
 
 def _run(runners: list, sources: list[Source], passages: list[list[int]], tolerance: float) -> Report:
@@ -197,7 +197,7 @@ def _passages(sources: list[Source], texts: tuple[str, ...], max_tokens: int) ->
     path = next((source.tokenizer for source in sources if source.tokenizer is not None), None)
     if path is None:
         raise CheckpointError(
-            f"{sources[0].folder}: neither it nor the other has a tokenizer\n  mend: give --tokenizer FILE"
+            f"{sources[0].folder}: neither it nor the other has a tokenizer\n  fix: give --tokenizer FILE"
         )
     tokenizer = load_tokenizer(path)
     passages, left = [], max_tokens
@@ -207,7 +207,7 @@ def _passages(sources: list[Source], texts: tuple[str, ...], max_tokens: int) ->
             passages.append(tokens)
             left -= len(tokens)
     if not passages:
-        raise CheckpointError("the text gives no two tokens to compare on\n  mend: give another --text FILE")
+        raise CheckpointError("the text gives no two tokens to compare on\n  fix: give another --text FILE")
     return passages
 
 

@@ -94,17 +94,17 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
         found = json.loads(path.read_text(encoding="utf-8"))
         (architecture,) = found["architectures"]
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing\n  mend: give a whole Hugging Face folder") from None
+        raise CheckpointError(f"{path}: is missing\n  fix: give a whole Hugging Face folder") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: names no architecture, or can't be read: {error}") from error
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"{path}: architectures = {architecture!r}: isn't supported\n  mend: one of {', '.join(ARCHITECTURES)}"
+            f"{path}: architectures = {architecture!r}: isn't supported\n  fix: one of {', '.join(ARCHITECTURES)}"
         )
     reader = _Reader(path, found)
     fields = _read_gpt2(reader) if architecture == GPT2 else _read_llama(reader)
     if found.get("quantization_config") is not None:
-        raise CheckpointError(f"{path}: describes quantised weights\n  mend: convert the unquantised checkpoint")
+        raise CheckpointError(f"{path}: describes quantised weights\n  fix: convert the unquantised checkpoint")
     tied = found.get("tie_word_embeddings", architecture == GPT2)
     tied = False if tied is None else tied  # as transformers takes null
     return build_model(fields | {"vocab_size": reader.get("vocab_size"), "tie_embeddings": tied}, path), architecture

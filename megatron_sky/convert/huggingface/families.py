@@ -80,7 +80,7 @@ def architecture_for(model: ModelConfig) -> str:
             return architecture
     shown = {name: getattr(model, name) for name in gpt2}
     raise CheckpointError(
-        f"no architecture of transformers has this shape: {shown}\n  mend: {LLAMA} needs {llama}; {GPT2} needs {gpt2}"
+        f"no architecture of transformers has this shape: {shown}\n  fix: {LLAMA} needs {llama}; {GPT2} needs {gpt2}"
     )
 
 
@@ -88,7 +88,7 @@ def check_architecture(model: ModelConfig, architecture: str) -> None:
     """Raises CheckpointError when `architecture` can't hold `model`."""
     own = architecture_for(model)
     if architecture not in ((LLAMA, SKYWORK) if own == LLAMA else (own,)):
-        raise CheckpointError(f"architecture = {architecture!r}: can't hold this model\n  mend: use {own}")
+        raise CheckpointError(f"architecture = {architecture!r}: can't hold this model\n  fix: use {own}")
 
 
 def rule_for(name: str, model: ModelConfig, architecture: str) -> Rule:

@@ -93,8 +93,8 @@ class _Reader:
         value = self.args.get(name)
         value = default if value is None else value
         if value is None:
-            mend = "describe the model with --recipe FILE"
-            raise CheckpointError(f"{self.where}: args.{name} is missing\n  mend: {mend}")
+            fix = "describe the model with --recipe FILE"
+            raise CheckpointError(f"{self.where}: args.{name} is missing\n  fix: {fix}")
         return value
 
 

@@ -115,7 +115,7 @@ def _open_rank(path: Path) -> tuple[dict, _RankFile]:
     if not isinstance(version, int | float) or version < 2.0:
         raise CheckpointError(
             f"{path}: checkpoint_version = {version!r}: before 2.0 query, key and value lay in another order\n"
-            "  mend: load and save it once with a Megatron-LM that upgrades it"
+            "  fix: load and save it once with a Megatron-LM that upgrades it"
         )
     models = [content[key] for key in _chunk_keys(content)]
     if not models:

@@ -95,7 +95,7 @@ def _readable_checkpoints(run_dir: Path) -> list[tuple[int, native.Saved]]:
     """
     listed = store.list_checkpoints(run_dir)
     if not listed:
-        raise CheckpointError(f"{run_dir}: has no checkpoint\n  mend: give a run's folder")
+        raise CheckpointError(f"{run_dir}: has no checkpoint\n  fix: give a run's folder")
     found = []
     for _, folder in listed:
         try:
@@ -113,7 +113,7 @@ def _wanted(run_dir: Path, checkpoints: list[tuple[int, native.Saved]], marks: S
     wanted = sorted(set(recipe.release_marks if marks is None else marks))
     if not wanted:
         raise CheckpointError(
-            f"{run_dir}: its recipe sets no checkpoint.release_marks\n  mend: set them there, or give --marks 500B,1T"
+            f"{run_dir}: its recipe sets no checkpoint.release_marks\n  fix: set them there, or give --marks 500B,1T"
         )
     return wanted
 
@@ -145,7 +145,7 @@ def _is_exported(folder: Path, architecture: str | None) -> bool:
     made_for = record["conversion"].get("to")
     if architecture is not None and made_for != architecture:
         raise CheckpointError(
-            f"{folder}: exists already, as {made_for}, not {architecture}\n  mend: remove it, or give another --out"
+            f"{folder}: exists already, as {made_for}, not {architecture}\n  fix: remove it, or give another --out"
         )
     whole_conversion(folder, record)
     log.info("%s: is exported and whole already", folder)
@@ -195,7 +195,7 @@ def _name_before(out: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{out / SERIES}: can't be read: {error}\n  mend: remove it; it is made anew") from error
+        raise CheckpointError(f"{out / SERIES}: can't be read: {error}\n  fix: remove it; it is made anew") from error
 
 
 def _write_series(out: Path, name: str) -> None:

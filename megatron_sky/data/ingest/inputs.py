@@ -84,13 +84,13 @@ def find_files(inputs: Sequence[str | Path]) -> list[Path]:
         named = [each for each in named if not _is_own_product(each)]
         if not named:
             raise DataError(
-                f"{given} names no file\n  mend: give JSONL, Parquet or text files, folders of such, or a glob"
+                f"{given} names no file\n  fix: give JSONL, Parquet or text files, folders of such, or a glob"
             )
         found += named
     for path in found:
         if _kind(path) is None:
             raise DataError(
-                f"{path}: unknown kind of file\n  mend: known endings are {', '.join(_KINDS)}; JSONL may be compressed "
+                f"{path}: unknown kind of file\n  fix: known endings are {', '.join(_KINDS)}; JSONL may be compressed "
                 f"({', '.join(_COMPRESSED)})"
             )
     return list(dict.fromkeys(found))
@@ -173,7 +173,7 @@ def _line_blocks(piece: Piece, max_bytes: int) -> Iterator[bytes]:
                 else:
                     rest = (rest + data)[: max_bytes + 1]
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{piece.path}: broken {piece.compression} file ({error})\n  mend: fetch it again") from error
+        raise DataError(f"{piece.path}: broken {piece.compression} file ({error})\n  fix: fetch it again") from error
     if rest:
         yield rest
 
@@ -244,9 +244,9 @@ def _row_blocks(path: str, keys: Sequence[str]) -> Iterator[list[tuple]]:
             absent = [key for key in keys if key not in file.schema_arrow.names]
             if absent:
                 raise DataError(
-                    f"{path} has no column {absent[0]!r}\n  mend: name one of {', '.join(file.schema_arrow.names)}"
+                    f"{path} has no column {absent[0]!r}\n  fix: name one of {', '.join(file.schema_arrow.names)}"
                 )
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(keys)):
                 yield list(zip(*(batch.column(key).to_pylist() for key in keys), strict=True))
     except arrow.ArrowException as error:
-        raise DataError(f"{path}: broken Parquet file ({error})\n  mend: fetch it again") from error
+        raise DataError(f"{path}: broken Parquet file ({error})\n  fix: fetch it again") from error

@@ -159,7 +159,7 @@ def tokenize_files(
     except OSError as error:
         raise DataError(
             f"{prefix}: writing stopped ({error.strerror or error}); what was done is kept\n"
-            "  mend: make room or mend the disk, then give the same command again to go on"
+            "  fix: make room or fix the disk, then give the same command again to go on"
         ) from error
 
 
@@ -177,7 +177,7 @@ class _Job:
         self.names = options.names or _default_names(prefix, options.keys)
         if options.append_eod and self.tokenizer.eod_id is None:
             raise DataError(
-                f"tokenizer {self.tokenizer.name} has no end-of-document token\n  mend: run without --append-eod"
+                f"tokenizer {self.tokenizer.name} has no end-of-document token\n  fix: run without --append-eod"
             )
         self.progress_path = Path(f"{prefix}.progress.json")
         self.rejects_path = Path(f"{prefix}.rejects.jsonl")
@@ -219,7 +219,7 @@ class _Job:
         there = [path(name) for name in others for path in (bin_path, idx_path) if path(name).exists()]
         if there and not self.options.overwrite:
             raise DataError(
-                f"{there[0]} exists already\n  mend: choose another name, or allow replacing with --overwrite"
+                f"{there[0]} exists already\n  fix: choose another name, or allow replacing with --overwrite"
             )
         return None
 
@@ -264,12 +264,12 @@ class _Job:
         self._put_rejects_in_place(progress)
         self.progress_path.unlink(missing_ok=True)
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in progress.rejected.items())
-        mends = [f"look at {self.rejects_path}"] if reasons else ["give files that hold text"]
+        fixes = [f"look at {self.rejects_path}"] if reasons else ["give files that hold text"]
         if "no_key" in progress.rejected:
-            mends.append(f"give --key the name of what holds the text (now: {', '.join(self.options.keys)})")
+            fixes.append(f"give --key the name of what holds the text (now: {', '.join(self.options.keys)})")
         return DataError(
             f"{self.prefix}: of {progress.read:,} documents none has text" + (f" ({reasons})" if reasons else "") + "\n"
-            f"  mend: {'; '.join(mends)}"
+            f"  fix: {'; '.join(fixes)}"
         )
 
     def _remove_metas(self) -> None:
@@ -335,7 +335,7 @@ class _Job:
         except BrokenProcessPool as error:
             raise DataError(
                 f"{self.prefix}: a worker process was killed (often for lack of memory); what was done is kept\n"
-                "  mend: give the same command again to go on, with fewer --workers if memory is short"
+                "  fix: give the same command again to go on, with fewer --workers if memory is short"
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -381,7 +381,7 @@ class _Job:
             if self.options.strict:
                 raise DataError(
                     f"{block.path}, line {line}: {REASONS[reject.reason]} ({reject.reason}): {reject.excerpt[:80]!r}\n"
-                    "  mend: mend the line, or run without --strict to have such documents counted and left out"
+                    "  fix: fix the line, or run without --strict to have such documents counted and left out"
                 )
             if kept < KEPT_REJECTS:
                 record = {"file": block.path, "line": line, "reason": reject.reason, "begins": reject.excerpt}

@@ -139,8 +139,8 @@ def check_sampling(saved: Mapping, sampling: str) -> None:
         raise ConfigError(Problem("train.run_dir", rule, "start a new run from its weights with checkpoint.init_from"))
     if before != sampling:
         rule = f"was {before} when the run began; a change would repeat and skip data"
-        mend = f"set data.sampling={before}, or start a new run from the weights with checkpoint.init_from"
-        raise ConfigError(Problem("data.sampling", rule, mend, sampling))
+        fix = f"set data.sampling={before}, or start a new run from the weights with checkpoint.init_from"
+        raise ConfigError(Problem("data.sampling", rule, fix, sampling))
 
 
 def _follow(before: SamplingPlan, plan: SamplingPlan, first_sample: int) -> SamplingPlan:
@@ -175,9 +175,9 @@ def _recipe(plan: SamplingPlan) -> tuple:
 
 
 def _breaks(before: SamplingPlan, plan: SamplingPlan) -> list[Problem]:
-    mend = "restore it, or start a new run from the weights with checkpoint.init_from"
+    fix = "restore it, or start a new run from the weights with checkpoint.init_from"
     problems = [
-        Problem(where, f"was {old} when the run began; a change would repeat and skip data", mend, new)
+        Problem(where, f"was {old} when the run began; a change would repeat and skip data", fix, new)
         for where, old, new in (
             ("data.seed", before.seed, plan.seed),
             ("model.seq_length", before.seq_length, plan.seq_length),

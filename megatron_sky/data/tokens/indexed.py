@@ -94,22 +94,22 @@ def read_header(path: Path, size: int, head: bytes) -> IndexHeader:
     Raises:
         DataError: the file is no index, of an unknown version or number format, or of a size its counts contradict.
     """
-    mend = "make the pair again with `megatron-sky data tokenize`, or copy it again from its source"
+    fix = "make the pair again with `megatron-sky data tokenize`, or copy it again from its source"
     if len(head) < HEADER.size:
         what = "is empty" if not head else f"is cut short: {len(head)} bytes, the header alone has {HEADER.size}"
-        raise DataError(f"{path} {what}\n  mend: {mend}")
+        raise DataError(f"{path} {what}\n  fix: {fix}")
     magic, version, code, num_sequences, num_bounds = HEADER.unpack(head[: HEADER.size])
     if magic != MAGIC:
-        raise DataError(f"{path} is no Megatron index: it begins with {magic!r}, not {MAGIC!r}\n  mend: {mend}")
+        raise DataError(f"{path} is no Megatron index: it begins with {magic!r}, not {MAGIC!r}\n  fix: {fix}")
     if version != VERSION:
-        raise DataError(f"{path} has index version {version}; only {VERSION} is known\n  mend: {mend}")
+        raise DataError(f"{path} has index version {version}; only {VERSION} is known\n  fix: {fix}")
     if code not in DTYPE_OF_CODE:
-        raise DataError(f"{path} names number format {code}; known are {sorted(DTYPE_OF_CODE)}\n  mend: {mend}")
+        raise DataError(f"{path} names number format {code}; known are {sorted(DTYPE_OF_CODE)}\n  fix: {fix}")
     header = IndexHeader(DTYPE_OF_CODE[code], num_sequences, num_bounds)
     if size not in (header.size, header.size + num_sequences):
         raise DataError(
             f"{path} has {size:,} bytes, but its header tells of {num_sequences:,} sequences and {num_bounds:,} "
-            f"document bounds, which take {header.size:,}\n  mend: {mend}"
+            f"document bounds, which take {header.size:,}\n  fix: {fix}"
         )
     return header
 
@@ -137,7 +137,7 @@ class IndexedTokens:
             self._load()
             if self.num_tokens == 0 and not allow_empty:
                 raise DataError(
-                    f"{bin_path(prefix)} holds no token\n  mend: leave it out of the recipe, or tokenize its text again"
+                    f"{bin_path(prefix)} holds no token\n  fix: leave it out of the recipe, or tokenize its text again"
                 )
         except DataError:
             self.close()
@@ -156,14 +156,14 @@ class IndexedTokens:
 
     def _check_ends(self, size: int) -> None:
         header, path = self.header, idx_path(self.prefix)
-        mend = "copy both files again from one run, or make them again; `megatron-sky data verify` tells more"
+        fix = "copy both files again from one run, or make them again; `megatron-sky data verify` tells more"
         if header.num_bounds == 0 or self.bounds(0, 1)[0] != 0:
-            raise DataError(f"{path}: the document bounds must begin with 0\n  mend: {mend}")
+            raise DataError(f"{path}: the document bounds must begin with 0\n  fix: {fix}")
         last = int(self.bounds(header.num_bounds - 1, 1)[0])
         if last != header.num_sequences:
             raise DataError(
                 f"{path}: the last document ends at sequence {last:,}, but there are {header.num_sequences:,}\n"
-                f"  mend: {mend}"
+                f"  fix: {fix}"
             )
         end = 0
         if header.num_sequences:
@@ -172,7 +172,7 @@ class IndexedTokens:
         if end != size:
             raise DataError(
                 f"{bin_path(self.prefix)} has {size:,} bytes, but {path} describes {end:,}: the two don't belong "
-                f"together or one is cut short\n  mend: {mend}"
+                f"together or one is cut short\n  fix: {fix}"
             )
 
     def read(self, offset: int, length: int) -> np.ndarray:
@@ -208,7 +208,7 @@ class IndexedTokens:
         if (status.st_size, status.st_mtime_ns) != self._state:
             raise DataError(
                 f"{bin_path(self.prefix)} was changed while in use: it had {self._state[0]:,} bytes when it was "
-                f"opened, now {status.st_size:,}\n  mend: write new data under a new name; restore this file and resume"
+                f"opened, now {status.st_size:,}\n  fix: write new data under a new name; restore this file and resume"
             )
 
     def lengths(self, first: int = 0, count: int | None = None) -> np.ndarray:
@@ -287,7 +287,7 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         raise DataError(
-            f"{path} does not exist\n  mend: give the path prefix of the pair, without .bin or .idx; "
+            f"{path} does not exist\n  fix: give the path prefix of the pair, without .bin or .idx; "
             "`megatron-sky data tokenize` makes such pairs"
         ) from None
     except OSError as error:
@@ -386,7 +386,7 @@ class IndexedWriter:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
-                f"{self.prefix}: another process is writing these files\n  mend: wait for it, or choose another name"
+                f"{self.prefix}: another process is writing these files\n  fix: wait for it, or choose another name"
             ) from None
 
     def add_document(self, tokens: np.ndarray, lengths: Sequence[int] | None = None) -> None:
@@ -497,7 +497,7 @@ def finish_pair(prefix: str | Path, dtype: np.dtype, state: WriterState) -> None
     if found != state:
         raise DataError(
             f"{bin_path(prefix)} and .idx are not what was written before the interruption\n"
-            f"  mend: remove them and {prefix}.progress.json to begin again"
+            f"  fix: remove them and {prefix}.progress.json to begin again"
         )
 
 

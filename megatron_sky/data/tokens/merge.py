@@ -50,11 +50,9 @@ def _in_the_way(prefixes: Sequence[str | Path], out: str | Path) -> DataError:
     if not meta_path(out).exists() and any(meta_path(prefix).exists() for prefix in prefixes):
         return DataError(
             f"{bin_path(out)} exists already, and without {meta_path(out).name}, as an interrupted merge leaves it\n"
-            "  mend: merge again with --overwrite, or choose another name"
+            "  fix: merge again with --overwrite, or choose another name"
         )
-    return DataError(
-        f"{bin_path(out)} exists already\n  mend: choose another name, or allow replacing with --overwrite"
-    )
+    return DataError(f"{bin_path(out)} exists already\n  fix: choose another name, or allow replacing with --overwrite")
 
 
 def pairs_in_folder(folder: str | Path, *, out: str | Path) -> list[str]:
@@ -83,7 +81,7 @@ def _same_pair(one: str | Path, other: str | Path) -> bool:
 
 
 def _input_and_output(prefix: str | Path) -> DataError:
-    return DataError(f"{prefix} is an input and the output\n  mend: choose another name for the output")
+    return DataError(f"{prefix} is an input and the output\n  fix: choose another name for the output")
 
 
 def _check_shards(prefixes: Sequence[str | Path], metas: Sequence[Meta]) -> None:
@@ -94,12 +92,12 @@ def _check_shards(prefixes: Sequence[str | Path], metas: Sequence[Meta]) -> None
             jobs.setdefault(meta.shard.whole, []).append((meta.shard, prefix))
     parted = [told for told in map(_what_is_missing, jobs.values()) if told]
     if len(parted) == 1:
-        raise DataError(f"{parted[0]}\n  mend: tokenize what is missing, then merge all parts")
+        raise DataError(f"{parted[0]}\n  fix: tokenize what is missing, then merge all parts")
     if parted:
         raise DataError(
             "these parts make up no job: they were tokenized from different lists of files or with other options\n"
             + "".join(f"  {told}\n" for told in parted)
-            + "  mend: see that no file comes, goes or grows between two tasks, and do all parts again with --overwrite"
+            + "  fix: see that no file comes, goes or grows between two tasks, and do all parts again with --overwrite"
         )
 
 
@@ -110,7 +108,7 @@ def _what_is_missing(parts: Sequence[tuple[ShardRecord, str | Path]]) -> str:
         if shard.count != first.count or shard.index in there:
             raise DataError(
                 f"{prefix} is part {shard.index} of {shard.count} of a job, {there.get(shard.index, named)} belongs to "
-                f"the same job cut into {first.count}: documents would be there twice\n  mend: leave out one of them"
+                f"the same job cut into {first.count}: documents would be there twice\n  fix: leave out one of them"
             )
         there[shard.index] = prefix
     missing = sorted(set(range(first.count)) - there.keys())
@@ -135,7 +133,7 @@ def _agreed_dtype(prefixes: Sequence[str | Path]):
             dtypes.setdefault(pair.dtype, prefix)
     if len(dtypes) > 1:
         told = ", ".join(f"{prefix}: {dtype.name}" for dtype, prefix in dtypes.items())
-        raise DataError(f"the pairs differ in number format ({told})\n  mend: merge only pairs made with one tokenizer")
+        raise DataError(f"the pairs differ in number format ({told})\n  fix: merge only pairs made with one tokenizer")
     return next(iter(dtypes))
 
 
@@ -147,7 +145,7 @@ def _agreeing_metas(prefixes: Sequence[str | Path]) -> list[Meta]:
     if absent:
         raise DataError(
             f"{meta_path(absent[0])} is missing, other pairs have theirs\n"
-            f"  mend: `megatron-sky data verify {absent[0]} --tokenizer T --write-meta` writes it"
+            f"  fix: `megatron-sky data verify {absent[0]} --tokenizer T --write-meta` writes it"
         )
     metas = list(found.values())
     for prefix, meta in found.items():
@@ -155,12 +153,12 @@ def _agreeing_metas(prefixes: Sequence[str | Path]) -> list[Meta]:
             raise DataError(
                 f"{meta_path(prefix)}: made with tokenizer {meta.tokenizer.name} ({meta.tokenizer.sha256[:12]}), the "
                 f"first pair with {metas[0].tokenizer.name} ({metas[0].tokenizer.sha256[:12]})\n"
-                "  mend: merge only pairs made with one tokenizer"
+                "  fix: merge only pairs made with one tokenizer"
             )
         if meta.tokenizer.eod_id != metas[0].tokenizer.eod_id:
             raise DataError(
                 f"{meta_path(prefix)}: the end-of-document id is {meta.tokenizer.eod_id}, the first pair's "
-                f"{metas[0].tokenizer.eod_id}\n  mend: merge only pairs with one; tokenizer_config.json beside a "
+                f"{metas[0].tokenizer.eod_id}\n  fix: merge only pairs with one; tokenizer_config.json beside a "
                 "tokenizer.json names it"
             )
     return metas

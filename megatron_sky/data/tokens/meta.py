@@ -118,7 +118,7 @@ class BrokenMeta(DataError):
     def __init__(self, path: Path, what: object):
         prefix = str(path).removesuffix(".meta.json")
         super().__init__(
-            f"{path} is no complete meta file ({what})\n  mend: `megatron-sky data verify {prefix} --tokenizer T "
+            f"{path} is no complete meta file ({what})\n  fix: `megatron-sky data verify {prefix} --tokenizer T "
             "--write-meta` proves the pair and writes it anew; or make the pair again"
         )
 
@@ -148,7 +148,7 @@ def _parse(path: Path, given: object) -> Meta:
     version = given["format_version"]
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path}: format_version is {version!r}; this program knows {FORMAT_VERSION}\n  mend: make the files again "
+            f"{path}: format_version is {version!r}; this program knows {FORMAT_VERSION}\n  fix: make the files again "
             "with this version, or remove the meta file to use them unchecked"
         )
     known = {each.name for each in fields(Meta)}
@@ -198,19 +198,19 @@ def check_source(
     if meta.max_token_id >= vocab_size:
         raise DataError(
             f"{bin_path(prefix)} holds token id {meta.max_token_id}, the model knows ids below model.vocab_size = "
-            f"{vocab_size}\n  mend: set model.vocab_size to the tokenizer's {meta.tokenizer.vocab_size}, or tokenize "
+            f"{vocab_size}\n  fix: set model.vocab_size to the tokenizer's {meta.tokenizer.vocab_size}, or tokenize "
             "the text with the run's tokenizer"
         )
     if tokenizer_sha256 is not None and meta.tokenizer.sha256 != tokenizer_sha256:
         raise DataError(
             f"{meta_path(prefix)}: the tokens were made with the tokenizer {meta.tokenizer.name} "
             f"(sha256 {meta.tokenizer.sha256[:12]}), the recipe names one with sha256 {tokenizer_sha256[:12]}\n"
-            "  mend: set tokenizer.path to the one the data was made with, or tokenize again"
+            "  fix: set tokenizer.path to the one the data was made with, or tokenize again"
         )
     if eod_id is not None and meta.append_eod and meta.tokenizer.eod_id != eod_id:
         raise DataError(
             f"{meta_path(prefix)}: the documents end with id {meta.tokenizer.eod_id}, the recipe's tokenizer ends them "
-            f"with {eod_id}\n  mend: name the end token that the data was made with as eos_token in "
+            f"with {eod_id}\n  fix: name the end token that the data was made with as eos_token in "
             "tokenizer_config.json beside the tokenizer, or tokenize again"
         )
     return meta
@@ -231,7 +231,7 @@ def check_meta(prefix: str | Path, meta: Meta, tokens: IndexedTokens) -> None:
         if told != value:
             raise DataError(
                 f"{meta_path(prefix)}: {name} is {told!r}, the files have {value!r}: they were changed or cut after "
-                "they were written\n  mend: copy all three files again from one run, or tokenize again"
+                "they were written\n  fix: copy all three files again from one run, or tokenize again"
             )
 
 

@@ -11,8 +11,8 @@ def choose_backend(model: ModelConfig, on_gpu: bool) -> tuple[str, str]:
         return "torch", "the recipe asks for it"
     missing = _why_no_te(on_gpu)
     if model.backend == "te" and missing:
-        mend = "set model.backend=torch, or run where both are present (an NGC PyTorch container has them)"
-        raise ConfigError(Problem("model.backend", f"can't be used here: {missing}", mend, "te"))
+        fix = "set model.backend=torch, or run where both are present (an NGC PyTorch container has them)"
+        raise ConfigError(Problem("model.backend", f"can't be used here: {missing}", fix, "te"))
     if missing:
         return "torch", missing
     return "te", "the recipe asks for it" if model.backend == "te" else "CUDA and Transformer Engine are present"

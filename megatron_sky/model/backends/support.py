@@ -16,9 +16,9 @@ def machine_problems(
     if machine.gpu is None:
         return problems
     if kernels.gradient_accumulation_fusion and not machine.apex:
-        mend = "build apex with --cuda_ext (NGC's PyTorch container has it), or set it to false"
+        fix = "build apex with --cuda_ext (NGC's PyTorch container has it), or set it to false"
         rule = "needs apex's fused_weight_gradient_mlp_cuda, which is not installed"
-        problems.append(Problem("kernels.gradient_accumulation_fusion", rule, mend, True))
+        problems.append(Problem("kernels.gradient_accumulation_fusion", rule, fix, True))
     if precision.fp8 is not None:
         problems += _fp8(machine, backend, precision.fp8.recipe)
     return problems
@@ -28,8 +28,8 @@ def _versions(machine: Machine) -> list[Problem]:
     """Transformer Engine's core library is built for one major version of CUDA."""
     torch_cuda = release(machine.cuda_version)[:1]
     if machine.te_cuda and torch_cuda and torch_cuda != (machine.te_cuda,):
-        mend = f"pip install transformer-engine[pytorch,core_cu{torch_cuda[0]}], or model.backend=torch"
-        return [Problem("model.backend", f"does not fit together: {machine.words()}", mend, "te")]
+        fix = f"pip install transformer-engine[pytorch,core_cu{torch_cuda[0]}], or model.backend=torch"
+        return [Problem("model.backend", f"does not fit together: {machine.words()}", fix, "te")]
     return []
 
 
@@ -37,19 +37,19 @@ def _fp8(machine: Machine, backend: str, recipe: str) -> list[Problem]:
     where, capability = "precision.fp8.recipe", machine.capability or (0, 0)
     named = f"{machine.gpu} (compute capability {capability[0]}.{capability[1]})"
     if capability < (8, 9):
-        mend = "set precision.fp8=null, or use a Hopper GPU or a newer one"
-        return [Problem("precision.fp8", f"needs a GPU with 8-bit tensor cores, which {named} is not", mend, recipe)]
+        fix = "set precision.fp8=null, or use a Hopper GPU or a newer one"
+        return [Problem("precision.fp8", f"needs a GPU with 8-bit tensor cores, which {named} is not", fix, recipe)]
     problems = []
     if recipe == "mxfp8" and capability[0] != 10:
-        mend = "use delayed or tensorwise"
+        fix = "use delayed or tensorwise"
         problems.append(
-            Problem(where, f"needs a Blackwell GPU (compute capability 10.x); this is {named}", mend, recipe)
+            Problem(where, f"needs a Blackwell GPU (compute capability 10.x); this is {named}", fix, recipe)
         )
     if recipe == "blockwise" and (capability < (9, 0) or release(machine.cuda_version) < (12, 9)):
         rule = f"needs a Hopper GPU and CUDA 12.9; this is {named} with CUDA {machine.cuda_version}"
         problems.append(Problem(where, rule, "use delayed or tensorwise", recipe))
     if backend == "te" and release(machine.te) < _TE_RECIPES[recipe]:
         wanted = ".".join(map(str, _TE_RECIPES[recipe]))
-        mend = f'pip install "transformer-engine[pytorch]>={wanted}"'
-        problems.append(Problem(where, f"needs Transformer Engine {wanted}; {machine.te} is installed", mend, recipe))
+        fix = f'pip install "transformer-engine[pytorch]>={wanted}"'
+        problems.append(Problem(where, f"needs Transformer Engine {wanted}; {machine.te} is installed", fix, recipe))
     return problems

@@ -71,7 +71,7 @@ def test_a_run_changes_neither_into_this_order_nor_out_of_it(tmp_path):
     config = DataConfig(train=({"name": "a", "path": str(tmp_path / "a")},), max_epochs=100)
     planned = TrainData(config, seq_length=SEQ, vocab_size=6000, sessions=[SessionMixture(0, 150)])
     for data, other, was, now in ((megatron, planned, "plan", "megatron"), (planned, megatron, "megatron", "plan")):
-        rule = rf"data\.sampling = '{now}': was {was} when the run began(.*\n)*.*mend: set data\.sampling={was}"
+        rule = rf"data\.sampling = '{now}': was {was} when the run began(.*\n)*.*fix: set data\.sampling={was}"
         with pytest.raises(ConfigError, match=rule):
             data.continue_from(json.loads(json.dumps(other.plan.fingerprint())), 50)
         with pytest.raises(ConfigError, match="without an order of samples"):

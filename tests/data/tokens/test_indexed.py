@@ -123,7 +123,7 @@ def test_damaged_pairs_are_named(tmp_path, damage, message):
     damage(prefix)
     with pytest.raises(DataError, match=message) as caught:
         IndexedTokens(prefix)
-    assert str(tmp_path) in str(caught.value) and "mend" in str(caught.value)
+    assert str(tmp_path) in str(caught.value) and "fix" in str(caught.value)
 
 
 def _patched(prefix, at, new):

@@ -77,13 +77,13 @@ def test_meta_files_of_another_version_are_named(pair):
 @pytest.mark.parametrize(
     "text", ["{", "", "[]", "{}", '{"format_version": 2}', '{"format_version": 2, "tokenizer": 3}']
 )
-def test_broken_meta_files_are_named_with_a_mend_that_mends(text_corpus, pair, text):
+def test_broken_meta_files_are_named_with_a_fix_that_fixes(text_corpus, pair, text):
     prefix, meta = pair
     meta_path(prefix).write_text(text)
     with pytest.raises(BrokenMeta, match=r"stem\.meta\.json is no complete meta file") as caught:
         read_meta(prefix)
-    mend = re.search(r"`megatron-sky data (.*?)`", str(caught.value)).group(1)
-    words = mend.replace(" T ", f" {text_corpus.tokenizer_path} ").split()
+    fix = re.search(r"`megatron-sky data (.*?)`", str(caught.value)).group(1)
+    words = fix.replace(" T ", f" {text_corpus.tokenizer_path} ").split()
     without = [word for word in words if word != "--write-meta"]
     assert isinstance(CliRunner().invoke(cli_data.app, without).exception, BrokenMeta)
     assert CliRunner().invoke(cli_data.app, words).exit_code == 0
