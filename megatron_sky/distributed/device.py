@@ -309,3 +309,5 @@ def _silence_imports() -> None:
     # megatron-core's advice to those who call it (deprecated arguments, absent extras) is not the user's to follow.
     warnings.filterwarnings("ignore", module=r"megatron\.core.*")
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    # megatron-core imports it; a CUDA toolkit on a machine without a GPU is nothing to warn of, at every start.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
