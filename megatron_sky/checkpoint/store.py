@@ -72,12 +72,13 @@ def step_of(folder: Path) -> int:
 
 
 def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every finished checkpoint of a run, oldest first, not verified."""
+    """(step, folder) of every finished checkpoint of a run, oldest first, not verified. Raises CheckpointError."""
     root = run_dir / "checkpoints"
-    if not root.is_dir():
-        return []
-    found = [(_NAME.fullmatch(each.name), each) for each in root.iterdir() if each.is_dir()]
-    return sorted((int(match.group(1)), each) for match, each in found if match)
+    try:
+        folders = [folder for folder in root.iterdir() if folder.is_dir()] if root.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"{root}: can't be read: {error.strerror}") from error
+    return sorted((step_of(folder), folder) for folder in folders if _NAME.fullmatch(folder.name))
 
 
 def check_sizes(folder: Path) -> dict[str, FileRecord]:

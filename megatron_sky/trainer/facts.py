@@ -15,7 +15,7 @@ from megatron_sky.log import get_logger
 from megatron_sky.model.build import BuiltModel
 from megatron_sky.model.flops import num_parameters
 from megatron_sky.tokenizer.kinds import load_tokenizer
-from megatron_sky.trainer import run_folder
+from megatron_sky.trainer import run_record
 from megatron_sky.trainer.preflight import Preflight
 from megatron_sky.trainer.resume import Remaining
 from megatron_sky.trainer.sessions import Sessions
@@ -53,7 +53,7 @@ def log_run_start(
     log.info("%s", way_in_words(state, remaining, sessions=sessions, max_steps=config.train.max_steps, run_dir=run_dir))
     for note in notes:
         log.warning("%s", note)
-    run_folder.describe(
+    run_record.describe(
         run_dir,
         config,
         layout=str(context.layout),

@@ -35,9 +35,9 @@ class PreflightError(SkyError):
     """Faults of several kinds, in `errors`. Its exit code is the first's in the order recipe, data, checkpoint, run."""
 
     def __init__(self, errors: Sequence[SkyError]):
-        self.errors = tuple(errors)
-        self.exit_code = min(error.exit_code for error in errors)
-        faults = [text for error in errors for text in _texts(error)]
+        self.errors = tuple(sorted(errors, key=lambda error: error.exit_code))
+        self.exit_code = self.errors[0].exit_code
+        faults = [text for error in self.errors for text in _texts(error)]
         groups = [group.replace("\n", "\n     ") for group in group_by_fix(faults)]
         lines = [f"  {number}. {group}" for number, group in enumerate(groups, 1)]
         super().__init__("\n".join([f"the run can't start, for {len(faults)} reasons:", *lines]))

@@ -98,15 +98,7 @@ def _train(job: Job) -> None:
     _make_room(job)
     runner = build_runner(config, context=context, beat=job.beat, draws_weights=start.is_empty)
     load_start(start, runner, context)
-    validator = Validator(
-        config.validation,
-        job.seen.validation,
-        runner=runner,
-        context=context,
-        model=config.model,
-        micro_batch_size=config.train.micro_batch_size,
-        bounds=DocumentBounds.of(config.data),
-    )
+    validator = _build_validator(job, runner)
     remaining = remaining_steps(config.train, seq_length=config.model.seq_length, sessions=sessions, state=start.state)
     if context.rank == 0:
         warn_of_untested(log.warning)
@@ -177,6 +169,19 @@ def _make_room(job: Job) -> None:
         run_folder.sweep(job.run_dir, log.warning)
     if job.context.rank == 0:
         check_disk(job.config, job.run_dir, log.warning)
+
+
+def _build_validator(job: Job, runner: StepRunner) -> Validator:
+    config = job.config
+    return Validator(
+        config.validation,
+        job.seen.validation,
+        runner=runner,
+        context=job.context,
+        model=config.model,
+        micro_batch_size=config.train.micro_batch_size,
+        bounds=DocumentBounds.of(config.data),
+    )
 
 
 def _open_checkpoints(

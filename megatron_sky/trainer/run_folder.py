@@ -1,7 +1,7 @@
-"""The run folder: `config.yaml`, `run.json`, and the lock that keeps a second job out.
+"""The run folder, and the lock that keeps a second job out.
 
 <run_dir>/config.yaml       the resolved recipe of the latest attempt
-          run.json          every attempt: versions, git commit, hosts, layout, command, start
+          run.json          every attempt: versions, git commit, hosts, layout, command, start (`run_record`)
           metrics.jsonl     one line a step, validation or event
           tensorboard/      the same for TensorBoard
           logs/             rank_00000.log ...
@@ -10,23 +10,18 @@
 """
 
 import contextlib
-import json
 import os
-import platform
 import shutil
 import socket
 import stat
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from megatron_sky import __version__, files
+from megatron_sky import files
 from megatron_sky.checkpoint import store
-from megatron_sky.config import Config, dump_config
 from megatron_sky.errors import RunError
-from megatron_sky.versions import installed
+from megatron_sky.trainer import run_record
 
 _LOCK = ".lock"
 
@@ -47,7 +42,7 @@ def check(run_dir: Path) -> None:
     for folder in (run_dir, *run_dir.parents):
         try:
             is_folder = stat.S_ISDIR(folder.stat().st_mode)
-        except FileNotFoundError:
+        except FileNotFoundError:  # it will be made, in the next folder up that is there
             continue
         except OSError as error:
             raise _not_writable(run_dir, error.strerror) from None
@@ -106,83 +101,10 @@ def _in_use(run_dir: Path) -> RunError:
 
 def sweep(run_dir: Path, tell: Callable[[str], None]) -> None:
     """Deletes what saves and deletions that were cut off have left among the checkpoints. For who holds the lock."""
-    files.remove_leftovers(run_dir / "run.json")
+    files.remove_leftovers(run_dir / run_record.FILE)
     for folder in store.leftovers(run_dir):
         try:
             shutil.rmtree(folder)
             tell(f"{folder}: deleted, left by a save or deletion that was cut off")
         except OSError as error:
             tell(f"{folder}: is left over and can't be deleted: {error}")
-
-
-def describe(
-    run_dir: Path, config: Config, *, layout: str, hosts: list[str], device: str, resumed_from: int | None
-) -> None:
-    """Writes config.yaml and adds this attempt to run.json, or what is known now to the one that Slurm's job began."""
-    (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    facts = {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "resumed_from_step": resumed_from,
-        "layout": layout,
-        "hosts": hosts,
-        "device": device,
-        "versions": versions(),
-        "git_commit": _git_commit(),
-    }
-    attempts = read_attempts(run_dir)
-    if attempts and is_begun(attempts[-1], slurm_attempt(os.environ)):
-        attempts[-1] = facts | attempts[-1]
-    else:
-        attempts.append(facts)
-    write_attempts(run_dir, attempts)
-
-
-def slurm_attempt(environ: Mapping[str, str]) -> dict:
-    """Which start of which Slurm job this process belongs to: job_id and attempt (from 0); empty outside of Slurm."""
-    if "SLURM_JOB_ID" not in environ:
-        return {}
-    return {"job_id": environ["SLURM_JOB_ID"], "attempt": int(environ.get("SLURM_RESTART_COUNT", "0"))}
-
-
-def is_begun(told: dict, here: dict) -> bool:
-    """Whether `told`, of run.json, is what Slurm's job entered for the attempt `here` before the ranks started."""
-    return bool(here) and "layout" not in told and told.get("slurm", {}).items() >= here.items()
-
-
-def read_attempts(run_dir: Path) -> list[dict]:
-    """The attempts that run.json tells, oldest first."""
-    path = run_dir / "run.json"
-    if path.is_file():
-        with contextlib.suppress(ValueError):  # a torn file from a full disk only loses the history of attempts
-            return json.loads(path.read_text(encoding="utf-8"))["attempts"]
-    return []
-
-
-def write_attempts(run_dir: Path, attempts: list[dict]) -> None:
-    """Replaces run.json in one move."""
-    files.write_json(run_dir / "run.json", {"attempts": attempts}, sync=True)
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that decide a run's numbers; None: not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "megatron_sky": __version__}
-    for package in ("megatron-core", "torch", "numpy", "transformer-engine"):
-        found[package] = installed(package)
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit of the checkout this package runs from; None where it is not a checkout or git is absent."""
-    try:
-        asked = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return asked.stdout.strip() if asked.returncode == 0 else None

@@ -14,7 +14,7 @@ from megatron_sky.distributed.machine import this_machine
 from megatron_sky.errors import Problem, RunError
 from megatron_sky.model.backends import choose_backend
 from megatron_sky.model.backends.support import machine_problems
-from megatron_sky.trainer.run_folder import versions
+from megatron_sky.trainer.run_record import versions
 
 
 def rank_facts(config: Config, sources: Sequence[OpenSource]) -> dict:

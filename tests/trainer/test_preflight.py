@@ -61,7 +61,7 @@ def test_all_that_is_wrong_is_told_at_once(recipe, tmp_path):
 
 def test_what_a_wrong_budget_would_say_of_sessions_is_left_out(recipe):
     with pytest.raises(ConfigError) as caught:
-        preflight(recipe("train.tokens=0", "train.global_batch_size=3"), 2).raise_errors()
+        preflight(recipe("train.tokens=0", "schedule.warmup_tokens=0", "train.global_batch_size=3"), 2).raise_errors()
     assert {problem.where for problem in caught.value.problems} == {"train.tokens", "train.global_batch_size"}
 
 
