@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_sky.checkpoint.reader import pickles
+from megatron_sky.checkpoint.reader import index, pickles
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError
@@ -28,8 +28,8 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
 
     from megatron_sky.checkpoint import optimizer_shards
 
-    pickles.read_index(folder / ".metadata")  # what is refused is said at once; torch would only say that it has none
-    compat.read_index_by(pickles.read_index)
+    index.read_index(folder / index.METADATA)  # what is refused is said at once; torch would only say that it has none
+    compat.read_index_by(index.as_torch)
     compat.read_objects_as_data()
     saved = _content_metadata(folder)
     if optimizer is not None and not saved.get("holds_optimizer"):
@@ -111,14 +111,7 @@ def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bo
     """(what to save or to fill, the plain description of how it is laid out)."""
     from megatron_sky.checkpoint import optimizer_shards
 
-    metadata = {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "distrib_optim_fully_reshardable_mem_efficient": False,
-        "chained_optim_avoid_prefix": True,
-        "singleton_local_shards": False,
-        "holds_optimizer": optimizer is not None,
-        "fp8": None if fp8 is None else fp8.kind,
-    }
+    metadata = content_metadata(holds_optimizer=optimizer is not None, fp8=None if fp8 is None else fp8.kind)
     with_group = metadata | {"dp_cp_group": context.dp_cp_group}
     state = {name: _bare(chunk).sharded_state_dict(metadata=with_group) for name, chunk in _named(chunks)}
     if optimizer is not None:
@@ -131,6 +124,18 @@ def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bo
     if metadata["fp8"] is not None:
         state["fp8"] = _sharded_history(fp8, context)
     return state, metadata
+
+
+def content_metadata(*, holds_optimizer: bool, fp8: str | None = None) -> dict:
+    """How a checkpoint's content is laid out, as megatron-core saves and asks for it."""
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+        "chained_optim_avoid_prefix": True,
+        "singleton_local_shards": False,
+        "holds_optimizer": holds_optimizer,
+        "fp8": fp8,
+    }
 
 
 def _sharded_history(fp8, context: ParallelContext) -> dict:

@@ -208,12 +208,7 @@ def share_of(sizes: Mapping[str, int], rank: int, world_size: int) -> list[str]:
 
 def finish(temporary: Path, final: Path, step: int, records: dict[str, FileRecord]) -> None:
     """Writes the manifest and renames the folder into place, each flushed to disk before the next."""
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "files": {name: record.to_dict() for name, record in sorted(records.items())},
-    }
-    write_json(temporary / MANIFEST, manifest, sync=True)
+    write_json(temporary / MANIFEST, manifest_of(step, records), sync=True)
     for name in records:
         sync_to_disk(temporary / name)
     sync_to_disk(temporary)
@@ -222,6 +217,12 @@ def finish(temporary: Path, final: Path, step: int, records: dict[str, FileRecor
     sync_to_disk(final.parent)
     if aside is not None:
         shutil.rmtree(aside)
+
+
+def manifest_of(step: int, records: dict[str, FileRecord]) -> dict:
+    """The content of a manifest."""
+    files = {name: record.to_dict() for name, record in sorted(records.items())}
+    return {"format_version": FORMAT_VERSION, "step": step, "files": files}
 
 
 def read_manifest(folder: Path) -> dict[str, FileRecord]:

@@ -16,9 +16,11 @@ import numpy as np
 
 from megatron_sky.checkpoint import description, store
 from megatron_sky.checkpoint.reader import weights
+from megatron_sky.checkpoint.reader.index import METADATA
 from megatron_sky.checkpoint.reader.lazy import LazyTensor, read_ahead
-from megatron_sky.checkpoint.reader.torch_dist import COMMON, METADATA
-from megatron_sky.checkpoint.reader.torch_files import TensorRef, TorchArchive
+from megatron_sky.checkpoint.reader.pickles import TensorRef
+from megatron_sky.checkpoint.reader.torch_dist import COMMON
+from megatron_sky.checkpoint.reader.torch_files import TorchArchive
 from megatron_sky.config import Config, dump_config
 from megatron_sky.convert.output import (
     DEFAULT_FILE_SIZE,

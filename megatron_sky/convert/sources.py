@@ -9,8 +9,10 @@ import yaml
 
 from megatron_sky.checkpoint import description, store
 from megatron_sky.checkpoint.reader import torch_dist, weights
+from megatron_sky.checkpoint.reader.index import METADATA
 from megatron_sky.checkpoint.reader.lazy import LazyTensor
-from megatron_sky.checkpoint.reader.torch_files import TensorRef, TorchArchive, settings_of
+from megatron_sky.checkpoint.reader.pickles import TensorRef
+from megatron_sky.checkpoint.reader.torch_files import TorchArchive, settings_of
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert import vocabulary
 from megatron_sky.convert.huggingface import config as hf_config
@@ -112,7 +114,7 @@ class _Given:
 
 
 def _kind(folder: Path) -> str:
-    if (folder / torch_dist.METADATA).is_file():
+    if (folder / METADATA).is_file():
         ours = any((folder / name).is_file() for name in (store.TRAIN_STATE, store.MANIFEST))
         return NATIVE if ours else MEGATRON_DIST
     if split_files.is_split(folder):
@@ -120,7 +122,7 @@ def _kind(folder: Path) -> str:
     if (folder / hf_config.CONFIG).is_file():
         return HF
     raise CheckpointError(
-        f"{folder}: is no checkpoint: it has neither {torch_dist.METADATA} (torch_dist) nor mp_rank folders "
+        f"{folder}: is no checkpoint: it has neither {METADATA} (torch_dist) nor mp_rank folders "
         f"(Megatron-LM) nor {hf_config.CONFIG} (Hugging Face)"
     )
 
@@ -129,7 +131,6 @@ def _open_native(folder: Path, given: _Given) -> Source:
     store.check_sizes(folder)  # hashes would read the optimizer; each chunk read is checked by its own CRC-32
     saved = description.read_description(folder)
     stored = torch_dist.read_stored(folder)
-    torch_dist.check_files(folder, stored)
     found = torch_dist.weight_tensors(folder, stored)
     tokenizer = given.tokenizer or tokenizer_files.find(folder)
     vocab = given.settled_vocab_size(folder, _rows(found, folder), saved.config.model.vocab_size, tokenizer)
@@ -140,14 +141,13 @@ def _open_native(folder: Path, given: _Given) -> Source:
         model,
         weights.settle(found, model, folder),
         tokenizer,
-        _content_identity([folder / store.MANIFEST, folder / torch_dist.METADATA]),
+        _content_identity([folder / store.MANIFEST, folder / METADATA]),
         saved.progress,
     )
 
 
 def _open_dist(folder: Path, given: _Given) -> Source:
     stored = torch_dist.read_stored(folder)
-    torch_dist.check_files(folder, stored)
     found = torch_dist.weight_tensors(folder, stored)
     settings = _dist_settings(folder)
     model = _megatron_model(folder, settings, found, given)
@@ -158,7 +158,7 @@ def _open_dist(folder: Path, given: _Given) -> Source:
         model,
         weights.settle(found, model, folder),
         given.tokenizer,
-        _identity([folder / torch_dist.METADATA]),
+        _identity([folder / METADATA]),
         progress,
     )
 

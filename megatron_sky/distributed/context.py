@@ -14,7 +14,7 @@ from megatron_sky.config.schema import ParallelConfig
 from megatron_sky.distributed import device as accelerator
 from megatron_sky.distributed import seeding
 from megatron_sky.distributed.launch import RankInfo
-from megatron_sky.distributed.rendezvous import meet
+from megatron_sky.distributed.rendezvous import choose_interface, meet
 from megatron_sky.distributed.topology import Coordinates, Layout
 from megatron_sky.errors import CheckpointError
 
@@ -157,6 +157,7 @@ def open_context(
     import torch.distributed as dist
 
     device = accelerator.setup(info.local_rank, num_threads, info.local_world_size)
+    choose_interface(info)
     store = meet(info, facts or {}, timeout_seconds=startup_timeout_seconds, warn=warn)
     dist.init_process_group(
         accelerator.collective_backend(),

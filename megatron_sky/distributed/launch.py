@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from megatron_sky.distributed.device import share_of_cores
 from megatron_sky.errors import LeftEarly, RankFailed, SkyError
 from megatron_sky.files import write_json
 from megatron_sky.log import log_traceback
@@ -116,7 +117,7 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
     with tempfile.TemporaryDirectory(prefix="megatron_sky_") as folder:
         os.environ |= {ERROR_DIR: folder, _LAUNCHER: str(os.getpid())}
         requests: list[int] = []
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # each rank sets its threads itself, from train.num_threads
+        os.environ.setdefault("OMP_NUM_THREADS", str(share_of_cores(nproc)))
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,

@@ -119,7 +119,10 @@ class TrainConfig(Section):
     )
     recompute_num_layers: Positive = Field(1, description="Layers per recomputed block (full recomputation only).")
     num_threads: int = Field(
-        0, ge=0, description="CPU threads of each process; 0: the machine's cores divided by the local processes."
+        0,
+        ge=0,
+        description="CPU threads of each process; 0: what OMP_NUM_THREADS says, else the machine's cores divided by "
+        "the local processes.",
     )
     gc_interval: Positive | None = Field(
         None,

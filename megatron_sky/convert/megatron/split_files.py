@@ -16,7 +16,8 @@ from pathlib import Path
 
 from megatron_sky.checkpoint.reader import weights
 from megatron_sky.checkpoint.reader.lazy import LazyTensor
-from megatron_sky.checkpoint.reader.torch_files import TensorRef, TorchArchive, settings_of
+from megatron_sky.checkpoint.reader.pickles import TensorRef
+from megatron_sky.checkpoint.reader.torch_files import TorchArchive, settings_of
 from megatron_sky.errors import CheckpointError
 
 FILE = "model_optim_rng.pt"
