@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     ["__init__"],
     ["errors"],
-    ["log", "files", "records"],
+    ["log", "files", "palette", "records", "versions"],
     ["config"],
     ["distributed"],
     ["model", "tokenizer"],

@@ -13,6 +13,7 @@ from megatron_sky.checkpoint.reader import index, pickles
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError
+from megatron_sky.versions import installed
 
 _EXTRA = "_extra_state"
 
@@ -65,7 +66,7 @@ def _content_metadata(folder: Path) -> dict:
             return dist_checkpointing.load_content_metadata(folder) or {}
     except (CheckpointingException, AttributeError) as error:  # the latter where 0.16 makes its own message
         raise CheckpointError(
-            f"{folder}: megatron-core {compat.version()} finds no {compat.COMMON_FILE} in it: {error}\n"
+            f"{folder}: megatron-core {installed('megatron-core')} finds no {compat.COMMON_FILE} in it: {error}\n"
             f"  fix: a newer megatron-core wrote it; load it with that one and save it again"
         ) from None
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from megatron_sky import __version__, files
 from megatron_sky.config import Config, dump_config
-from megatron_sky.distributed.machine import installed
 from megatron_sky.log import get_logger
+from megatron_sky.versions import installed
 
 log = get_logger(__name__)
 

@@ -64,6 +64,18 @@ def without(*names: str) -> dict:
     return {"packages": NODE["packages"] | dict.fromkeys(names)}
 
 
+def test_nltk_is_missed_where_sentences_are_split_and_nowhere_else():
+    (finding,) = judged(without("nltk"))
+    assert not finding.grave and "--split-sentences" in finding.costs
+    package = Path(findings.__file__).parents[1]
+    users = [
+        path.name
+        for path in package.rglob("*.py")
+        if "from nltk" in path.read_text() or "import nltk" in path.read_text()
+    ]
+    assert users == ["sentences.py"]
+
+
 @pytest.mark.parametrize(
     ("changed", "grave", "what"),
     [

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_sky.checkpoint import description, store
-from megatron_sky.config.units import format_count, parse_count
+from megatron_sky.config.units import SCALES, format_count, parse_count
 from megatron_sky.convert.huggingface.folder import write_hf
 from megatron_sky.convert.output import DEFAULT_FILE_SIZE, finished_record, whole_conversion
 from megatron_sky.convert.release.model_card import Facts, build_card
@@ -46,7 +46,7 @@ class Mark:
 
 def mark_label(tokens: int) -> str:
     """1_500_000_000_000 -> `1.5T`, exact."""
-    for suffix, scale in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+    for suffix, scale in SCALES:
         if tokens >= scale and tokens * 1000 % scale == 0:
             return f"{tokens / scale:.3f}".rstrip("0").rstrip(".") + suffix
     return str(tokens)
