@@ -114,7 +114,9 @@ def _place(key: str, info: Plain) -> Place:
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in file:
         raise ValueError(f"{key} is said to lie in {file!r}, which is no file of the folder")
     if transforms := vars(info).get("transform_descriptors"):
-        raise ValueError(f"{key} is compressed or encoded ({transforms}); save the checkpoint again without a transform")
+        raise ValueError(
+            f"{key} is compressed or encoded ({transforms}); save the checkpoint again without a transform"
+        )
     return Place(file, *counts((info.offset, info.length), f"{key}: offset and length"))
 
 

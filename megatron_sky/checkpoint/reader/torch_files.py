@@ -158,7 +158,9 @@ def _list_records(part: _Slice, start: int, end: int) -> dict[str, _Record]:
                 raise zipfile.BadZipFile(f"{info.filename} has no header")
             offset = start + info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
             if offset + info.file_size > end:
-                raise zipfile.BadZipFile(f"{info.filename} is said to have {info.file_size:,} bytes, more than there are")
+                raise zipfile.BadZipFile(
+                    f"{info.filename} is said to have {info.file_size:,} bytes, more than there are"
+                )
             name = info.filename.partition("/")[2]
             if name in records:
                 raise zipfile.BadZipFile(f"{info.filename} is in it twice")

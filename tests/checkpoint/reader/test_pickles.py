@@ -28,7 +28,6 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
 from megatron_sky.checkpoint import store
 from megatron_sky.checkpoint.reader import index as indexes
 from megatron_sky.checkpoint.reader import pickles
-from megatron_sky.checkpoint.reader.torch_dist import read_stored
 from megatron_sky.errors import CheckpointError
 from tests.checkpoint.record import RECORDED
 
@@ -302,7 +301,7 @@ def test_an_index_of_either_torch_is_read(version, written_by, ranks):
 
 
 def test_megatron_core_alone_does_not_read_what_torch_2_15_writes(written_by):
-    """Where this fails on torch 2.15 or later, what `as_torch` takes from the properties is needed by older ones alone."""
+    """Where this fails on torch 2.15 or later, `as_torch` need no longer take fields from the properties."""
     code = f"from megatron.core.dist_checkpointing import *; load_tensors_metadata({str(written_by('torch 2.15'))!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode != 0
