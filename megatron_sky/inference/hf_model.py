@@ -14,7 +14,7 @@ _PLAIN_HEADS = ("LlamaForCausalLM", "GPT2LMHeadModel", "MistralForCausalLM", "Qw
 
 
 class HfModel:
-    """A `scoring.Model`. Every rank holds the whole model and takes a share of the batches."""
+    """A `Model`. Every rank holds the whole model and takes a share of the batches."""
 
     answers = True
 
