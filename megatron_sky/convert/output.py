@@ -250,18 +250,17 @@ def whole_conversion(out: Path, record: dict) -> Converted:
     return Converted(out, record["verified_tensors"], num_bytes, record["files"])
 
 
-def _differences(before: dict, now: dict) -> str:
+def _differences(before: dict, now: dict, within: str = "") -> str:
     """A line for each value that both conversions note and that differs; of tables, for each of their values."""
     lines = []
-    for name in [name for name in now if name in before and before[name] != now[name]]:
-        old, new = before[name], now[name]
+    for name in [name for name in now if (within or name in before) and before.get(name) != now[name]]:
+        old, new = before.get(name), now[name]
         if name == "source":
             lines.append("  source: other files, or files moved or changed since")
         elif isinstance(old, dict) and isinstance(new, dict):
-            keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-            lines += [f"  {name}.{key}: {_shown(old.get(key))} then, {_shown(new.get(key))} now" for key in keys]
+            lines.append(_differences(old, dict.fromkeys(old) | new, f"{within}{name}."))
         else:
-            lines.append(f"  {name}: {_shown(old)} then, {_shown(new)} now")
+            lines.append(f"  {within}{name}: {_shown(old)} then, {_shown(new)} now")
     return "\n".join(lines)
 
 

@@ -96,7 +96,9 @@ def test_what_is_not_carried_over_is_named(chatty, tmp_path):
 def test_changed_settings_are_another_conversion(chatty, tmp_path):
     write_native(open_source(chatty), tmp_path / "native")
     change(chatty / "generation_config.json", temperature=0.7)
-    with pytest.raises(CheckpointError, match=r"exists already, from another conversion:\n  hugging_face\.generation"):
+    with pytest.raises(
+        CheckpointError, match=r"conversion:\n  hugging_face\.generation\.temperature: 0\.6 then, 0\.7 now\n"
+    ):
         write_native(open_source(chatty), tmp_path / "native")
 
 

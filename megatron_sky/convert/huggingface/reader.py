@@ -58,7 +58,7 @@ def unread_files(folder: Path, tokenizer: Path | None) -> tuple[list[str], list[
     if tokenizer is not None and tokenizer.parent == folder:
         used |= {path.name for path, _ in tokenizer_files.files_of(tokenizer, settings=True)}
     rest = [path for path in sorted(folder.iterdir()) if path.name not in used and not path.name.startswith(".")]
-    weighty = [path.name for path in rest if path.suffix in _WEIGHT_ENDINGS]
+    weighty = [path.name for path in rest if path.suffix in _WEIGHT_ENDINGS or path.name.endswith(".index.json")]
     return weighty, [f"{path.name}/" if path.is_dir() else path.name for path in rest if path.name not in weighty]
 
 

@@ -109,11 +109,13 @@ def test_files_that_are_not_read_are_named(llama):
     folder = llama()
     torch.save({"lm_head.weight": torch.zeros(VOCAB, HIDDEN)}, folder / "pytorch_model.bin")
     shutil.copy(folder / "model.safetensors", folder / "model-00003-of-00003.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
     (folder / "README.md").write_text("")
     (folder / "onnx").mkdir()
     source = open_source(folder)
     assert source.warnings == (
-        "model-00003-of-00003.safetensors, pytorch_model.bin: not read: the weights are those of model.safetensors",
+        "model-00003-of-00003.safetensors, model.safetensors.index.json, pytorch_model.bin: not read: the weights are "
+        "those of model.safetensors",
     )
     assert source.left_out == ("README.md, onnx/: not carried over",)
 
