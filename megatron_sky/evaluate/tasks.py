@@ -5,7 +5,6 @@ local files need no network.
 """
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -170,7 +169,11 @@ def _silence() -> Iterator[None]:
 
     os.environ["DISABLE_MULTIPROC"] = "1"  # 1,000 draws are one task for its pool of as many processes as processors
     drawn = tqdm.__init__
-    tqdm.__init__ = functools.partialmethod(drawn, disable=True)
+
+    def not_drawn(self, *args: object, **settings: object) -> None:
+        drawn(self, *args, **(settings | {"disable": True}))
+
+    tqdm.__init__ = not_drawn
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield

@@ -42,15 +42,15 @@ def generate_texts(folder: Path, prompts: Sequence[str], sampling: Sampling) -> 
     texts = []
     with open_context(ParallelConfig(distributed_optimizer=False), RankInfo()) as context:
         model = checkpoint.load(context)
-        for number, ids in enumerate(encoded, 1):
+        for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True), 1):
             limit = min(sampling.max_tokens, context_length - len(ids))
             request = Request(ids, limit, sampling.temperature, lambda new: new[-1] == coder.eod_id)
             (new,) = continue_texts(model, [request], vocab_size=coder.vocab_size, seed=sampling.seed)
-            if len(new) == limit < sampling.max_tokens and not request.ended(new):
+            ended = request.ended(new)
+            if len(new) == limit < sampling.max_tokens and not ended:
                 text = "prompt %d: its continuation ends at the context length, %d tokens, before its --max-tokens"
                 log.warning(text, number, context_length)
-            prompt = ids[1:] if coder.adds_bos else ids
-            texts.append(coder.decode([*prompt, *(new[:-1] if request.ended(new) else new)]))
+            texts.append(coder.decode([*coder.encode(prompt), *(new[:-1] if ended else new)]))
     return texts
 
 

@@ -128,6 +128,6 @@ def test_the_harness_says_nothing_on_the_screen(native, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("| task") and done.stdout.count("sums_choice") >= 1
-    assert all(line.startswith("|") for line in done.stdout.splitlines())
+    assert all(line.startswith("|") for line in done.stdout.strip().splitlines()), done.stdout
     for noise in ("fatal", "git", "it/s]", "%|", "bootstrapping"):
         assert noise not in done.stderr, done.stderr
