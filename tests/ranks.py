@@ -1,5 +1,7 @@
 """A group of processes for many-rank tests over gloo, started once and used by many checks.
 
+They are forks of a process that has torch loaded and nothing else, which costs more than most checks do.
+
 Each check is a function of a test module (found by name in the child) with plain arguments. The child that runs it is
 a rank: it calls `open_context` with the RankInfo it is given, does its work, and leaves the groups again.
 """
@@ -12,13 +14,16 @@ from multiprocessing import get_context
 from queue import Empty
 
 TIMEOUT_SECONDS = 300
+LOADED = ["torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.tensor"]
+"""Not megatron-core, which must come after `device.setup`."""
 
 
 class RankGroup:
     """Processes 0..n-1, as many as the largest check so far needed."""
 
     def __init__(self):
-        self._spawn = get_context("spawn")
+        self._context = get_context("forkserver")
+        self._context.set_forkserver_preload(LOADED)
         self._workers: list[tuple] = []
 
     def run(self, world_size: int, function: Callable, *args) -> list:
@@ -48,8 +53,8 @@ class RankGroup:
         return value
 
     def _start(self) -> tuple:
-        tasks, results = self._spawn.Queue(), self._spawn.Queue()
-        process = self._spawn.Process(target=_work, args=(tasks, results), daemon=False)
+        tasks, results = self._context.Queue(), self._context.Queue()
+        process = self._context.Process(target=_work, args=(tasks, results), daemon=False)
         process.start()
         return process, tasks, results
 

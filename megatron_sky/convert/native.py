@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_sky.checkpoint import state as native
-from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint import description, state, store
 from megatron_sky.checkpoint.reader import weights
 from megatron_sky.checkpoint.reader.index import METADATA
 from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES, LazyTensor, common_format, read_ahead
@@ -37,6 +36,7 @@ from megatron_sky.convert.output import (
 from megatron_sky.convert.sources import HF, Source
 from megatron_sky.convert.weight_file import Expected, WeightFile
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import json_text
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
 
@@ -120,11 +120,10 @@ def _write(source: Source, output: Output, config: Config, file_size: int) -> di
     files = {f"__0_{number}.distcp": names for number, names in enumerate(plan_files(source, file_size))}
     write_weights(source, output, files, lambda path, names: _write_file(source, path, names))
     _write_description(source, output, config, list(files))
-    for leftover in output.folder.glob("*.tmp"):
-        leftover.unlink()
     known = {name: store.FileRecord(each["size"], xxh3=each["xxh3"]) for name, each in output.finished.items()}
     rest = [name for name in store.files_of(output.folder) if name not in known and name != RECORD]
-    output.write_text(store.MANIFEST, store.manifest_text(0, known | store.hash_files(output.folder, rest, "xxh3")))
+    records = known | store.hash_files(output.folder, rest, "xxh3")
+    output.write_text(store.MANIFEST, json_text(store.manifest_of(0, records), indent=1))
     return {}
 
 
@@ -195,7 +194,7 @@ def _write_description(source: Source, output: Output, config: Config, names: li
     import torch
 
     folder = output.folder
-    common = {"content_metadata": native.content_metadata(holds_optimizer=False)}
+    common = {"content_metadata": state.content_metadata(holds_optimizer=False)}
     with WeightFile(folder / "__0_state.distcp") as file:
         objects = {key: _save_object(file, value) for key, value in _objects(source, common).items()}
         file.finish()
@@ -208,10 +207,10 @@ def _write_description(source: Source, output: Output, config: Config, names: li
         "common_backend_version": 1,
     }
     output.write_text("metadata.json", json.dumps(backends))
-    output.write_text(native.CONFIG, dump_config(config))
+    output.write_text(description.CONFIG, dump_config(config))
     progress = {"step": 0, "consumed_samples": 0, "consumed_tokens": 0}
     described = {"progress": progress, "data": {}, "layout": f"converted from a {source.kind}: {source.folder.name}"}
-    output.write_text(native.TRAIN_STATE, native.train_state(described))
+    output.write_text(store.TRAIN_STATE, description.train_state(described))
     if (kept := source.hugging_face) is not None:
         output.write_text(f"{hf_config.KEPT}/{hf_config.CONFIG}", json.dumps(kept.config, indent=1))
         if kept.generation is not None:

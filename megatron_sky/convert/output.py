@@ -8,9 +8,7 @@ to be.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,11 +17,12 @@ from pathlib import Path
 
 from megatron_sky import __version__
 from megatron_sky.checkpoint.reader import weights
-from megatron_sky.checkpoint.store import hash_files, sync
+from megatron_sky.checkpoint.store import hash_files
 from megatron_sky.convert.sources import Source
 from megatron_sky.convert.verify import verify_readable
 from megatron_sky.convert.weight_file import cant_write
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import InUse, hold, leftovers, sync_to_disk, write_json
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
 
@@ -122,6 +121,8 @@ class Output:
                 shutil.rmtree(each) if each.is_dir() else each.unlink()
             self._write_record()
             return
+        for left in _unfinished_records(self.folder):
+            left.unlink(missing_ok=True)
         self._record["files"] = {n: r for n, r in before["files"].items() if _is_whole(self.folder / n, r)}
         log.info("%s: goes on after %d finished file(s)", self.out, len(self.finished))
 
@@ -155,41 +156,42 @@ class Output:
         if self.out.exists():
             self.out.rmdir()  # `prepared` saw that it was empty; fails loudly if it no longer is
         self.folder.rename(self.out)
-        sync(self.out.parent)
+        sync_to_disk(self.out.parent)
         return Converted(self.out, num_tensors, num_bytes, self.finished)
 
     def _flush(self) -> None:
         for path in self.folder.rglob("*"):
-            sync(path)
-        sync(self.folder)
+            sync_to_disk(path)
+        sync_to_disk(self.folder)
 
     def _write_record(self) -> None:
-        path = self.folder / RECORD
-        self.write_text(RECORD + ".tmp", json.dumps(self._record, indent=1, ensure_ascii=False))
-        path.with_name(path.name + ".tmp").replace(path)
+        try:
+            write_json(self.folder / RECORD, self._record, sync=True)
+        except OSError as error:
+            raise cant_write(self.folder / RECORD, error) from error
 
 
 @contextlib.contextmanager
 def prepared(out: Path, conversion: dict) -> Iterator[Output]:
     """An Output for `out`, held alone by this process. Raises CheckpointError when `out` exists or is being written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists already\n  fix: choose another folder, or remove it")
     output = Output(out, conversion)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        output.folder.mkdir(exist_ok=True)
-        handle = os.open(output.folder, os.O_RDONLY)
-    except OSError as error:
-        raise cant_write(output.folder, error) from error
-    try:
+    lock = output.folder.with_name(output.folder.name + ".lock")  # outside of the folder, which is renamed
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"{output.folder}: another process is converting into it") from None
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(lock, log.warning))
+            stack.callback(lock.unlink, missing_ok=True)
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise CheckpointError(f"{out}: exists already\n  fix: choose another folder, or remove it")
+            output.folder.mkdir(exist_ok=True)
+        except InUse:
+            raise CheckpointError(
+                f"{output.folder}: another process is converting into it\n  fix: wait for it, or choose another folder"
+            ) from None
+        except OSError as error:
+            raise cant_write(output.folder, error) from error
         output.create_or_resume()
         yield output
-    finally:
-        os.close(handle)
 
 
 def describe_source(source: Source) -> dict:
@@ -300,11 +302,16 @@ def _read_record(path: Path) -> dict | None:
 
 def _strange(folder: Path) -> list[str]:
     """Names in a folder without a record that no conversion left: it writes the record first, then the weights."""
-    own = {RECORD, RECORD + ".tmp"}
     torn = (folder / RECORD).is_file()
+    own = {folder / RECORD, *_unfinished_records(folder)}
     return sorted(
-        each.name for each in folder.iterdir() if each.name not in own and not (torn and _WEIGHTS.fullmatch(each.name))
+        path.name for path in folder.iterdir() if path not in own and not (torn and _WEIGHTS.fullmatch(path.name))
     )
+
+
+def _unfinished_records(folder: Path) -> list[Path]:
+    """Records that a crash has cut off; earlier versions wrote `conversion.json.tmp`."""
+    return [*leftovers(folder / RECORD), *folder.glob(RECORD + ".tmp")]
 
 
 def _is_whole(path: Path, record: dict) -> bool:

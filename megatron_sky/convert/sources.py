@@ -8,8 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from megatron_sky.checkpoint import state as native
-from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint import description, store
 from megatron_sky.checkpoint.reader import torch_dist, weights
 from megatron_sky.checkpoint.reader.index import METADATA
 from megatron_sky.checkpoint.reader.lazy import LazyTensor
@@ -133,7 +132,7 @@ class Overrides:
 
 def _kind(folder: Path) -> str:
     if (folder / METADATA).is_file():
-        ours = any((folder / name).is_file() for name in (native.TRAIN_STATE, store.MANIFEST))
+        ours = any((folder / name).is_file() for name in (store.TRAIN_STATE, store.MANIFEST))
         return NATIVE if ours else MEGATRON_DIST
     if split_files.is_split(folder):
         return MEGATRON_SPLIT
@@ -147,7 +146,7 @@ def _kind(folder: Path) -> str:
 
 def _open_native(folder: Path, given: Overrides) -> Source:
     store.check_sizes(folder)  # hashes would read the optimizer; each chunk read is checked by its own CRC-32
-    saved = native.read_saved(folder)
+    saved = description.read_description(folder)
     found = torch_dist.weight_tensors(folder, torch_dist.read_stored(folder))
     tokenizer = given.tokenizer or tokenizer_files.find(folder)
     kept = folder / hf_config.KEPT

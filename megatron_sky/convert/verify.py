@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megatron_sky.checkpoint import state as native
+from megatron_sky.checkpoint.description import SHAPE_FIELDS
 from megatron_sky.checkpoint.reader import torch_dist
 from megatron_sky.convert.sources import NATIVE, Source, open_source
 from megatron_sky.errors import CheckpointError, SkyError
@@ -33,7 +33,7 @@ def verify_readable(source: Source, folder: Path) -> None:
 
 def _differing_fields(source: Source, written: Source) -> list[tuple[str, object, object]]:
     """(field, value in the source, value as written) of all that changes what the model computes."""
-    names = [*native.SHAPE_FIELDS, "seq_length"]
+    names = [*SHAPE_FIELDS, "seq_length"]
     if written.kind != NATIVE:
         names.remove("padded_vocab_size")  # other folders have no padding
     values = ((name, getattr(source.model, name), getattr(written.model, name)) for name in names)

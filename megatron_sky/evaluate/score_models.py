@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_sky.checkpoint import state
+from megatron_sky.checkpoint.description import read_description
 from megatron_sky.config.schema import ParallelConfig
 from megatron_sky.config.validate import find_problems
 from megatron_sky.data.sampling.run_plan import tokens_given
@@ -183,7 +183,7 @@ def _open(checkpoints: Sequence[Checkpoint], options: Options, info: RankInfo, o
     parallel = ParallelConfig(tp_size=options.tp_size, pp_size=options.pp_size, distributed_optimizer=False)
     for each in checkpoints:
         if each.kind == NATIVE:
-            config = state.read_saved(each.path).config
+            config = read_description(each.path).config
             wide = config.precision.model_copy(update={"fp8": None})  # products in 8 bits are training's alone
             asked = config.model_copy(update={"parallel": parallel, "precision": wide})
             found = find_problems(asked, info.world_size)
@@ -243,7 +243,7 @@ def _overlaps(checkpoint: Checkpoint, domains: Sequence[Domain]) -> list[str]:
     if checkpoint.kind != NATIVE:
         log.info("%s: a Hugging Face folder does not tell what it was trained on", checkpoint.name)
         return []
-    saved = state.read_saved(checkpoint.path)
+    saved = read_description(checkpoint.path)
     given = tokens_given(saved.data, saved.progress["consumed_samples"])
     listed = saved.config.data.train
     unverifiable = overlap.unverifiable_sources(

@@ -9,17 +9,20 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, MissingDependency, Problem
 from megatron_sky.evaluate.models import open_models
-from megatron_sky.evaluate.results import as_json, check_writable, write_text
+from megatron_sky.evaluate.results import check_writable, write_text
 from megatron_sky.evaluate.tables import Rows, markdown_table
 from megatron_sky.evaluate.write import print_partial_on_error
+from megatron_sky.files import json_text
 from megatron_sky.inference.checkpoints import Checkpoint
 from megatron_sky.log import get_logger
+from megatron_sky.records import read_record
 
 log = get_logger(__name__)
 
@@ -38,6 +41,15 @@ class TaskScore:
     value: float
     stderr: float | None
     samples: int
+
+
+@dataclass(frozen=True)
+class _TaskScores:
+    """tasks.json."""
+
+    kind: Literal["tasks"]
+    format_version: Literal[1]
+    scores: list[TaskScore]
 
 
 def evaluate_tasks(
@@ -78,8 +90,8 @@ def evaluate_tasks(
 
 def write_tasks(scores: Sequence[TaskScore], out: Path) -> None:
     """tasks.json and tasks.md into `out`. Raises RunError."""
-    content = {"kind": "tasks", "format_version": FORMAT_VERSION, "scores": [each.__dict__ for each in scores]}
-    write_text(out / "tasks.json", as_json(content))
+    content = asdict(_TaskScores("tasks", FORMAT_VERSION, list(scores)))
+    write_text(out / "tasks.json", json_text(content, indent=1) + "\n")
     write_text(out / "tasks.md", tasks_markdown(scores))
 
 
@@ -103,19 +115,9 @@ def read_tasks(path: Path) -> list[TaskScore]:
     path = path / "tasks.json" if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if (content["kind"], content["format_version"]) != ("tasks", FORMAT_VERSION):
-            raise ValueError(f"is no tasks file of format_version {FORMAT_VERSION}")
-        return [_score(each) for each in content["scores"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: can't be read as task scores: {error}") from error
-
-
-def _score(given: dict) -> TaskScore:
-    """Of one entry of the file's scores."""
-    stderr = given["stderr"]
-    numbers = {"value": float(given["value"]), "stderr": None if stderr is None else float(stderr)}
-    names = {name: str(given[name]) for name in ("model", "task", "metric")}
-    return TaskScore(**given | names | numbers)
+        return read_record(_TaskScores, content).scores
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read as task scores: {error}\n  fix: evaluate again") from error
 
 
 def _task_manager(tasks: Sequence[str], include_path: Path | None):

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_sky.checkpoint import state, store
+from megatron_sky.checkpoint import description, store
 from megatron_sky.errors import CheckpointError
 from megatron_sky.inference.hf_folder import HF_CONFIG, hf_settings, is_skywork, transformers_for
 from megatron_sky.inference.model import Model
@@ -63,7 +63,7 @@ def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
     if (folder / HF_CONFIG).is_file() and not (folder / store.MANIFEST).is_file():
         return Checkpoint(name or folder.resolve().name, folder, HF, _hf_context(folder), None, None)
     found = store.resolve(folder, log.warning)
-    saved = state.read_saved(found)
+    saved = description.read_description(found)
     progress = saved.progress
     seq_length = saved.config.model.seq_length
     name = name or _native_name(found)
@@ -81,7 +81,7 @@ def _native_coder(checkpoint: Checkpoint) -> TextCoder:
 
     Of a checkpoint that was only converted, the settings tell what its training did.
     """
-    path = state.tokenizer_in(checkpoint.path)
+    path = description.tokenizer_in(checkpoint.path)
     return file_coder(path, adds_bos=not checkpoint.consumed_tokens and tokenizer_files.adds_begin(path))
 
 

@@ -58,6 +58,7 @@ def test_a_table_that_can_not_be_written_is_printed(tmp_path):
     assert "| Aquila2-34B" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_failed_model_ends_the_command_with_an_error_after_the_table(hf, corpus, tmp_path):
     pytest.importorskip("transformers")
     from safetensors.torch import load_file, save_file
@@ -103,6 +104,7 @@ def test_what_a_checkpoint_can_not_do_is_told_before_it_is_loaded(native, tmp_pa
         run("loss", checkpoint, "--data", f"a={data}", "--tp-size", 3)
 
 
+@pytest.mark.slow
 def test_several_processes_print_one_table(native, corpus, tmp_path):
     command = [sys.executable, "-m", "megatron_sky", "eval", "loss", f"m={native('tp2')}", "--max-documents", "6"]
     command += ["--data", f"en={corpus / 'text/test/en_web.jsonl'}", "--nproc", "2", "--out", str(tmp_path)]

@@ -29,6 +29,7 @@ def llama_like(hf, tmp_path):
     return tmp_path / "hf"
 
 
+@pytest.mark.slow
 def test_a_converted_checkpoint_is_evaluated_as_the_folder_it_came_from(llama_like, corpus, ranks, tmp_path):
     native = write_native(open_source(llama_like), tmp_path / "native").folder
     assert begin_of(llama_like) == begin_of(native) == 1

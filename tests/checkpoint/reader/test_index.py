@@ -15,6 +15,7 @@ from megatron_sky.checkpoint.reader.diff import differences
 from megatron_sky.checkpoint.reader.torch_dist import read_stored, weight_tensors
 from megatron_sky.convert.sources import open_source
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import write_json
 from tests.checkpoint.reader.test_pickles import told_when_loaded
 from tests.checkpoint.record import RECORDED
 
@@ -37,7 +38,7 @@ def rewrite(folder: Path, change) -> None:
     change(metadata)
     path.write_bytes(pickle.dumps(metadata))
     records = store.read_manifest(folder) | store.hash_files(folder, [".metadata"])
-    (folder / store.MANIFEST).write_text(store.manifest_text(1, records))
+    write_json(folder / store.MANIFEST, store.manifest_of(1, records))
 
 
 def place_of(metadata: Metadata, key: str = NORM):
