@@ -5,6 +5,7 @@ Each function raises Untold where the arguments do not tell what it reckons with
 
 from itertools import pairwise
 
+from megatron_sky.config.units import SCALES
 from megatron_sky.migrate.arguments import Arguments, Untold, known
 
 Stage = tuple[int, int]  # (consumed tokens from which it holds, global batch size)
@@ -75,7 +76,7 @@ def tokens_of(iterations: int, stages: list[Stage], batch: Batch) -> int:
 
 
 def _count(text: str) -> int:
-    suffixes = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+    suffixes = {suffix.upper(): scale for suffix, scale in SCALES}
     scale = suffixes.get(text[-1:].upper(), 1)
     return round(float(text[:-1] if scale > 1 else text) * scale)
 

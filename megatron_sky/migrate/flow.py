@@ -1,4 +1,4 @@
-"""Branches, loops, calls and subshells: what they do to the script's state. Where a way is not decided, all are followed.
+"""What branches, loops, calls and subshells do to a script's state. Where a way is not decided, all are followed.
 
 Their states are joined where the ways meet again: at the branch's end, or, of a way that ends in `break`, `return` and
 the like, at the end of the loop or the call that it leaves.

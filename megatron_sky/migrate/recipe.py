@@ -10,7 +10,6 @@ value has to be reckoned with, or the script does not tell it, an `Untold` takes
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from megatron_sky.migrate import flags
@@ -26,32 +25,17 @@ from megatron_sky.migrate.arguments import (
     split_words,
 )
 from megatron_sky.migrate.batch import NOT_THREE, RAMP, STEPS, Batch, budget, decay_tokens, even_steps, span
+from megatron_sky.migrate.translation import TO_GIVE, Translation, Writer
 
 _LAUNCHER = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "rdzv_id", "rdzv_backend")
 _LISTS = ("data-path", "train-data-path", "valid-data-path", "rampup-batch-size", "profile-ranks")
-TO_GIVE = ["TO GIVE"]  # a list of a text: whatever the key, loading the recipe refuses it
-
-
-@dataclass
-class Translation:
-    """A recipe as plain mappings, and what became of each argument."""
-
-    recipe: dict = field(default_factory=dict)
-    mapped: list[str] = field(default_factory=list)
-    no_effect: list[str] = field(default_factory=list)
-    no_counterpart: list[str] = field(default_factory=list)
-    to_give: list[str] = field(default_factory=list)
-    """What the recipe still needs, that arguments don't tell."""
-    nodes: int | str | None = None
-    gpus_per_node: int | str | None = None
-    """Numbers, or variables of the script."""
 
 
 def translate(words: Sequence[str]) -> Translation:
     """The recipe that trains what `words`, a launch command or its arguments, would train."""
     launcher, arguments = split_launcher(words)
     args, done = Arguments(arguments), Translation()
-    put = _Writer(args, done).put
+    put = Writer(args, done).put
     batch = Batch(args)
     _model(args, put, done)
     _parallel(args, put)
@@ -65,33 +49,6 @@ def translate(words: Sequence[str]) -> Translation:
     done.nodes, done.gpus_per_node = (number_or_variable(launcher, name) for name in ("nnodes", "nproc_per_node"))
     _sort_the_rest(args, done)
     return done
-
-
-class _Writer:
-    def __init__(self, args: Arguments, done: Translation):
-        self.args, self.done = args, done
-
-    def put(self, key: str, value: object, *names: str) -> None:
-        """Sets a key of the recipe, told as coming from the flags `names` (those given of them).
-
-        `value` may be a function, for what is reckoned; an `Untold` is told as still to give.
-        """
-        try:
-            value = value() if callable(value) else value
-        except Untold as untold:
-            value = untold
-        *sections, leaf = key.split(".")
-        here = self.done.recipe
-        for section in sections:
-            here = here.setdefault(section, {})
-        here[leaf] = [*TO_GIVE] if isinstance(value, Untold) else value
-        given = [" ".join([f"--{name}", *self.args.given[name][:4]]) for name in names if self.args.has(name)]
-        if isinstance(value, Untold):
-            self.done.to_give.append(f"{key}: {value}")
-            return
-        source = ", ".join(given) or "Megatron-LM's default"
-        shown = f"{len(value)} of them" if isinstance(value, list | tuple) and len(str(value)) > 60 else value
-        self.done.mapped.append(f"{source} -> {key}: {shown}")
 
 
 Put = Callable[..., None]
@@ -125,7 +82,13 @@ def _model(args: Arguments, put: Put, done: Translation) -> None:
     rows = args.one(*multiple) if alone else lambda: args.number(*multiple) * args.number(*tensor)
     put("model.vocab_multiple", rows, multiple[0], tensor[0])
     unknown = Untold("the tokenizer's number of tokens, without padding")
-    put("model.vocab_size", args.one("vocab-size", int, unknown), "vocab-size")
+    size = args.one("vocab-size", int, unknown)
+    put("model.vocab_size", size, "vocab-size")
+    if args.given.get("tokenizer-type") == ["NullTokenizer"] and isinstance(size, int):
+        done.to_give.append(
+            f"model.vocab_size: the recipe says {size}; NullTokenizer of megatron-core 0.16 adds a token for the end "
+            f"of a document, so that a run of that version has {size + 1}; in newer ones it is within the {size}"
+        )
 
 
 def _ffn_hidden_size(hidden_size: int, swiglu: bool) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import pairwise
 
 from megatron_sky.migrate.commands import Commands, Stop
 from megatron_sky.migrate.conditions import Operand, judge, operand
@@ -233,9 +234,7 @@ class _Reader(Commands):
 
     def follow_c_style_for_statement(self, node) -> Status:
         signs = [child for child in node.children if child.type in ("((", ";", "))")][:4]
-        first, condition, update = (
-            (before.end_byte, after.start_byte) for before, after in zip(signs, signs[1:], strict=False)
-        )
+        first, condition, update = ((before.end_byte, after.start_byte) for before, after in pairwise(signs))
 
         def compute(part: tuple[int, int]) -> int | None:
             return self.compute(self.inner_text(node, *part))

@@ -1,4 +1,4 @@
-"""A shell script as the tree of tree-sitter's bash grammar: the parse within limits, and what the tree does not say plainly.
+"""A shell script as the tree of tree-sitter's bash grammar, within limits, and what the tree does not say plainly.
 
 The grammar joins `a | b && c` and `> file word` otherwise than bash does; `chain` and `words` give bash's own reading.
 """

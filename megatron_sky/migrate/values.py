@@ -5,7 +5,6 @@ of the script itself): of a variable that nothing sets, of what only a run would
 there. Marks go through expansions, word splitting and other shells as letters do.
 """
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -72,14 +71,21 @@ def plain(text: str) -> str:
 
 def blend(ours: list[str], theirs: list[str], number: Callable[[], int]) -> list[str]:
     """Both lists as one: what differs between their common beginning and end is marked, by a number for each list."""
-    head = len(os.path.commonprefix([ours, theirs]))
-    tail = len(os.path.commonprefix([ours[head:][::-1], theirs[head:][::-1]]))
+    head = _alike(ours, theirs)
+    tail = _alike(ours[head:][::-1], theirs[head:][::-1])
     both = ours[:head]
     for one in (ours, theirs):
         middle = one[head : len(one) - tail]
         mark = f"{_MAYBE}{number()}{_END}" if middle else ""
         both += [re.sub(r"\S+", lambda word, mark=mark: mark + word.group(), text) or mark for text in middle]
     return both + ours[len(ours) - tail :]
+
+
+def _alike(ours: list[str], theirs: list[str]) -> int:
+    """How many elements both begin with."""
+    return next(
+        (at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+    )
 
 
 @dataclass
