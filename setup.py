@@ -6,8 +6,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# `.ci/run` tests both ends: row c the lowest of all together, the other rows the newest. `megatron-sky doctor` and a run's
-# first lines say what lies outside. An upper bound is raised when the tests have passed on the new release.
+# `.ci/run` tests both ends: row c the lowest of all together, the other rows the newest. `megatron-sky doctor` and a
+# run's first lines say what lies outside. An upper bound is raised when the tests have passed on the new release.
 BASE = [
     "megatron-core>=0.16.1,<0.20",
     "torch>=2.10,<2.16",
@@ -18,6 +18,8 @@ BASE = [
     "einops>=0.7,<1",  # megatron-core's process groups import it without declaring it
     "pydantic>=2.8,<3",
     "PyYAML>=6.0,<7",
+    "filelock>=3.30,<5",
+    "jinja2>=3.1,<4",
     "typer>=0.20,<0.30",
     "rich>=13.7,<16",
     "sentencepiece>=0.2,<0.3",
@@ -62,6 +64,7 @@ setup(
         "megatron_sky.slurm_scripts": "slurm",
     },
     package_data={
+        "megatron_sky.report": ["templates/*"],
         "megatron_sky.recipes": ["*/*.yaml", "*/*.csv", "*/*.jsonl"],  # recipes, tasks, and the data that tasks name
         "megatron_sky.slurm_scripts": ["*.sbatch"],
     },

@@ -209,10 +209,3 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-
-
-def version() -> str:
-    """The installed megatron-core's version."""
-    from importlib.metadata import version as installed
-
-    return installed("megatron-core")

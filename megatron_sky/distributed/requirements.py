@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from platform import python_version
 
-from megatron_sky.distributed.machine import installed
+from megatron_sky.versions import installed
 
 PACKAGE = "megatron-sky"
 PYTHON = "Python"

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_sky.distributed import device, requirements
-from megatron_sky.distributed.machine import installed, this_machine
+from megatron_sky.distributed.machine import this_machine
 from megatron_sky.monitor.throughput import gpu_peak
+from megatron_sky.versions import installed
 
 PACKAGES = {
     "megatron-core": "megatron-core",

@@ -23,7 +23,7 @@ _NEEDED = {
     "psutil": (True, "megatron-core's checkpoint writers hang"),
     "einops": (True, "megatron-core makes no process groups"),
     "sentencepiece": (True, "no text is tokenized"),
-    "nltk": (False, "`evaluate leakage` can't compute its metrics"),
+    "nltk": (False, "`data tokenize --split-sentences` can't split sentences"),
     "tensorboard": (False, "no TensorBoard files (monitor.tensorboard)"),
     "transformers": (False, "no parity checks against Hugging Face"),
 }

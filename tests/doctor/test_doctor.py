@@ -64,6 +64,18 @@ def without(*names: str) -> dict:
     return {"packages": NODE["packages"] | dict.fromkeys(names)}
 
 
+def test_nltk_is_missed_where_sentences_are_split_and_nowhere_else():
+    (finding,) = judged(without("nltk"))
+    assert not finding.grave and "--split-sentences" in finding.costs
+    package = Path(findings.__file__).parents[1]
+    users = [
+        path.name
+        for path in package.rglob("*.py")
+        if "from nltk" in path.read_text() or "import nltk" in path.read_text()
+    ]
+    assert users == ["sentences.py"]
+
+
 @pytest.mark.parametrize(
     ("changed", "grave", "what"),
     [
@@ -155,6 +167,7 @@ def doctor(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_command_finds_this_machine_fit(tmp_path):
     done = doctor("--json", "--disk-mib", "1", "--run-dir", str(tmp_path / "not_yet"))
     assert done.returncode == 0, done.stderr
@@ -164,6 +177,7 @@ def test_the_command_finds_this_machine_fit(tmp_path):
     assert report["facts"]["packages"]["megatron-core"] and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_exit_code_says_that_nothing_can_be_saved():
     if not Path("/proc/version").exists():
         pytest.skip("needs a folder that nobody may write")

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import xxhash
 
 from megatron_sky.data.ingest.documents import Reject, parse_block
 from megatron_sky.data.ingest.inputs import MAX_DOCUMENT_BYTES, Block
 from megatron_sky.data.ingest.sentences import SentenceSplitter
 from megatron_sky.data.tokens.indexed import token_dtype
+from megatron_sky.files import hash_range
 from megatron_sky.tokenizer.encoder import BatchEncoder
 from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
 
@@ -87,7 +87,7 @@ class BlockEncoder:
             empty=tuple(int((each.sequences == 0).sum()) for each in texts),
             rejects=parsed.rejects,
             notes=parsed.notes,
-            source_xxh3=_hash_range(block) if block.end else None,
+            source_xxh3=hash_range(block.path, block.start, block.end - block.start) if block.end else None,
         )
 
     def _column(self, column: Sequence[str | list[str]]) -> EncodedTexts:
@@ -110,12 +110,6 @@ class BlockEncoder:
         split = self._split or (lambda text: [text])
         parts = [each if isinstance(each, list) else split(each) for each in column]
         return [sentence for some in parts for sentence in some], [len(some) for some in parts]
-
-
-def _hash_range(block: Block) -> str:
-    with open(block.path, "rb") as file:
-        file.seek(block.start)
-        return xxhash.xxh3_128_hexdigest(file.read(block.end - block.start))
 
 
 _of_this_process: list[BlockEncoder] = []

@@ -49,6 +49,7 @@ from megatron_sky.data.tokens.meta import (
 )
 from megatron_sky.data.tokens.scan import describe
 from megatron_sky.errors import DataError
+from megatron_sky.files import remove_leftovers, write_json
 from megatron_sky.tokenizer.kinds import Tokenizer, gigatoken_for, load_tokenizer
 
 KEPT_REJECTS = 1000
@@ -237,6 +238,8 @@ class _Job:
             meta.write(name)
         self._put_rejects_in_place(progress)
         self.progress_path.unlink(missing_ok=True)
+        for path in (self.progress_path, *map(meta_path, self.names)):
+            remove_leftovers(path)
         return metas
 
     def _write_pairs(self, progress: Progress, report: Callable[[int, int], None]) -> None:
@@ -393,9 +396,7 @@ class _Job:
         rejects.flush()
         progress.rejects_size = rejects.tell()
         progress.writers = [asdict(writer.save_state()) for writer in writers]
-        temporary = Path(f"{self.progress_path}.tmp")
-        temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
-        os.replace(temporary, self.progress_path)
+        write_json(self.progress_path, asdict(progress), indent=None, sync=True)
 
     def _put_rejects_in_place(self, progress: Progress) -> None:
         temporary = Path(f"{self.rejects_path}.tmp")

@@ -7,16 +7,16 @@ place is found without a second copy.
 """
 
 import json
-import math
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path
 from megatron_sky.errors import DataError
+from megatron_sky.files import hash_range, write_json
+from megatron_sky.records import BadRecord, read_record
 
 FORMAT_VERSION = 2
 HASH_BLOCK = 32 << 20  # bytes
@@ -99,12 +99,9 @@ class Meta:
     def write(self, prefix: str | Path) -> None:
         """Write the meta file of `prefix`, whole or not at all."""
         path = meta_path(prefix)
-        temporary = Path(f"{path}.tmp")
         try:
-            temporary.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            write_json(path, asdict(self))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise DataError(f"{path} can't be written: {error.strerror}") from error
 
 
@@ -151,18 +148,9 @@ def _parse(path: Path, given: object) -> Meta:
             f"{path}: format_version is {version!r}; this program knows {FORMAT_VERSION}\n  fix: make the files again "
             "with this version, or remove the meta file to use them unchecked"
         )
-    known = {each.name for each in fields(Meta)}
     try:
-        values = {name: given[name] for name in given if name in known}
-        values["tokenizer"] = TokenizerRecord(**given["tokenizer"])
-        values["documents"] = DocumentCounts(**given["documents"])
-        values["bin_blocks"] = tuple(given.get("bin_blocks", ()))
-        values["sources"] = tuple(
-            FileRecord(each["path"], each["size"], tuple(each["blocks"])) for each in given.get("sources", ())
-        )
-        values["shard"] = ShardRecord(**given["shard"]) if given.get("shard") else None
-        return Meta(**values)
-    except (KeyError, TypeError) as error:
+        return read_record(Meta, given)
+    except BadRecord as error:
         raise BrokenMeta(path, error) from error
 
 
@@ -177,7 +165,15 @@ def shared_source(one: Meta | None, other: Meta | None) -> str | None:
 def check_source(
     prefix: str | Path, *, vocab_size: int, tokenizer_sha256: str | None = None, eod_id: int | None = None
 ) -> Meta | None:
-    """Compare a pair with its meta file and with the model that is to read it, in constant time.
+    """Open a pair, `check_tokens` it, and close it."""
+    with IndexedTokens(prefix) as tokens:
+        return check_tokens(tokens, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256, eod_id=eod_id)
+
+
+def check_tokens(
+    tokens: IndexedTokens, *, vocab_size: int, tokenizer_sha256: str | None = None, eod_id: int | None = None
+) -> Meta | None:
+    """Compare an opened pair with its meta file and with the model that is to read it, in constant time.
 
     Args:
         vocab_size: tokens the model knows; every id must be below.
@@ -190,11 +186,11 @@ def check_source(
     Raises:
         DataError: they contradict each other; the message says which and how.
     """
-    with IndexedTokens(prefix) as tokens:
-        meta = read_meta(prefix)
-        if meta is None:
-            return None
-        check_meta(prefix, meta, tokens)
+    prefix = tokens.prefix
+    meta = read_meta(prefix)
+    if meta is None:
+        return None
+    check_meta(prefix, meta, tokens)
     if meta.max_token_id >= vocab_size:
         raise DataError(
             f"{bin_path(prefix)} holds token id {meta.max_token_id}, the model knows ids below model.vocab_size = "
@@ -250,19 +246,4 @@ def hash_blocks(path: Path, block: int = HASH_BLOCK) -> tuple[str, ...]:
 
     starts = range(0, path.stat().st_size, block)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return tuple(pool.map(lambda start: _hash_range(path, start, block), starts))
-
-
-def hash_file(path: Path) -> str:
-    """XXH3 (128 bits) of a whole file."""
-    return _hash_range(path, 0, math.inf)
-
-
-def _hash_range(path: Path, start: int, size: float) -> str:
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        file.seek(start)
-        while size > 0 and (piece := file.read(int(min(size, 4 << 20)))):
-            digest.update(piece)
-            size -= len(piece)
-    return digest.hexdigest()
+        return tuple(pool.map(lambda start: hash_range(path, start, block), starts))
