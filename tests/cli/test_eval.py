@@ -1,6 +1,7 @@
 """The commands as a user types them: tables from published losses, several processes, and words for wrong input."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -113,3 +114,22 @@ def test_several_processes_print_one_table(native, corpus, tmp_path):
     assert read_loss(tmp_path).models[0].average.documents == 6
     assert len((tmp_path / "documents/m.jsonl").read_text().splitlines()) == 6
     assert json.loads((tmp_path / "loss.json").read_text())["kind"] == "loss"
+
+
+def test_the_harness_says_nothing_on_the_screen(native, tmp_path):
+    """In two processes, which each have a harness; from a folder that is no git repository."""
+    pytest.importorskip("lm_eval")
+    examples = Path(__file__).parents[2] / "examples/tasks"
+    (tmp_path / "examples/tasks").mkdir(parents=True)
+    for path in examples.iterdir():
+        shutil.copy(path, tmp_path / "examples/tasks")
+    command = [sys.executable, "-m", "megatron_sky", "eval", "tasks", f"m={native('tp2')}", "--nproc", "2"]
+    command += ["--tasks", "sums_choice,sums_text", "--include-path", "examples/tasks", "--limit", "2"]
+    command += ["--num-fewshot", "1"]
+    environment = os.environ | {"PYTHONPATH": str(examples.parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("| task") and done.stdout.count("sums_choice") >= 1
+    assert all(line.startswith("|") for line in done.stdout.strip().splitlines()), done.stdout
+    for noise in ("fatal", "git", "it/s]", "%|", "bootstrapping"):
+        assert noise not in done.stderr, done.stderr

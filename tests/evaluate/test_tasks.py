@@ -63,10 +63,10 @@ def texts_in_a_rank(info, checkpoint: str, prompts: list[str], settings: dict) -
 
     from megatron_sky.config.schema import ParallelConfig
     from megatron_sky.distributed.context import open_context
-    from megatron_sky.evaluate.checkpoints import open_checkpoints
     from megatron_sky.evaluate.harness import HarnessModel
+    from megatron_sky.evaluate.models import open_models
 
-    (opened,) = open_checkpoints([checkpoint])
+    (opened,) = open_models([checkpoint])
     with open_context(ParallelConfig(distributed_optimizer=False), info) as context:
         model = HarnessModel(
             opened.load(context), opened.coder, context=opened.context, batch_tokens=200, gather=context.gather_objects

@@ -23,7 +23,7 @@ def compare_in_a_rank(info, *paths, **options):
 def test_a_conversion_agrees(kind, native, hf, ranks):
     report, text, agree = ranks(1, compare_in_a_rank, native(kind), hf(kind))[0]
     assert agree and report.largest_difference <= 2e-5, text
-    assert report.next_token_agreement == 1.0 and report.parted_at is None
+    assert report.next_token_agreement == 1.0 and report.first_divergence is None
     assert report.num_tokens > 100 and [name for name, _ in report.stages][:2] == ["embedding", "layer 0"]
 
 
@@ -78,7 +78,7 @@ def shift_embedding(tensors):
 )
 def test_the_first_difference_is_named(change, where, cause, native, damaged, ranks):
     report, text, agree = ranks(1, compare_in_a_rank, native("tp2"), damaged(change))[0]
-    assert not agree and report.parted_at == where
+    assert not agree and report.first_divergence == where
     assert report.causes[0].startswith(cause) and len(report.causes) == 1
     assert f"part at: {where}" in text and "DIFFER" in text and np.isfinite(report.largest_difference)
 
@@ -90,7 +90,7 @@ def test_a_config_that_differs_is_named(native, hf, ranks, tmp_path):
     config["rope_theta"] = config["rope_parameters"]["rope_theta"] = 500.0
     (folder / "config.json").write_text(json.dumps(config))
     report, _, agree = ranks(1, compare_in_a_rank, native("tp2"), folder)[0]
-    assert not agree and report.parted_at == "layer 0"
+    assert not agree and report.first_divergence == "layer 0"
     assert report.causes == ["rotary_base: 10000.0 in A, 500.0 in B"]
 
 
