@@ -194,6 +194,17 @@ def test_arithmetic_and_config_import_no_torch(place):
             assert name.split(".")[0] not in ("torch", "megatron"), f"{path}:{node.lineno} imports {name}"
 
 
+@pytest.mark.parametrize("place", ["checkpoint/reader", "inference/checkpoints.py", "inference/model.py"])
+def test_a_checkpoint_is_opened_without_torch(place):
+    """What some callers alone need torch for, imports it where they ask."""
+    target = PACKAGE / place
+    for path in sorted(target.rglob("*.py")) if target.is_dir() else [target]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+                assert not {name.split(".")[0] for name in names} & {"torch", "megatron"}, f"{path}:{node.lineno}"
+
+
 def test_every_part_has_a_level():
     parts = {part_of(path) for path in FILES}
     assert parts <= LEVELS.keys(), f"give a level to {sorted(parts - LEVELS.keys())}"

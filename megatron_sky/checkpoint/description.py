@@ -18,7 +18,7 @@ CONFIG = "config.yaml"
 _WRITER = "megatron_sky"  # the version that saved a checkpoint, in train_state.json
 
 # The fields of a model that its weights are bound to; dropout, backend and the like may change on resume.
-_SHAPE = [
+SHAPE_FIELDS = [
     "vocab_size",
     "padded_vocab_size",
     "hidden_size",
@@ -85,7 +85,7 @@ def _recipe(path: Path, writer: str) -> Config:
 
 def check_same_model(saved: ModelConfig, recipe: ModelConfig, folder: Path) -> None:
     """Raises CheckpointError listing every field in which the model of the checkpoint `folder` is not the recipe's."""
-    names = [*_SHAPE, "seq_length"] if recipe.position_embedding == "learned_absolute" else _SHAPE
+    names = [*SHAPE_FIELDS, "seq_length"] if recipe.position_embedding == "learned_absolute" else SHAPE_FIELDS
     differing = [
         f"  model.{name}: {getattr(saved, name)!r} in the checkpoint, {getattr(recipe, name)!r} in the recipe"
         for name in names

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 
@@ -54,7 +55,7 @@ class FileRecord:
 class _Manifest:
     """manifest.json."""
 
-    format_version: int
+    format_version: Literal[1]
     step: int
     files: dict[str, FileRecord]
 
@@ -231,7 +232,7 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.get("format_version") if isinstance(content, dict) else None
-        if version is not None and version != FORMAT_VERSION:
+        if isinstance(version, int) and version != FORMAT_VERSION:
             fix = "use the version of megatron-sky that wrote it, or a newer one"
             raise UnreadableHere(
                 f"{path}: format_version = {version}; this version reads {FORMAT_VERSION}\n  fix: {fix}"
@@ -240,7 +241,8 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing, so the checkpoint was never finished") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: can't be read as a manifest: {error}") from None
+        fix = "restore the folder from a copy, or delete it: a run goes on from the checkpoint before"
+        raise CheckpointError(f"{path}: can't be read as a manifest: {error}\n  fix: {fix}") from None
     match = _NAME.fullmatch(folder.name)
     if match and int(match.group(1)) != manifest.step:
         raise CheckpointError(f"{path}: is the manifest of step {manifest.step}, not of {folder.name}")

@@ -1,4 +1,4 @@
-"""The recipe: one frozen pydantic model per section, a description with its unit on every field.
+"""The recipe: one frozen pydantic model per section, a description with its unit on every field (`sections/`).
 
 A section is handed only to its owner (`model` to the model builder, `data` to the data loader, ...). Nothing here
 imports torch, and nothing changes a config once it is built: progress lives in `trainer.state.TrainState`.

@@ -4,19 +4,23 @@ A task is a YAML file of the harness's form; with --include-path those of a fold
 local files need no network.
 """
 
+import contextlib
+import io
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, MissingDependency, Problem
-from megatron_sky.evaluate.checkpoints import Checkpoint, open_checkpoints
+from megatron_sky.evaluate.models import open_models
 from megatron_sky.evaluate.results import check_writable, write_text
 from megatron_sky.evaluate.tables import Rows, markdown_table
-from megatron_sky.evaluate.write import shown_if_cut_short
+from megatron_sky.evaluate.write import print_partial_on_error
 from megatron_sky.files import json_text
+from megatron_sky.inference.checkpoints import Checkpoint
 from megatron_sky.log import get_logger
 from megatron_sky.records import read_record
 
@@ -71,11 +75,11 @@ def evaluate_tasks(
     if not tasks:
         raise ConfigError(Problem("--tasks", "names none", "as --tasks arc_easy,piqa; `lm_eval ls tasks` lists them"))
     manager = _task_manager(tasks, include_path)
-    checkpoints = open_checkpoints(given)
+    checkpoints = open_models(given)
     if out is not None and info.rank == 0:
         check_writable(out)
     scores: list[TaskScore] = []
-    shown = shown_if_cut_short(info, lambda: tasks_markdown(scores) if scores else "")
+    shown = print_partial_on_error(info, lambda: tasks_markdown(scores) if scores else "")
     with shown, open_context(ParallelConfig(distributed_optimizer=False), info, warn=log.warning) as parallel:
         for checkpoint in checkpoints:
             scores += _evaluate(checkpoint, tasks, manager, num_fewshot, limit, batch_tokens, parallel)
@@ -140,10 +144,49 @@ def _task_manager(tasks: Sequence[str], include_path: Path | None):
     )
 
 
+def _load_tasks(manager, tasks: Sequence[str], num_fewshot: int | None) -> dict:
+    """The harness's tasks, with `num_fewshot` examples, but for a task that allows none, and its own seeds."""
+    import random
+
+    import numpy as np
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    loaded = manager.load(list(tasks))
+    for name, task in loaded["tasks"].items():
+        own = task.get_config("num_fewshot")
+        if own == 0 and num_fewshot:
+            log.warning("%s: takes no examples; --num-fewshot %d has no effect on it", name, num_fewshot)
+        elif num_fewshot is not None or own is None:
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    return loaded
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps the harness's progress bars and its notes on bootstrapping off the screen; `harness` says how far it is."""
+    from tqdm import tqdm
+
+    os.environ["DISABLE_MULTIPROC"] = "1"  # 1,000 draws are one task for its pool of as many processes as processors
+    drawn = tqdm.__init__
+
+    def not_drawn(self, *args: object, **settings: object) -> None:
+        drawn(self, *args, **(settings | {"disable": True}))
+
+    tqdm.__init__ = not_drawn
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tqdm.__init__ = drawn
+
+
 def _evaluate(
     checkpoint: Checkpoint, tasks: Sequence[str], manager, num_fewshot, limit, batch_tokens: int, parallel
 ) -> list[TaskScore]:
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluate
 
     from megatron_sky.evaluate.harness import HarnessModel
 
@@ -156,15 +199,10 @@ def _evaluate(
     )
     log.info("%s: %s", checkpoint.name, ", ".join(tasks))
     try:
-        found = simple_evaluate(
-            model=model,
-            tasks=list(tasks),
-            task_manager=manager,
-            num_fewshot=num_fewshot,
-            limit=limit,
-            bootstrap_iters=1000,
-            log_samples=False,
-        )
+        with _silence():
+            loaded = _load_tasks(manager, tasks, num_fewshot)
+            # The harness's simple_evaluate does the same, asks git for a version and answers on local rank 0 alone.
+            found = evaluate(model, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.name} ({checkpoint.path}): {error}") from error
     samples = {task: counts["effective"] for task, counts in found["n-samples"].items()}

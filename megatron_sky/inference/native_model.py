@@ -14,7 +14,7 @@ from megatron_sky.model.build import build_model
 
 
 class NativeModel:
-    """A `scoring.Model`. On a CPU it computes in float32, on a GPU in the run's own precision.
+    """A `Model`. On a CPU it computes in float32, on a GPU in the run's own precision.
 
     The embedding's padding rows are no tokens: they are left out of the softmax, as an exported model has none.
     """

@@ -86,7 +86,7 @@ def preflight(
     leads: bool = True,
     machine_problems: Callable[[Config], list[Problem]] = lambda config: [],
 ) -> Preflight:
-    """Looks at everything, raises nothing: `raise_errors` does.
+    """Looks at everything and raises nothing: `raise_errors` does.
 
     `leads`: this process speaks for the job, and looks whether another holds the run folder, and at the checkpoint to
     start from; a rank other than 0 does not. `machine_problems`: what the machines that will run can't do.
@@ -106,12 +106,10 @@ def preflight(
     seen.attempt(run_folder.check_free if leads else run_folder.check, run_dir)
     if leads:
         seen.attempt(check_start, config.checkpoint, model=config.model, run_dir=run_dir, warn=seen.damaged.append)
-    if not seen.errors:
-        seen.notes = [
-            *find_notes(config, world_size),
-            *find_session_notes(seen.sessions, config),
-            *validation_overlap(config.data.train, seen.sources, seen.validation),
-        ]
+    if not problems and seen.sessions is not None:
+        seen.notes = [*find_notes(config, world_size), *find_session_notes(seen.sessions, config)]
+    if seen.data is not None:
+        seen.notes += validation_overlap(config.data.train, seen.sources, seen.validation)
     return seen
 
 

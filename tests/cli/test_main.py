@@ -98,6 +98,7 @@ def test_a_dry_run_looks_at_the_run_folder_and_makes_nothing(name, sky, recipe_f
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_run_folder_in_use(sky, recipe_file, recipe):
     from megatron_sky.trainer import run_folder
 

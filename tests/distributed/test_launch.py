@@ -158,6 +158,7 @@ def pids(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_request_before_there_are_ranks_reaches_them(broken_rank, pids):
     told = "launch.leave_with(0, f'asked by {launch.pending_stop_signals()}', 75)"
     broken_rank(RANK.format(begin=HOLD, wait=told))
@@ -166,12 +167,14 @@ def test_a_request_before_there_are_ranks_reaches_them(broken_rank, pids):
     assert done.stdout.strip().endswith("asked by [15]")
 
 
+@pytest.mark.slow
 def test_a_request_that_ends_a_rank_which_can_not_act_on_it_is_no_failure(broken_rank, pids):
     broken_rank(RANK.format(begin="", wait="time.sleep(60)"))
     done = run(os.environ["RANK_CODE"], first=SIGNAL_ITSELF.format(ranks=2))
     assert done.returncode == 75 and "stopped by SIGTERM" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_rank_that_starts_up_does_not_wait_for_one_that_has_failed(broken_rank, pids):
     fails = "if os.environ['RANK'] == '1': launch.leave_with(1, 'no data', 3)\ntime.sleep(100)"
     broken_rank(RANK.format(begin=HOLD, wait=fails))
@@ -181,6 +184,7 @@ def test_a_rank_that_starts_up_does_not_wait_for_one_that_has_failed(broken_rank
     assert time.monotonic() - start < 25  # the launcher alone would kill it after 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("begin", "wait"),
     [

@@ -167,6 +167,7 @@ def doctor(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_command_finds_this_machine_fit(tmp_path):
     done = doctor("--json", "--disk-mib", "1", "--run-dir", str(tmp_path / "not_yet"))
     assert done.returncode == 0, done.stderr
@@ -176,6 +177,7 @@ def test_the_command_finds_this_machine_fit(tmp_path):
     assert report["facts"]["packages"]["megatron-core"] and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_exit_code_says_that_nothing_can_be_saved():
     if not Path("/proc/version").exists():
         pytest.skip("needs a folder that nobody may write")

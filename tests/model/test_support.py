@@ -120,6 +120,7 @@ def test_the_backend_that_is_chosen_is_held_to_the_recipe(recipe):
     assert not backend_problems(config, "te")
 
 
+@pytest.mark.slow
 def test_training_here_names_what_only_a_gpu_can_do(recipe, tmp_path):
     """As a user meets it: the command, its exit code and its words."""
     import subprocess

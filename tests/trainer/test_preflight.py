@@ -108,6 +108,14 @@ def test_a_set_that_is_trained_on_is_a_note(recipe, corpus):
     assert "is also in the training source zh_web: its loss is no test" in note
 
 
+def test_a_dry_run_tells_what_it_can_before_the_files_that_are_missing(recipe, capsys):
+    with pytest.raises(DataError, match=r"/nowhere/a\.bin does not exist"):
+        print_plan(recipe("data.train.0.path=/nowhere/a"), 2)
+    said = capsys.readouterr().out
+    assert "not known without the data files" in said and "checkpoint.interval is not set" in said
+    assert "every check passed" not in said
+
+
 def test_only_who_leads_looks_at_the_lock(recipe):
     config = recipe()
     run_dir = Path(config.train.run_dir)

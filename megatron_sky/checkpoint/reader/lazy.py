@@ -154,6 +154,22 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return same_bytes(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))
 
 
+def same_numbers(a: LazyTensor, b: LazyTensor) -> bool:
+    """Whether two tensors of weights' or equal formats hold the same numbers, whichever format each has."""
+    if a.dtype != b.dtype:
+        if not (a.is_weight and b.is_weight):
+            return False
+        dtype = common_format((a.dtype, b.dtype))
+        a, b = a.widened(dtype), b.widened(dtype)
+    return a.shape == b.shape and same_bits(a.load(), b.load())
+
+
+def count_not_finite(bits: np.ndarray, dtype: str) -> int:
+    """How many of the numbers that `bits` stand for are infinite or none."""
+    exponent = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}.get(dtype)
+    return 0 if exponent is None else int(np.count_nonzero((bits & bits.dtype.type(exponent)) == exponent))
+
+
 def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two flat byte arrays of equal length are equal; a block at a time, since numpy's answer takes memory."""
     whole = len(a) // 8 * 8

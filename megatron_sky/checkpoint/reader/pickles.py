@@ -154,7 +154,7 @@ class DtypeName:
 
 
 def counts(values: object, what: str) -> tuple[int, ...]:
-    """`values` as a tuple, where it holds whole numbers, none negative; else ValueError names `what`."""
+    """`values`, a tuple or list of whole numbers, none negative, as a tuple; else ValueError names `what`."""
     if not isinstance(values, tuple | list) or any(type(value) is not int or value < 0 for value in values):
         raise ValueError(f"{what} = {str(values)[:80]}: must be whole numbers, none negative")
     return tuple(values)

@@ -19,6 +19,7 @@ from megatron_sky.checkpoint.reader.torch_files import TorchArchive
 from megatron_sky.errors import CheckpointError
 
 COMMON = "common.pt"
+_MOST_CELLS = 1 << 24  # of the grid that a tensor's chunks make; a cut along every axis of 4,096 ranks makes fewer
 _NOT_WEIGHTS = (
     "optimizer",
     "chained_",
@@ -57,13 +58,14 @@ def weight_tensors(folder: Path, stored: dict[str, StoredTensor]) -> dict[str, L
     found: dict[str, LazyTensor] = {}
     for key, tensor in _without_halves(stored).items():
         name = key.removeprefix(weights.LAYERS)
-        if key.startswith(weights.LAYERS) and not name[:1].isdigit():
+        if key.startswith(weights.LAYERS) and tensor[0].shape and not name[:1].isdigit():
             for number in range(tensor[0].shape[0]):
                 halves = [_lazy(folder, part, number) for part in tensor]
-                found[weights.canonical(f"{weights.LAYERS}{number}.{name}")] = halves[0].joined_with(halves[1:], 0)
+                whole = weights.canonical(f"{weights.LAYERS}{number}.{name}")
+                weights.put(found, whole, halves[0].joined_with(halves[1:], 0))
         else:
             halves = [_lazy(folder, part, None) for part in tensor]
-            found[weights.canonical(key)] = halves[0].joined_with(halves[1:], 0)
+            weights.put(found, weights.canonical(key), halves[0].joined_with(halves[1:], 0))
     return found
 
 
@@ -92,17 +94,10 @@ def _check_files(folder: Path, stored: dict[str, StoredTensor]) -> None:
 
 
 def _check_covered(path: Path, tensor: StoredTensor) -> None:
-    """Chunks that fill the tensor, each element once, and whose bytes have room where they are said to lie.
-
-    Their volumes add up, and none has another's corner or overlaps an edge.
-    """
-    volume, whole = sum(math.prod(chunk.sizes) for chunk in tensor.chunks), math.prod(tensor.shape)
-    outside = [
-        chunk
-        for chunk in tensor.chunks
-        if any(o + s > n for o, s, n in zip(chunk.offsets, chunk.sizes, tensor.shape, strict=True))
-    ]
-    if not whole or volume != whole or outside or len({chunk.offsets for chunk in tensor.chunks}) != len(tensor.chunks):
+    """Raises CheckpointError unless the chunks fill the tensor, each element once, and their bytes have room where they
+    are said to lie."""
+    if not _each_once(tensor):
+        volume, whole = sum(math.prod(chunk.sizes) for chunk in tensor.chunks), math.prod(tensor.shape)
         raise CheckpointError(
             f"{path}: the chunks of {tensor.key} hold {volume:,} elements, its shape {list(tensor.shape)} needs "
             f"{whole:,}, each once: a shard is missing"
@@ -116,6 +111,25 @@ def _check_covered(path: Path, tensor: StoredTensor) -> None:
             )
 
 
+def _each_once(tensor: StoredTensor) -> bool:
+    """Whether the chunks cover the tensor without overlap: counted on the grid that all their edges make."""
+    edges = [{0, size} for size in tensor.shape]
+    for chunk in tensor.chunks:
+        for axis, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
+            edges[axis] |= {offset, offset + size}
+    number = [{edge: place for place, edge in enumerate(sorted(axis))} for axis in edges]
+    cells = [len(axis) - 1 for axis in edges]
+    if math.prod(cells) > _MOST_CELLS or any(
+        max(axis) != n or n == 0 for axis, n in zip(edges, tensor.shape, strict=True)
+    ):
+        return False
+    grid = np.zeros(cells, np.int32)
+    for chunk in tensor.chunks:
+        box = zip(number, chunk.offsets, chunk.sizes, strict=True)
+        grid[tuple(slice(place[offset], place[offset + size]) for place, offset, size in box)] += 1
+    return bool((grid == 1).all())
+
+
 def _without_halves(stored: dict[str, StoredTensor]) -> dict[str, list[StoredTensor]]:
     """Joins what some checkpoints keep as two tensors: `linear_fc1.weight_w` (gate) and `_v` (up)."""
     joined: dict[str, list[StoredTensor]] = {}
@@ -123,6 +137,8 @@ def _without_halves(stored: dict[str, StoredTensor]) -> dict[str, list[StoredTen
         head, tail = key[:-2], key[-2:]
         if tail == "_w" and f"{head}_v" in stored:
             joined[head] = [tensor, stored[f"{head}_v"]]
+            if joined[head][1].shape != tensor.shape:
+                raise CheckpointError(f"{key} and {head}_v, the halves of a weight, have different shapes")
         elif not (tail == "_v" and f"{head}_w" in stored):
             joined[key] = [tensor]
     return joined

@@ -70,18 +70,18 @@ def release_run(
     name = name or (_name_before(run_dir / "release") if out is None else None) or run_dir.resolve().name
     out = out or run_dir / "release"
     checkpoints = _readable_checkpoints(run_dir)
-    wanted = _wanted(run_dir, checkpoints, marks)
-    folders = {mark: out / f"{name}-{mark_label(mark)}" for mark in wanted}
+    due = _due_marks(run_dir, checkpoints, marks)
+    folders = {mark: out / f"{name}-{mark_label(mark)}" for mark in due}
     done = {mark: folder for mark, folder in folders.items() if _is_exported(folder, architecture)}
-    found = _stand_for(checkpoints, [mark for mark in wanted if mark not in done])
-    if not done and not found:
+    reached = _checkpoints_for(checkpoints, [mark for mark in due if mark not in done])
+    if not done and not reached:
         raise CheckpointError(
-            f"{run_dir}: no checkpoint stands for any of {', '.join(map(mark_label, wanted))}; it has checkpoints at "
+            f"{run_dir}: no checkpoint stands for any of {', '.join(map(mark_label, due))}; it has checkpoints at "
             f"{', '.join(f'{tokens:,}' for tokens, _ in checkpoints)} tokens"
         )
-    for mark in found:
+    for mark in reached:
         _export(mark, run_dir, folders[mark.tokens], name, architecture, file_size)
-    exported = [mark for mark in wanted if mark in done or mark in {each.tokens for each in found}]
+    exported = [mark for mark in due if mark in done or mark in {each.tokens for each in reached}]
     _write_series(out, name)
     if push is not None:
         _push(push, {mark: folders[mark] for mark in exported})
@@ -108,19 +108,19 @@ def _readable_checkpoints(run_dir: Path) -> list[tuple[int, description.Checkpoi
     return found
 
 
-def _wanted(
+def _due_marks(
     run_dir: Path, checkpoints: list[tuple[int, description.CheckpointDescription]], marks: Sequence[int] | None
 ) -> list[int]:
     recipe = checkpoints[-1][1].config.checkpoint
-    wanted = sorted(set(recipe.release_marks if marks is None else marks))
-    if not wanted:
+    due = sorted(set(recipe.release_marks if marks is None else marks))
+    if not due:
         raise CheckpointError(
             f"{run_dir}: its recipe sets no checkpoint.release_marks\n  fix: set them there, or give --marks 500B,1T"
         )
-    return wanted
+    return due
 
 
-def _stand_for(checkpoints: list[tuple[int, description.CheckpointDescription]], marks: list[int]) -> list[Mark]:
+def _checkpoints_for(checkpoints: list[tuple[int, description.CheckpointDescription]], marks: list[int]) -> list[Mark]:
     """For each mark that the run has passed the first checkpoint at or after it, if it is near enough; tells if not."""
     config = checkpoints[-1][1].config
     step_tokens = config.train.global_batch_size * config.model.seq_length
@@ -204,12 +204,12 @@ def _write_series(out: Path, name: str) -> None:
     """`series.json`: all exported marks of the model that stand in `out`, whichever call made them."""
     content = {
         "name": name,
-        "checkpoints": [entry for _, entry in sorted(_standing(out, name), key=lambda each: each[0])],
+        "checkpoints": [entry for _, entry in sorted(_exported_marks(out, name), key=lambda each: each[0])],
     }
     write_json(out / SERIES, content, indent=2)
 
 
-def _standing(out: Path, name: str) -> Iterator[tuple[int, dict]]:
+def _exported_marks(out: Path, name: str) -> Iterator[tuple[int, dict]]:
     for folder in out.iterdir():
         label = folder.name.removeprefix(f"{name}-")
         if label == folder.name or not _LABEL.fullmatch(label) or (record := finished_record(folder)) is None:

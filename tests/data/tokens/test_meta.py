@@ -91,6 +91,18 @@ def test_broken_meta_files_are_named_with_a_fix_that_fixes(text_corpus, pair, te
     assert check_source(prefix, vocab_size=600, tokenizer_sha256=text_corpus.tokenizer.sha256) == written
 
 
+def test_the_field_of_a_broken_meta_file_is_named_with_its_value_and_its_rule(pair):
+    prefix, _ = pair
+    given = json.loads(meta_path(prefix).read_text())
+    given["sources"][0]["size"] = "big"
+    del given["documents"]["read"]
+    meta_path(prefix).write_text(json.dumps(given))
+    with pytest.raises(BrokenMeta) as caught:
+        read_meta(prefix)
+    for part in ("stem.meta.json", "sources.0.size = 'big': should be a valid integer", "documents.read: is required"):
+        assert part in str(caught.value)
+
+
 def test_a_meta_file_that_may_not_be_read_is_not_called_broken(pair, monkeypatch):
     def refuse(*arguments, **more):
         raise PermissionError(errno.EACCES, "Permission denied")
