@@ -19,7 +19,7 @@ from pathlib import Path
 from megatron_sky.checkpoint import store
 from megatron_sky.config import Config, load_config
 from megatron_sky.distributed import device
-from megatron_sky.distributed.launch import run_local
+from megatron_sky.distributed.launch import hide_failed_lookups, run_local
 from megatron_sky.errors import RunError
 from megatron_sky.log import get_logger, screen, setup_logging
 
@@ -38,6 +38,7 @@ def run(out: Path, *, seed: int) -> None:
     """
     start = time.monotonic()
     setup_logging(rank=0, world_size=1, run_dir=None)
+    hide_failed_lookups()
     if device.leave_gpus_out_below(PROCESSES):
         log.warning("%d processes need a GPU each, and there are fewer: training on the CPU", PROCESSES)
     os.environ["QUICKSTART"] = str(out)
