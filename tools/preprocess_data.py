@@ -36,9 +36,9 @@ def parse_args(given: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
     tokenizer = parser.add_argument_group("tokenizer")
     tokenizer.add_argument("--tokenizer-type", default=None, help="taken for compatibility; the file tells its kind")
-    tokenizer.add_argument(
-        "--tokenizer-model", required=True, help=".model, tokenizer.json, .tiktoken, or their folder"
-    )
+    tokenizer.add_argument("--tokenizer-model", help=".model, tokenizer.json, .tiktoken, or their folder")
+    tokenizer.add_argument("--vocab-file", help="GPT-2's pair of files is not read: see the message")
+    tokenizer.add_argument("--merge-file", help="GPT-2's pair of files is not read: see the message")
     work = parser.add_argument_group("work")
     work.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="worker processes")
     work.add_argument("--log-interval", type=int, default=1000, help="taken for compatibility; progress is in bytes")
@@ -49,6 +49,15 @@ def parse_args(given: list[str] | None = None) -> argparse.Namespace:
     work.add_argument("--max-documents", type=int, default=100_000)
     work.add_argument("--lang", default="english")
     args = parser.parse_args(given)
+    if args.tokenizer_model is None and (args.vocab_file or args.merge_file):
+        vocabulary, merges = args.vocab_file or "vocab.json", args.merge_file or "merges.txt"
+        parser.error(
+            f"--vocab-file {vocabulary} --merge-file {merges}: a tokenizer is one file here, --tokenizer-model\n"
+            f'  fix: make it with transformers, then give --tokenizer-model gpt2/tokenizer.json:\n  python -c "from '
+            f"transformers import GPT2TokenizerFast as T; T({vocabulary!r}, {merges!r}).save_pretrained('gpt2')\""
+        )
+    if args.tokenizer_model is None:
+        parser.error("the following arguments are required: --tokenizer-model")
     for name in IGNORED:
         if getattr(args, name) != parser.get_default(name):
             print(f"--{name.replace('_', '-')} is ignored: the order is always kept and all workers share the input")
