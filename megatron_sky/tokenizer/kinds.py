@@ -6,6 +6,7 @@ and never show here.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -254,6 +255,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     except (DataError, MissingDependency):
         raise
     except Exception as error:  # the libraries raise bare Exception for a file they can't parse
+        if path.suffix == ".model" and re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", path.read_bytes()[:4096]):
+            raise DataError(
+                f"tokenizer {path} holds tiktoken's ranks, as Llama 3's does, not a SentencePiece model\n"
+                "  fix: give the tokenizer.json of the same model, or name the file .tiktoken, its .json beside it"
+            ) from error
         what = {".json": "tokenizer.json", ".tiktoken": "tiktoken file"}.get(path.suffix, "SentencePiece model")
         raise DataError(f"tokenizer {path} is no {what} that can be read: {error}") from error
 
