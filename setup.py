@@ -26,7 +26,7 @@ BASE = [
 
 EXTRAS = {
     "hf": ["transformers>=4.46,<6", "safetensors>=0.4", "accelerate>=1.0"],
-    "corpus": ["gigatoken>=0.10", "msgspec>=0.18", "zstandard>=0.22", "pyarrow>=15"],
+    "corpus": ["gigatoken>=0.10", "zstandard>=0.22", "pyarrow>=15"],
     "wandb": ["wandb>=0.17"],
     "eval": ["lm-eval>=0.4.13,<0.5", "transformers>=4.46,<6"],
     "gpu": ["transformer-engine[pytorch]>=2.2"],  # once torch is there, with --no-build-isolation: built for that torch
