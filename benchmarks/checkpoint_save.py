@@ -15,8 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from megatron_sky.checkpoint import state as checkpoints
-from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint import state, store
 from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config.schema import Config
 from megatron_sky.distributed import compat, device
@@ -136,7 +135,7 @@ def measure_load(folder: Path, context, chunks: list, optimizer, held: dict) -> 
     for path in folder.iterdir():
         forget(path)
     start = time.perf_counter()
-    checkpoints.load(folder, context=context, chunks=chunks, optimizer=optimizer)
+    state.load(folder, context=context, chunks=chunks, optimizer=optimizer)
     note(held, "loading", time.perf_counter() - start)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.sampling.mixture import SessionMixture
 from megatron_sky.data.tokens.indexed import IndexHeader, bin_path, idx_path
+from megatron_sky.data.tokens.sources import open_source
 
 # Shares of the report's stage-1 mixture, in per mille: English web, books, papers, encyclopedia, miscellany; Chinese
 # web, social posts, encyclopedia, miscellany; other languages' encyclopedia; code. Web and code are cut in two: 14.
@@ -54,7 +55,9 @@ def ours(prefixes: list[Path], samples: int) -> None:
             {"name": p.name, "path": str(p), "weight": share} for p, share in zip(prefixes, SHARES, strict=True)
         )
     )
-    data = TrainData(config, seq_length=SEQ_LENGTH, vocab_size=VOCAB_SIZE, sessions=[SessionMixture(0, samples)])
+    sources = [open_source(each.path, vocab_size=VOCAB_SIZE) for each in config.train]
+    mixture = [SessionMixture(0, samples)]
+    data = TrainData(config, sources, seq_length=SEQ_LENGTH, vocab_size=VOCAB_SIZE, sessions=mixture)
     data.read(range(16))
     print(f"ours: first batch of 16 after {time.perf_counter() - begin:.3f} s and {memory() - before:.1f} MiB")
     begin = time.perf_counter()

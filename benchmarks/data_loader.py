@@ -17,6 +17,7 @@ import numpy as np
 from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.loader import TrainData
 from megatron_sky.data.sampling.mixture import SessionMixture
+from megatron_sky.data.tokens.sources import open_source
 from megatron_sky.data.tokens.writer import IndexedWriter
 
 
@@ -70,7 +71,9 @@ def main() -> None:
         samples = args.tokens // args.seq_length // 2
         theirs = build_theirs(prefixes, args.seq_length, samples)
         config = DataConfig(train=tuple({"name": Path(p).name, "path": p} for p in prefixes))
-        ours = TrainData(config, seq_length=args.seq_length, vocab_size=65_000, sessions=[SessionMixture(0, samples)])
+        sources = [open_source(prefix, vocab_size=65_000) for prefix in prefixes]
+        mixture = [SessionMixture(0, samples)]
+        ours = TrainData(config, sources, seq_length=args.seq_length, vocab_size=65_000, sessions=mixture)
         numbers = random.Random(0).choices(range(samples), k=3000)
         best = {"ours": 0.0, "theirs": 0.0}
         for _ in range(3):

@@ -223,14 +223,16 @@ class ours:
         from megatron_sky.distributed import device
         from megatron_sky.distributed.context import open_context
         from megatron_sky.distributed.launch import RankInfo
+        from megatron_sky.errors import ConfigError
         from megatron_sky.model.build import build_model
         from megatron_sky.optim.build import build_optimizer
-        from megatron_sky.trainer.startup import check_machine
+        from megatron_sky.trainer.startup import find_machine_problems
         from megatron_sky.trainer.step import StepRunner
 
         config = self._config
         device.setup()
-        check_machine(config)
+        if problems := find_machine_problems(config):
+            raise ConfigError(problems)
         self._open = open_context(config.parallel, RankInfo())
         context = self._open.__enter__()
         context.seed_step(1, 0)
@@ -239,18 +241,21 @@ class ours:
         optimizer = build_optimizer(config.optimizer, schedule=config.schedule, **sections, chunks=model.chunks)
         runner = StepRunner(
             model,
+            optimizer=optimizer,
+            weight_decay=config.optimizer.weight_decay,
             context=context,
             seq_length=config.model.seq_length,
             micro_batch_size=config.train.micro_batch_size,
             masks_documents=False,
+            dropout_seed=None,
             beat=lambda doing: None,
         )
         tokens, labels, mask, positions = _random_batch(config, context.device)
         batch = Batch(tokens=tokens, labels=labels, loss_mask=mask, position_ids=positions)
 
         def step():
-            result = runner.compute(optimizer, [batch], num_microbatches=1)
-            runner.apply(optimizer, result, lr=config.schedule.lr, weight_decay=config.optimizer.weight_decay)
+            result = runner.compute([batch], num_microbatches=1, step=0)
+            runner.apply(result, lr=config.schedule.lr)
             return result.lm_loss
 
         return step

@@ -109,8 +109,10 @@ def measure(config, rounds: int, steps_per_block: int) -> tuple[Side, Side, list
             """Our block is over: the bare loop's turn, then ours again."""
             if self.state.step == 0:
                 size = config.train.global_batch_size // config.train.micro_batch_size
-                self.bare = BareLoop(self.runner.model, self.optimizer, [next(self.batches) for _ in range(size)])
-                self.clock = _clock_megatron_core(self.runner, self.optimizer)
+                self.bare = BareLoop(
+                    self.runner.model, self.runner.optimizer, [next(self.batches) for _ in range(size)]
+                )
+                self.clock = _clock_megatron_core(self.runner, self.runner.optimizer)
             elif self.state.step > steps_per_block:  # the first block is the warm-up
                 ours.seconds.append(time.perf_counter() - self.start)
                 ours.cpu_seconds.append(time.process_time() - self.cpu_start)

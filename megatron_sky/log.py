@@ -45,6 +45,18 @@ def log_once(logger: logging.Logger, level: int, message: str) -> None:
     logger.log(level, message, stacklevel=2)
 
 
+def quiet_torch() -> None:
+    """Keeps off the screen that torch finds no GPU, said when megatron-core is imported beside a CUDA toolkit.
+
+    The run's own first line names the device. For before torch is imported: torch writes its records by itself.
+    """
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("No CUDA runtime is found")
+
+
 def setup_logging(rank: int, world_size: int, run_dir: Path | None) -> None:
     """Send log records to the screen (rank 0) and to `<run_dir>/logs/rank_*.log` (every rank; none without a run_dir).
 

@@ -1,24 +1,31 @@
 """A group of processes for many-rank tests over gloo, started once and used by many checks.
 
+They are forks of a process that has torch loaded and nothing else, which costs more than most checks do.
+
 Each check is a function of a test module (found by name in the child) with plain arguments. The child that runs it is
 a rank: it calls `open_context` with the RankInfo it is given, does its work, and leaves the groups again.
 """
 
 import contextlib
+import gc
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing import get_context
 from queue import Empty
 
 TIMEOUT_SECONDS = 300
+LOADED = ["torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.tensor"]
+"""Not megatron-core, which must come after `device.setup`."""
 
 
 class RankGroup:
     """Processes 0..n-1, as many as the largest check so far needed."""
 
     def __init__(self):
-        self._spawn = get_context("spawn")
+        self._context = get_context("forkserver")
+        self._context.set_forkserver_preload(LOADED)
         self._workers: list[tuple] = []
 
     def run(self, world_size: int, function: Callable, *args) -> list:
@@ -48,8 +55,8 @@ class RankGroup:
         return value
 
     def _start(self) -> tuple:
-        tasks, results = self._spawn.Queue(), self._spawn.Queue()
-        process = self._spawn.Process(target=_work, args=(tasks, results), daemon=False)
+        tasks, results = self._context.Queue(), self._context.Queue()
+        process = self._context.Process(target=_work, args=(tasks, results), daemon=False)
         process.start()
         return process, tasks, results
 
@@ -71,6 +78,9 @@ def _work(tasks, results) -> None:
         except Exception:
             results.put((False, traceback.format_exc()))
             _forget_groups()
+        _unhook_models()
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays, and is not looked at again
 
 
 def _forget_groups() -> None:
@@ -79,6 +89,19 @@ def _forget_groups() -> None:
         import torch.distributed
 
         torch.distributed.destroy_process_group()
+
+
+def _unhook_models() -> None:
+    """Has garbage collection see the models that a check built and left.
+
+    megatron-core hooks a model's gradients, and Python does not see that the hooks hold the model. It holds its process
+    groups, each with three threads, one of which wakes a hundred times a second: after some checks they keep all cores
+    busy.
+    """
+    if megatron := sys.modules.get("megatron.core.distributed"):
+        for found in gc.get_objects():
+            if type(found) is megatron.DistributedDataParallel:
+                found.grad_accs.clear()
 
 
 def _free_port() -> int:

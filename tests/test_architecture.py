@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     ["__init__"],
     ["errors"],
-    ["log", "files"],
+    ["log", "files", "palette", "records", "versions"],
     ["config"],
     ["distributed"],
     ["model", "tokenizer"],
@@ -34,7 +35,9 @@ LEVELS = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 NO_TORCH = [
     "config",
     "errors.py",
+    "files.py",
     "log.py",
+    "records.py",
     "distributed/topology.py",
     "distributed/seeding.py",
     "model/flops.py",
@@ -42,6 +45,7 @@ NO_TORCH = [
     "data/sampling/plan.py",
     "data/tokens/indexed.py",
     "data/tokens/meta.py",
+    "checkpoint/description.py",
     "checkpoint/store.py",
     "monitor",
     "evaluate/windows.py",
@@ -54,6 +58,7 @@ NO_TORCH = [
     "trainer/batches.py",
     "trainer/state.py",
     "trainer/run_folder.py",
+    "trainer/run_record.py",
 ]
 
 
@@ -141,12 +146,63 @@ def test_nothing_is_swallowed_and_no_global_is_set(path):
             assert not all(isinstance(each, ast.Pass) for each in node.body), f"{path}:{node.lineno}: swallowed"
 
 
+def comments_of(path: Path) -> set[int]:
+    """The lines of a file that have a comment."""
+    with tokenize.open(path) as file:
+        return {token.start[0] for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.COMMENT}
+
+
+def passes_over(handler: ast.ExceptHandler) -> bool:
+    """Whether an error is neither told nor used: the handler only goes on, or sets something else."""
+    uses = {node.id for each in handler.body for node in ast.walk(each) if isinstance(node, ast.Name)}
+    goes_on = (ast.Pass, ast.Continue, ast.Break, ast.Assign, ast.AugAssign, ast.AnnAssign)
+    return handler.name not in uses and all(isinstance(each, goes_on) for each in handler.body)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_is_passed_over_says_why_on_its_line(path):
+    comments = comments_of(path)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ExceptHandler) and passes_over(node):
+            lines = range(node.lineno, node.body[-1].end_lineno + 1)
+            assert comments & set(lines), f"{path}:{node.lineno}: an error is passed over, and no comment says why"
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "suppress":
+            names = {ast.unparse(each) for each in node.args}
+            assert not {"Exception", "BaseException"} & names, f"{path}:{node.lineno}: suppresses everything"
+            is_signal = all(name.startswith("_") for name in names)  # of a module to itself, no error
+            assert is_signal or node.lineno in comments, f"{path}:{node.lineno}: suppressed, and no comment says why"
+
+
+def test_an_error_that_is_passed_over_is_seen():
+    def handler(body: str) -> ast.ExceptHandler:
+        return (
+            ast.parse(f"for x in y:\n    try:\n        z()\n    except E as e:\n        {body}")
+            .body[0]
+            .body[0]
+            .handlers[0]
+        )
+
+    assert all(passes_over(handler(body)) for body in ("pass", "continue", "break", "x = None", "x += 1"))
+    assert not any(passes_over(handler(body)) for body in ("raise", "x = e", "warn(e)", "raise V from None"))
+
+
 @pytest.mark.parametrize("place", NO_TORCH)
 def test_arithmetic_and_config_import_no_torch(place):
     target = PACKAGE / place
     for path in sorted(target.rglob("*.py")) if target.is_dir() else [target]:
         for name, node in imports(path):
             assert name.split(".")[0] not in ("torch", "megatron"), f"{path}:{node.lineno} imports {name}"
+
+
+@pytest.mark.parametrize("place", ["checkpoint/reader", "inference/checkpoints.py", "inference/model.py"])
+def test_a_checkpoint_is_opened_without_torch(place):
+    """What some callers alone need torch for, imports it where they ask."""
+    target = PACKAGE / place
+    for path in sorted(target.rglob("*.py")) if target.is_dir() else [target]:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+                assert not {name.split(".")[0] for name in names} & {"torch", "megatron"}, f"{path}:{node.lineno}"
 
 
 def test_every_part_has_a_level():

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_tiny(tmp_path):
     out = tmp_path / "results.json"
     command = [sys.executable, ROOT / "benchmarks/gpu_training.py", "--tiny", "--steps", "1", "--out", out]

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_what_the_report_found_appears(tmp_path):
     script = ROOT / "examples" / "paper_in_miniature" / "run.sh"
     done = subprocess.run(

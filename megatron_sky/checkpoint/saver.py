@@ -1,4 +1,4 @@
-"""Saving beside training: a snapshot is taken in an instant, files are written and hashed while training goes on.
+"""Writing a checkpoint beside training: a snapshot in an instant, then files are written and hashed in the background.
 
 A save goes through three stages. *Writing*: megatron-core's planner lists this rank's tensors, and a forked process
 writes them; a fork's memory is a snapshot (on a GPU the tensors are first copied to the host). *Hashing*: when the
@@ -6,8 +6,7 @@ writers of all ranks are done, each rank hashes its share of the files in a thre
 manifest and renames the folder. `poll`, called once a step, moves on what can move; only then do ranks talk, with one
 small all-reduce. One save is in flight at a time: the next waits for it.
 
-A save that fails leaves no folder under the final name. Interval saves may fail (a full disk is told, training goes on
-with the older checkpoints); the run's last save may not.
+A save that fails leaves no folder under the final name. What follows from that, and when to save, is `manager`'s.
 """
 
 import shutil
@@ -16,15 +15,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from megatron_sky.checkpoint import state as checkpoints
-from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint import state, store
+from megatron_sky.checkpoint.description import write_description
 from megatron_sky.config import Config
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError, RunError
 from megatron_sky.model.build import gather_weights
 from megatron_sky.model.flops import num_parameters
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -64,7 +66,7 @@ class _Hashing:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SaveOutcome:
     """A save that ended: whole in `folder`, or failed with a reason. `seconds` from its start to its end."""
 
     step: int
@@ -99,25 +101,24 @@ class Saver:
         self._fingerprint = fingerprint
         self._flight: _Flight | None = None
         self.bytes_needed = checkpoint_bytes(config)
-        self.last_step: int | None = None  # of the newest checkpoint that is whole
 
-    def start(self, progress: dict) -> list[Saved]:
+    def start(self, progress: dict) -> list[SaveOutcome]:
         """Starts the save of this moment; returns the saves that ended meanwhile (one in flight is waited for)."""
         ended = self.finish()
         try:
             self._flight = self._begin(progress)
         except CheckpointError as error:
             folder = store.folder_of(self._run_dir, progress["step"])
-            return [*ended, Saved(progress["step"], folder, 0.0, str(error))]
+            return [*ended, SaveOutcome(progress["step"], folder, 0.0, str(error))]
         return ended if self._config.checkpoint.async_save else [*ended, *self.finish()]
 
-    def poll(self) -> list[Saved]:
+    def poll(self) -> list[SaveOutcome]:
         """Moves the save in flight on, without waiting; returns it if it ended. Free when nothing is in flight."""
         return self._advance(wait=False) if self._flight is not None else []
 
-    def finish(self) -> list[Saved]:
+    def finish(self) -> list[SaveOutcome]:
         """Waits for the save in flight, if any."""
-        ended: list[Saved] = []
+        ended: list[SaveOutcome] = []
         while self._flight is not None:
             ended += self._advance(wait=True)
         return ended
@@ -127,7 +128,7 @@ class Saver:
         final = store.folder_of(self._run_dir, progress["step"])
         temporary = final.with_name(final.name + ".tmp")
         described = {"progress": progress, "data": self._fingerprint(), "layout": str(self._context.layout)}
-        self._together(lambda: self._prepare(temporary, described), temporary)
+        self._on_first_rank(lambda: self._prepare(temporary, described), temporary)
         return _Flight(progress["step"], temporary, final, started, self._plan(temporary))
 
     def _plan(self, temporary: Path):
@@ -135,7 +136,7 @@ class Saver:
         from megatron.core import dist_checkpointing
 
         gather_weights(self._chunks)
-        state, metadata = checkpoints.sharded_state(
+        tensors, metadata = state.sharded_state(
             self._chunks, self._optimizer, self._context, loading=False, fp8=self._fp8
         )
         compat.write_views_in_place()
@@ -143,15 +144,15 @@ class Saver:
         try:
             request = compat.call(
                 dist_checkpointing.save,
-                state,
+                tensors,
                 str(temporary),
-                checkpoints.save_strategy(self._context),
+                state.save_strategy(self._context),
                 async_sharded_save=True,
                 content_metadata=metadata,
                 async_strategy="mcore",
             )
             if self._context.rank == 0:
-                compat.write_common_file(state, temporary)
+                compat.write_common_file(tensors, temporary)
         except OSError as error:
             raise RunError(f"{temporary}: can't be written: {error}\n  fix: free space or permissions there") from error
         queue.schedule_async_request(request)
@@ -168,16 +169,17 @@ class Saver:
                 f"{temporary}: {free:,} bytes are free, a checkpoint needs about {needed:,}\n  fix: free space, or "
                 "keep fewer checkpoints (checkpoint.keep_last)"
             )
-        checkpoints.describe(temporary, self._config, described)
+        write_description(temporary, self._config, described)
 
-    def _advance(self, wait: bool) -> list[Saved]:
+    def _advance(self, wait: bool) -> list[SaveOutcome]:
         flight = self._flight
         assert flight is not None
         try:
             if flight.queue is not None:
                 self._advance_writing(flight, wait)
             elif flight.hashing is None:
-                names = store.files_of(flight.temporary)[self._context.rank :: self._context.world_size]
+                sizes = self._on_first_rank(lambda: store.sizes_of(flight.temporary), flight.temporary)
+                names = store.share_of(sizes, self._context.rank, self._context.world_size)
                 flight.hashing = _Hashing(flight.temporary, names)
                 flight.hashing.start()
             elif self._hashed(flight.hashing, wait):
@@ -186,7 +188,7 @@ class Saver:
             self._flight = None
             if self._context.rank == 0:  # what was written may be what filled the disk
                 shutil.rmtree(flight.temporary, ignore_errors=True)
-            return [Saved(flight.step, flight.final, time.perf_counter() - flight.started, str(error))]
+            return [SaveOutcome(flight.step, flight.final, time.perf_counter() - flight.started, str(error))]
         return []
 
     def _advance_writing(self, flight: _Flight, wait: bool) -> None:
@@ -207,30 +209,28 @@ class Saver:
             hashing.thread.join()
         return self._context.agree([0 if hashing.done() else 1]) == [0]
 
-    def _end(self, flight: _Flight) -> Saved:
+    def _end(self, flight: _Flight) -> SaveOutcome:
         gathered = self._context.gather_objects((flight.hashing.records, flight.hashing.failure))
         failures = [failure for _, failure in gathered if failure]
         if failures:
             raise CheckpointError(failures[0])
         records = {name: record for part, _ in gathered for name, record in part.items()}
-        self._together(lambda: store.finish(flight.temporary, flight.final, flight.step, records), flight.final)
+        self._on_first_rank(lambda: store.finish(flight.temporary, flight.final, flight.step, records), flight.final)
         self._flight = None
-        self.last_step = flight.step
-        return Saved(flight.step, flight.final, time.perf_counter() - flight.started)
+        return SaveOutcome(flight.step, flight.final, time.perf_counter() - flight.started)
 
-    def _together(self, action: Callable[[], None], path: Path) -> None:
-        """Runs `action` on rank 0 while the others wait; its failure is every rank's."""
-        failure = None
-        if self._context.rank == 0:
+    def _on_first_rank(self, action: Callable[[], T], path: Path) -> T:
+        """What `action` gives on rank 0, on every rank; its failure is every rank's."""
+
+        def work() -> T:
             try:
-                action()
+                return action()
             except OSError as error:
-                failure = f"{path}: can't be written: {error}\n  fix: free space or permissions there"
-            except CheckpointError as error:
-                failure = str(error)
-        failures = [each for each in self._context.gather_objects(failure) if each]
-        if failures:
-            raise CheckpointError(failures[0])
+                raise CheckpointError(
+                    f"{path}: can't be written: {error}\n  fix: free space or permissions there"
+                ) from error
+
+        return self._context.from_first_rank(work)
 
 
 def _reason(error: Exception) -> str:

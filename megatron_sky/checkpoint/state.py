@@ -1,110 +1,21 @@
-"""Loading, and what is saved, in megatron-core's torch_dist format: any layout reads what any other wrote.
+"""A checkpoint's tensors, in megatron-core's torch_dist format: any layout reads what any other wrote.
 
-Tensors go through megatron-core's dist_checkpointing under global names; everything else of ours (progress, recipe,
-data position) is JSON and YAML beside them, so that it can be read without torch. megatron-core's format holds pickles
-too; they are read as data and can't run anything (see `pickles`). Random number generators have no state to save: every
-step seeds them (see `distributed.seeding`).
+Tensors go through megatron-core's dist_checkpointing under global names; what else a checkpoint holds is its
+`description`. megatron-core's format holds pickles too; they are read as data and can't run anything (see `pickles`).
+Random number generators have no state to save: every step seeds them (see `distributed.seeding`).
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sky import __version__
-from megatron_sky.checkpoint.reader import pickles
-from megatron_sky.checkpoint.store import MANIFEST, TRAIN_STATE
-from megatron_sky.config import Config, dump_config, load_config
-from megatron_sky.config.schema import ModelConfig
+from megatron_sky.checkpoint.reader import index, pickles
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
-from megatron_sky.errors import CheckpointError, ConfigError
-from megatron_sky.tokenizer import files as tokenizer_files
+from megatron_sky.errors import CheckpointError
+from megatron_sky.versions import installed
 
-CONFIG = "config.yaml"
 _EXTRA = "_extra_state"
-_WRITER = "megatron_sky"  # the version that saved a checkpoint, in train_state.json
-
-# The fields of a model that its weights are bound to; dropout, backend and the like may change on resume.
-_SHAPE = [
-    "vocab_size",
-    "padded_vocab_size",
-    "hidden_size",
-    "ffn_hidden_size",
-    "num_layers",
-    "num_attention_heads",
-    "query_groups",
-    "head_size",
-    "position_embedding",
-    "rotary_base",
-    "rope_scaling",
-    "normalization",
-    "norm_epsilon",
-    "activation",
-    "add_bias_linear",
-    "tie_embeddings",
-]
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint's own description: its recipe and its progress (train_state.json)."""
-
-    folder: Path
-    config: Config
-    progress: dict
-    data: dict
-    layout: str
-
-    @property
-    def model(self) -> ModelConfig:
-        """The model as any machine runs it: where Transformer Engine is missing, torch computes from the same names.
-
-        What else of a recipe a machine may lack (8-bit products, fused kernels, overlaps) is training's alone.
-        """
-        backend = "auto" if self.config.model.backend == "te" else self.config.model.backend
-        return self.config.model.model_copy(update={"backend": backend})
-
-
-def read_saved(folder: Path) -> Saved:
-    """The description of the checkpoint in `folder`, read without torch. Raises CheckpointError naming the file."""
-    path = folder / TRAIN_STATE
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        progress, data, layout = state["progress"], state["data"], state["layout"]
-        writer = state.get(_WRITER, "of an unknown version")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: can't be read: {error}") from None
-    return Saved(folder, _recipe(folder / CONFIG, writer), progress, data, layout)
-
-
-def _recipe(path: Path, writer: str) -> Config:
-    """The recipe saved by megatron_sky `writer`, whose fields this version may not have any more."""
-    try:
-        return load_config([path])
-    except ConfigError as error:
-        told = "\n".join(f"  {problem}" for problem in error.problems)
-        raise CheckpointError(
-            f"{path}: was saved by megatron_sky {writer}, and megatron_sky {__version__} can't read it:\n{told}\n"
-            f"  fix: load the checkpoint with the version that saved it; or give those fields in {path} the names and "
-            f"values that this version has, and take {CONFIG} out of {MANIFEST} beside it"
-        ) from None
-
-
-def check_same_model(saved: ModelConfig, wanted: ModelConfig, folder: Path) -> None:
-    """Raises CheckpointError listing every field in which the checkpoint's model is not the recipe's."""
-    names = [*_SHAPE, "seq_length"] if wanted.position_embedding == "learned_absolute" else _SHAPE
-    differing = [
-        f"  model.{name}: {getattr(saved, name)!r} in the checkpoint, {getattr(wanted, name)!r} in the recipe"
-        for name in names
-        if getattr(saved, name) != getattr(wanted, name)
-    ]
-    if differing:
-        raise CheckpointError(
-            f"{folder}: holds another model than the recipe's:\n" + "\n".join(differing) + "\n"
-            "  fix: give the recipe the checkpoint's shape, or start a new run in another train.run_dir"
-        )
 
 
 def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None, fp8=None) -> None:
@@ -118,8 +29,8 @@ def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None
 
     from megatron_sky.checkpoint import optimizer_shards
 
-    pickles.read_index(folder / ".metadata")  # what is refused is said at once; torch would only say that it has none
-    compat.read_index_by(pickles.read_index)
+    index.read_index(folder / index.METADATA)  # what is refused is said at once; torch would only say that it has none
+    compat.read_index_by(index.as_torch)
     compat.read_objects_as_data()
     saved = _content_metadata(folder)
     if optimizer is not None and not saved.get("holds_optimizer"):
@@ -155,7 +66,7 @@ def _content_metadata(folder: Path) -> dict:
             return dist_checkpointing.load_content_metadata(folder) or {}
     except (CheckpointingException, AttributeError) as error:  # the latter where 0.16 makes its own message
         raise CheckpointError(
-            f"{folder}: megatron-core {compat.version()} finds no {compat.COMMON_FILE} in it: {error}\n"
+            f"{folder}: megatron-core {installed('megatron-core')} finds no {compat.COMMON_FILE} in it: {error}\n"
             f"  fix: a newer megatron-core wrote it; load it with that one and save it again"
         ) from None
 
@@ -201,14 +112,7 @@ def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bo
     """(what to save or to fill, the plain description of how it is laid out)."""
     from megatron_sky.checkpoint import optimizer_shards
 
-    metadata = {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "distrib_optim_fully_reshardable_mem_efficient": False,
-        "chained_optim_avoid_prefix": True,
-        "singleton_local_shards": False,
-        "holds_optimizer": optimizer is not None,
-        "fp8": None if fp8 is None else fp8.kind,
-    }
+    metadata = content_metadata(holds_optimizer=optimizer is not None, fp8=None if fp8 is None else fp8.kind)
     with_group = metadata | {"dp_cp_group": context.dp_cp_group}
     state = {name: _bare(chunk).sharded_state_dict(metadata=with_group) for name, chunk in _named(chunks)}
     if optimizer is not None:
@@ -221,6 +125,18 @@ def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bo
     if metadata["fp8"] is not None:
         state["fp8"] = _sharded_history(fp8, context)
     return state, metadata
+
+
+def content_metadata(*, holds_optimizer: bool, fp8: str | None = None) -> dict:
+    """How a checkpoint's content is laid out, as megatron-core saves and asks for it."""
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+        "chained_optim_avoid_prefix": True,
+        "singleton_local_shards": False,
+        "holds_optimizer": holds_optimizer,
+        "fp8": fp8,
+    }
 
 
 def _sharded_history(fp8, context: ParallelContext) -> dict:
@@ -264,27 +180,3 @@ def _load_strategy(context: ParallelContext, folder: Path):
     from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 
     return FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(folder)), context.dp_cp_group)
-
-
-def train_state(described: dict) -> str:
-    """The text of train_state.json: `progress`, `data` and `layout` of `described`, and the version that writes it."""
-    return json.dumps(described | {_WRITER: __version__}, indent=1)
-
-
-def describe(folder: Path, config: Config, described: dict) -> None:
-    """Writes into `folder` what a checkpoint says of itself besides its tensors."""
-    (folder / TRAIN_STATE).write_text(train_state(described), encoding="utf-8")
-    (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
-    if config.tokenizer.path is not None:
-        tokenizer_files.copy(Path(config.tokenizer.path), folder)
-
-
-def tokenizer_in(folder: Path) -> Path:
-    """The file of the checkpoint's tokenizer. Raises CheckpointError where it has none."""
-    found = tokenizer_files.find(folder)
-    if found is None:
-        raise CheckpointError(
-            f"{folder}: holds no tokenizer, so texts and its tokens can't become each other\n"
-            f"  fix: set tokenizer.path in the recipe of the run, or copy the tokenizer's file there"
-        )
-    return found

@@ -6,18 +6,22 @@ checks that it still is: a damaged one is named and the one before it is used.
 """
 
 import hashlib
+import heapq
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import sync_to_disk, write_json
+from megatron_sky.records import read_record
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -28,8 +32,11 @@ _BLOCK = 1 << 22
 _ALGORITHMS = {"sha256": hashlib.sha256, "xxh3": xxhash.xxh3_128}
 
 
-class NewerFormat(CheckpointError):
-    """A checkpoint of a format that this version does not know."""
+class UnreadableHere(CheckpointError):
+    """A checkpoint that may be whole and can't be read: of a newer format, or out of a node's sight.
+
+    It is not passed over like a damaged one: going on from an older one would throw its steps away.
+    """
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,15 @@ class FileRecord:
 
     def to_dict(self) -> dict:
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """manifest.json."""
+
+    format_version: Literal[1]
+    step: int
+    files: dict[str, FileRecord]
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
@@ -57,50 +73,98 @@ def step_of(folder: Path) -> int:
 
 
 def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every finished checkpoint of a run, oldest first, not verified."""
+    """(step, folder) of every finished checkpoint of a run, oldest first, not verified. Raises CheckpointError."""
     root = run_dir / "checkpoints"
-    if not root.is_dir():
-        return []
-    found = [(_NAME.fullmatch(each.name), each) for each in root.iterdir() if each.is_dir()]
-    return sorted((int(match.group(1)), each) for match, each in found if match)
+    try:
+        folders = [folder for folder in root.iterdir() if folder.is_dir()] if root.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"{root}: can't be read: {error.strerror}") from error
+    return sorted((step_of(folder), folder) for folder in folders if _NAME.fullmatch(folder.name))
 
 
-def find_latest(run_dir: Path, warn: Callable[[str], None], *, quick: bool = False) -> Path | None:
-    """The newest checkpoint of a run that passes `verify`; `warn` is told of each that does not. None: there is none.
+def check_sizes(folder: Path) -> dict[str, FileRecord]:
+    """The manifest's files; raises CheckpointError naming the first that is missing or has another size."""
+    records = read_manifest(folder)
+    for name, record in records.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing")
+        if path.stat().st_size != record.size:
+            raise CheckpointError(f"{path}: has {path.stat().st_size:,} bytes, the manifest says {record.size:,}")
+    return records
 
-    `quick`: look at the files' sizes alone. Raises CheckpointError when there are checkpoints but all are damaged:
-    starting over would hide the loss.
-    """
-    checkpoints = list_checkpoints(run_dir)
-    for _, folder in reversed(checkpoints):
+
+def check_hashes(folder: Path, records: Mapping[str, FileRecord]) -> None:
+    """Raises CheckpointError naming the first of these files that can't be read or has another content."""
+    actual: dict[str, FileRecord] = {}
+    for algorithm in _ALGORITHMS:
+        names = [name for name, record in records.items() if getattr(record, algorithm)]
         try:
-            (check_sizes if quick else verify)(folder)
-        except NewerFormat:
-            raise  # it is whole, and going on from an older one would throw its steps away
+            actual |= hash_files(folder, names, algorithm)
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or folder}: can't be read: {error.strerror}") from error
+    for name, record in records.items():
+        if actual[name] != record:
+            raise CheckpointError(f"{folder / name}: its content is not what was written (its hash differs)")
+
+
+def verify(folder: Path) -> None:
+    """Raises CheckpointError naming the first file that is missing, of another size, or of another content."""
+    check_hashes(folder, check_sizes(folder))
+
+
+def find_latest(run_dir: Path, warn: Callable[[str], None], *, check: Callable[[Path], object] = verify) -> Path | None:
+    """The newest checkpoint of a run that is whole, see `newest_whole`."""
+    return newest_whole([folder for _, folder in list_checkpoints(run_dir)], warn, check=check)
+
+
+def newest_whole(
+    folders: Sequence[Path], warn: Callable[[str], None], *, check: Callable[[Path], object]
+) -> Path | None:
+    """The last of a run's checkpoints, oldest first, that passes `check` (`verify`, or the quick `check_sizes`).
+
+    `warn` is told of each that does not. None: there is none. Raises CheckpointError when there are checkpoints but all
+    are damaged: starting over would hide the loss.
+    """
+    for folder in reversed(folders):
+        try:
+            check(folder)
+        except UnreadableHere:
+            raise
         except CheckpointError as error:
             warn(f"skipping a damaged checkpoint: {error}")
         else:
             return folder
-    if checkpoints:
+    if folders:
         raise CheckpointError(
-            f"{run_dir / 'checkpoints'}: none of its {len(checkpoints)} checkpoints is whole\n"
+            f"{folders[0].parent}: none of its {len(folders)} checkpoints is whole\n"
             f"  fix: restore one from a copy, or start again in another run folder"
         )
     return None
 
 
-def resolve(path: Path, warn: Callable[[str], None], *, quick: bool = False) -> Path:
-    """The checkpoint folder that `path` means: itself, or the latest of the run folder it is; verified, or `quick`."""
-    if (path / MANIFEST).is_file():
-        (check_sizes if quick else verify)(path)
+def resolve(path: Path, warn: Callable[[str], None], *, check: Callable[[Path], object] = verify) -> Path:
+    """The checkpoint folder that `path` means: itself, or the latest of the run folder it is; it passes `check`."""
+    if is_checkpoint(path):
+        check(path)
         return path
-    latest = find_latest(path, warn, quick=quick)
+    latest = find_latest(path, warn, check=check)
     if latest is None:
-        raise CheckpointError(
-            f"{path}: is neither a checkpoint nor a run folder with checkpoints\n"
-            f"  fix: give a folder such as <run_dir>/checkpoints/step_0001000"
-        )
+        raise holds_none(path)
     return latest
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is a checkpoint's folder, not a run's."""
+    return (path / MANIFEST).is_file()
+
+
+def holds_none(path: Path) -> CheckpointError:
+    """The error for a path that means no checkpoint."""
+    return CheckpointError(
+        f"{path}: is neither a checkpoint nor a run folder with checkpoints\n"
+        f"  fix: give a folder such as <run_dir>/checkpoints/step_0001000"
+    )
 
 
 def hash_files(folder: Path, names: Iterable[str], algorithm: str = "sha256") -> dict[str, FileRecord]:
@@ -126,48 +190,40 @@ def files_of(folder: Path) -> list[str]:
     )
 
 
+def sizes_of(folder: Path) -> dict[str, int]:
+    """The size of each of `files_of`, in bytes."""
+    return {name: (folder / name).stat().st_size for name in files_of(folder)}
+
+
+def share_of(sizes: Mapping[str, int], rank: int, world_size: int) -> list[str]:
+    """The files that are `rank`'s when `world_size` ranks share them out by their bytes; every file is one rank's."""
+    loads = [(0, owner) for owner in range(world_size)]
+    share = []
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        load, owner = loads[0]  # who has the least so far
+        heapq.heapreplace(loads, (load + sizes[name], owner))
+        if owner == rank:
+            share.append(name)
+    return share
+
+
 def finish(temporary: Path, final: Path, step: int, records: dict[str, FileRecord]) -> None:
     """Writes the manifest and renames the folder into place, each flushed to disk before the next."""
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "step": step,
-        "files": {name: record.to_dict() for name, record in sorted(records.items())},
-    }
-    with open(temporary / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(temporary / MANIFEST, manifest_of(step, records), sync=True)
     for name in records:
-        sync(temporary / name)
-    sync(temporary)
+        sync_to_disk(temporary / name)
+    sync_to_disk(temporary)
     aside = _set_aside(final) if final.exists() else None  # a damaged checkpoint of a step that was trained again
     temporary.rename(final)
-    sync(final.parent)
+    sync_to_disk(final.parent)
     if aside is not None:
         shutil.rmtree(aside)
 
 
-def check_sizes(folder: Path) -> dict[str, FileRecord]:
-    """The manifest's files; raises CheckpointError naming the first that is missing or has another size."""
-    records = read_manifest(folder)
-    for name, record in records.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: is missing")
-        if path.stat().st_size != record.size:
-            raise CheckpointError(f"{path}: has {path.stat().st_size:,} bytes, the manifest says {record.size:,}")
-    return records
-
-
-def verify(folder: Path) -> None:
-    """Raises CheckpointError naming the first file that is missing, of another size, or of another content."""
-    records = check_sizes(folder)
-    found: dict[str, FileRecord] = {}
-    for algorithm in _ALGORITHMS:
-        found |= hash_files(folder, [name for name, record in records.items() if getattr(record, algorithm)], algorithm)
-    for name, record in records.items():
-        if found[name] != record:
-            raise CheckpointError(f"{folder / name}: its content is not what was written (its hash differs)")
+def manifest_of(step: int, records: dict[str, FileRecord]) -> dict:
+    """The content of a manifest."""
+    files = {name: record.to_dict() for name, record in sorted(records.items())}
+    return {"format_version": FORMAT_VERSION, "step": step, "files": files}
 
 
 def read_manifest(folder: Path) -> dict[str, FileRecord]:
@@ -175,22 +231,27 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version, step, files = content["format_version"], content["step"], content["files"]
-        records = {name: FileRecord(**each) for name, each in files.items()}
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            fix = "use the version of megatron-sky that wrote it, or a newer one"
+            raise UnreadableHere(
+                f"{path}: format_version = {version}; this version reads {FORMAT_VERSION}\n  fix: {fix}"
+            )
+        manifest = read_record(_Manifest, content)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing, so the checkpoint was never finished") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: can't be read as a manifest: {error}") from None
-    if version != FORMAT_VERSION:
-        fix = "use the version of megatron-sky that wrote it, or a newer one"
-        raise NewerFormat(f"{path}: format_version = {version}; this version reads {FORMAT_VERSION}\n  fix: {fix}")
+    except (OSError, ValueError) as error:
+        fix = "restore the folder from a copy, or delete it: a run goes on from the checkpoint before"
+        raise CheckpointError(f"{path}: can't be read as a manifest: {error}\n  fix: {fix}") from None
     match = _NAME.fullmatch(folder.name)
-    if match and int(match.group(1)) != step:
-        raise CheckpointError(f"{path}: is the manifest of step {step}, not of {folder.name}")
-    for name in records:
+    if match and int(match.group(1)) != manifest.step:
+        raise CheckpointError(f"{path}: is the manifest of step {manifest.step}, not of {folder.name}")
+    for name, record in manifest.files.items():
         if name.startswith("/") or ".." in Path(name).parts:
             raise CheckpointError(f"{path}: names the file {name!r}, which lies outside the checkpoint")
-    return records
+        if record.sha256 is None and record.xxh3 is None:
+            raise CheckpointError(f"{path}: files.{name} has neither a sha256 nor an xxh3 to verify it by")
+    return manifest.files
 
 
 def consumed_tokens(folder: Path) -> int:
@@ -262,12 +323,3 @@ def _set_aside(folder: Path) -> Path:
         shutil.rmtree(doomed)
     folder.rename(doomed)
     return doomed
-
-
-def sync(path: Path) -> None:
-    """Flushes a file or a folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,6 +1,9 @@
 """What the verbs share: how a group of them looks, options that several take, and progress on a terminal."""
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -24,6 +27,29 @@ def verb_group(text: str, name: str | None = None) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+
+def with_options(collect: Callable) -> Callable[[Callable], Callable]:
+    """Gives a verb the parameters of `collect` as further options of its own.
+
+    The verb's parameter `options` is then a function without arguments: what `collect` makes of them.
+    """
+
+    def decorate(verb: Callable) -> Callable:
+        own, shared = inspect.signature(verb).parameters, inspect.signature(collect).parameters
+
+        @functools.wraps(verb)
+        def called(**given: object) -> object:
+            values = {name: given.pop(name) for name in shared}
+            return verb(options=lambda: collect(**values), **given)
+
+        listed = [parameter for name, parameter in own.items() if name != "options"] + list(shared.values())
+        as_keywords = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in listed]
+        called.__signature__ = inspect.Signature(as_keywords)
+        called.__annotations__ = {parameter.name: parameter.annotation for parameter in listed}
+        return called
+
+    return decorate
 
 
 def check_nproc(nproc: int | None, rank: int, world_size: int) -> None:

@@ -16,7 +16,7 @@ RunDir = Annotated[Path, typer.Argument(help="Run folder.")]
 def list_(run_dir: RunDir) -> None:
     """Step, tokens, size and layout of every checkpoint, oldest first; sizes are checked, contents are not."""
     from megatron_sky.checkpoint import store
-    from megatron_sky.checkpoint.state import read_saved
+    from megatron_sky.checkpoint.description import read_description
     from megatron_sky.errors import CheckpointError
 
     checkpoints = store.list_checkpoints(run_dir)
@@ -26,7 +26,7 @@ def list_(run_dir: RunDir) -> None:
     for step, folder in checkpoints:
         try:
             store.check_sizes(folder)
-            saved = read_saved(folder)
+            saved = read_description(folder)
         except CheckpointError as error:
             print(f"{step:>10}  DAMAGED  {error}")
             continue
@@ -100,11 +100,11 @@ def prune(
 
 def _recipe_of(run_dir: Path, checkpoint: Path):
     """The run's recipe, from its folder or from its checkpoint."""
-    from megatron_sky.checkpoint.state import read_saved
+    from megatron_sky.checkpoint.description import read_description
     from megatron_sky.config import load_config
 
     recipe = run_dir / "config.yaml"
-    return load_config([recipe]) if recipe.is_file() else read_saved(checkpoint).config
+    return load_config([recipe]) if recipe.is_file() else read_description(checkpoint).config
 
 
 def _sweep(run_dir: Path, dry_run: bool) -> None:
@@ -135,7 +135,9 @@ def diff(
     from megatron_sky.checkpoint.reader.diff import differences
     from megatron_sky.log import get_logger
 
-    lines = differences(*(store.resolve(each, get_logger(__name__).warning, quick=True) for each in (first, second)))
+    lines = differences(
+        *(store.resolve(each, get_logger(__name__).warning, check=store.check_sizes) for each in (first, second))
+    )
     for line in lines:
         print(line)
     if lines:

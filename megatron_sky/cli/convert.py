@@ -45,7 +45,7 @@ def to_hf(
 
     log_to_screen()
     source = open_source(checkpoint, tokenizer=tokenizer, vocab_size=vocab_size, recipe=recipe)
-    _tell(write_hf(source, out, architecture=arch, file_size=_bytes(file_size)))
+    _print_result(write_hf(source, out, architecture=arch, file_size=_bytes(file_size)))
 
 
 @app.command("from-hf")
@@ -131,9 +131,9 @@ def release(
     from megatron_sky.convert.release.series import release_run
 
     log_to_screen()
-    wanted = None if marks is None else _marks(marks)
+    given = None if marks is None else _marks(marks)
     for folder in release_run(
-        run_dir, out, marks=wanted, architecture=arch, name=name, push=push, file_size=_bytes(file_size)
+        run_dir, out, marks=given, architecture=arch, name=name, push=push, file_size=_bytes(file_size)
     ):
         print(folder)
 
@@ -157,7 +157,7 @@ def _to_native(
     source = open_source(path, tokenizer=tokenizer, vocab_size=vocab_size, recipe=recipe)
     if source.kind not in kinds:
         raise CheckpointError(f"{source.folder}: is a {source.kind}, not a {' or '.join(kinds)}")
-    _tell(write_native(source, out, vocab_multiple=vocab_multiple, file_size=_bytes(file_size)))
+    _print_result(write_native(source, out, vocab_multiple=vocab_multiple, file_size=_bytes(file_size)))
 
 
 def _bytes(size: str) -> int:
@@ -173,5 +173,5 @@ def _marks(given: str) -> list[int]:
     return marks
 
 
-def _tell(done) -> None:
+def _print_result(done) -> None:
     print(f"{done.folder}: {done.num_tensors} tensors, {done.num_bytes / 1e9:.2f} GB, each read back and equal")

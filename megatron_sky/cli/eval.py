@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megatron_sky.cli._common import Nproc, check_nproc, verb_group
+from megatron_sky.cli._common import Nproc, check_nproc, verb_group, with_options
+
+if TYPE_CHECKING:
+    from megatron_sky.evaluate.score_models import Options
 
 app = verb_group(
     "Loss and perplexity per domain, signs of leakage, and benchmarks, of native and Hugging Face checkpoints."
@@ -18,52 +21,76 @@ Checkpoints = Annotated[
         metavar="[NAME=]CHECKPOINT...", help="Checkpoints, run folders (their latest), Hugging Face folders."
     ),
 ]
-Key = Annotated[
-    list[str] | None, typer.Option(help="Name of the text in a line; several are joined by a space. Default: text.")
-]
-Context = Annotated[
-    int | None, typer.Option(min=1, help="Context in tokens; default: the smallest of the models' own.")
-]
-MaxDocuments = Annotated[int | None, typer.Option(min=1, help="Only the first so many documents of each set.")]
-Stride = Annotated[
-    int | None,
-    typer.Option(min=1, help="Score documents longer than the context by windows that advance this many tokens."),
-]
-Begin = Annotated[
-    str,
-    typer.Option(help="What goes before a document: auto (as in training), bos, eod, or none (first token unscored)."),
-]
 BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens of a batch, padding included.")]
 Out = Annotated[
     Path | None,
     typer.Option(help="Folder for JSON, CSV, Markdown, picture and each document's loss; written after each model."),
 ]
-TpSize = Annotated[int, typer.Option(min=1, help="Split native models over this many tensor-parallel ranks.")]
-PpSize = Annotated[int, typer.Option(min=1, help="Split native models over this many pipeline stages.")]
+
+
+def scoring_options(
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of the text in a line; several are joined by a space. Default: text."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Context in tokens; default: the smallest of the models' own.")
+    ] = None,
+    max_chars: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Cut texts at this many characters; 0: not at all. Default: context / 3 for loss, 0 for leakage.",
+        ),
+    ] = None,
+    max_documents: Annotated[int | None, typer.Option(min=1, help="Only the first so many documents of a set.")] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="Score documents longer than the context by windows that advance this many tokens."),
+    ] = None,
+    begin: Annotated[
+        str,
+        typer.Option(
+            help="What goes before a document: auto (as in training), bos, eod, or none (first token unscored)."
+        ),
+    ] = "auto",
+    batch_tokens: BatchTokens = 4096,
+    tp_size: Annotated[int, typer.Option(min=1, help="Split native models over this many tensor-parallel ranks.")] = 1,
+    pp_size: Annotated[int, typer.Option(min=1, help="Split native models over this many pipeline stages.")] = 1,
+) -> "Options":
+    """How documents are scored, from the options that the verbs share."""
+    from megatron_sky.errors import ConfigError, Problem
+    from megatron_sky.evaluate.score_models import Options
+    from megatron_sky.tokenizer.coder import BEGINS
+
+    if begin not in BEGINS:
+        raise ConfigError(Problem("--begin", f"must be one of {', '.join(BEGINS)}", value=begin))
+    return Options(
+        keys=tuple(key or ["text"]),
+        context=context,
+        max_characters=max_chars,
+        max_documents=max_documents,
+        stride=stride,
+        begin=begin,
+        batch_tokens=batch_tokens,
+        tp_size=tp_size,
+        pp_size=pp_size,
+    )
 
 
 @app.command()
+@with_options(scoring_options)
 def loss(
     ctx: typer.Context,
     checkpoints: Checkpoints,
     data: Annotated[list[str], typer.Option(metavar="NAME=FILE", help="A domain's JSONL file; once for each file.")],
-    key: Key = None,
+    options: Callable[[], "Options"],
     reference_tokenizer: Annotated[
         Path | None,
         typer.Option(help="Tokenizer whose tokens normalise the losses of all models; default: the first model's."),
     ] = None,
-    context: Context = None,
-    max_chars: Annotated[
-        int | None, typer.Option(min=0, help="Cut texts at this many characters; 0: not at all. Default: context / 3.")
-    ] = None,
-    max_documents: MaxDocuments = None,
-    stride: Stride = None,
-    begin: Begin = "auto",
-    batch_tokens: BatchTokens = 4096,
     out: Out = None,
     nproc: Nproc = None,
-    tp_size: TpSize = 1,
-    pp_size: PpSize = 1,
 ) -> None:
     """Loss, normalised loss, bits per byte and perplexity of each domain, several models in one table."""
 
@@ -71,8 +98,7 @@ def loss(
         from megatron_sky.evaluate.run import evaluate_loss
         from megatron_sky.evaluate.tables import loss_markdown
 
-        options = _options(key, context, max_chars, max_documents, stride, begin, batch_tokens, tp_size, pp_size)
-        found = evaluate_loss(checkpoints, data, options, reference_tokenizer=reference_tokenizer, out=out, info=info)
+        found = evaluate_loss(checkpoints, data, options(), reference_tokenizer=reference_tokenizer, out=out, info=info)
         if info.rank == 0:
             _show(found, loss_markdown(found))
 
@@ -80,8 +106,10 @@ def loss(
 
 
 @app.command()
+@with_options(scoring_options)
 def leakage(
     ctx: typer.Context,
+    options: Callable[[], "Options"],
     checkpoints: Annotated[
         list[str] | None,
         typer.Argument(metavar="[NAME=]CHECKPOINT...", help="As for eval loss; may be left out with --published."),
@@ -97,17 +125,8 @@ def leakage(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the generated reference set and of the bootstrap.")] = 0,
     margin: Annotated[float, typer.Option(min=0.0, help="A difference counts beyond this fraction of L_ref.")] = 0.05,
-    key: Key = None,
-    context: Context = None,
-    max_chars: Annotated[int, typer.Option(min=0, help="Cut texts at this many characters; 0: not at all.")] = 0,
-    max_documents: MaxDocuments = None,
-    stride: Stride = None,
-    begin: Begin = "auto",
-    batch_tokens: BatchTokens = 4096,
     out: Out = None,
     nproc: Nproc = None,
-    tp_size: TpSize = 1,
-    pp_size: PpSize = 1,
 ) -> None:
     """Whether a benchmark was trained on: its train and test split against samples made afterwards."""
 
@@ -115,11 +134,10 @@ def leakage(
         from megatron_sky.evaluate.run import evaluate_leakage
         from megatron_sky.evaluate.tables import leakage_markdown
 
-        options = _options(key, context, max_chars, max_documents, stride, begin, batch_tokens, tp_size, pp_size)
         found = evaluate_leakage(
             checkpoints or [],
             {"train": train or [], "test": test or [], "reference": reference or []},
-            options,
+            options(),
             generate=generate_reference,
             published=published,
             seed=seed,
@@ -170,31 +188,11 @@ def tasks(
 
 def _show(found, words: str) -> None:
     """Prints the tables; a model that failed is an error then."""
-    from megatron_sky.evaluate.run import failure_of
+    from megatron_sky.evaluate.score_models import failure_of
 
     print(words, flush=True)
     if found.failed:
         raise failure_of(found)
-
-
-def _options(key, context, max_chars, max_documents, stride, begin, batch_tokens, tp_size, pp_size):
-    from megatron_sky.errors import ConfigError, Problem
-    from megatron_sky.evaluate.checkpoints import BEGINS
-    from megatron_sky.evaluate.run import Options
-
-    if begin not in BEGINS:
-        raise ConfigError(Problem("--begin", f"must be one of {', '.join(BEGINS)}", value=begin))
-    return Options(
-        keys=tuple(key or ["text"]),
-        context=context,
-        max_characters=max_chars,
-        max_documents=max_documents,
-        stride=stride,
-        begin=begin,
-        batch_tokens=batch_tokens,
-        tp_size=tp_size,
-        pp_size=pp_size,
-    )
 
 
 def _on_ranks(ctx: typer.Context, verb: list[str], nproc: int | None, work: Callable) -> None:

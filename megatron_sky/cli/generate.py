@@ -9,7 +9,7 @@ from megatron_sky.cli._common import log_to_screen
 
 
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run folder for its latest.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, run folder (its latest), or Hugging Face folder.")],
     prompt: Annotated[
         list[str], typer.Argument(help="Texts to continue, each shorter than the model's context length.")
     ],

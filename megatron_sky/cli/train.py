@@ -34,14 +34,14 @@ def train(
     Ranks come from --nproc, from torchrun's or Slurm's variables, or it is one process alone.
     """
     from megatron_sky.config.load import load_recipe
-    from megatron_sky.distributed.launch import guard, hold_leave_signals, rank_info, run_local, watch_launcher
+    from megatron_sky.distributed.launch import guard, hold_stop_signals, rank_info, run_local, watch_launcher
     from megatron_sky.errors import ConfigError, Problem
 
     if session is not None:
         recipe = [*recipe, f"train.session={session}"]
     info = rank_info()
     if info.world_size > 1:
-        hold_leave_signals()
+        hold_stop_signals()
         watch_launcher()
     if world_size is not None and not dry_run:
         raise ConfigError(
@@ -51,17 +51,14 @@ def train(
     config = load_recipe(recipe)
     ranks = nproc or info.world_size
     if dry_run:
-        from megatron_sky.trainer import run_folder
         from megatron_sky.trainer.dry_run import print_plan
 
-        run_folder.check_free(Path(config.train.run_dir))
         print_plan(config, world_size or ranks)
         return
     if nproc is not None and nproc > 1:
-        from megatron_sky.trainer.run import check_before, check_start
+        from megatron_sky.trainer.preflight import preflight
 
-        check_before(config, nproc)
-        check_start(config)
+        preflight(config, nproc).raise_errors()
         run_local(["train", *recipe], nproc)
         return
     from megatron_sky.trainer.run import train as run_training

@@ -2,22 +2,26 @@
 
 YAML files layer left to right, then dotted `key=value` overrides; mappings merge key by key, everything else (lists
 too) is replaced whole. Each value remembers the file and line that set it, so that an error can point there. All
-problems found are told at once, with the nearest known name for a typo.
+problems are told at once, with the nearest known name for a typo.
 """
 
 import difflib
-import functools
 import os
 import re
-import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from pydantic import ValidationError
 
-from megatron_sky.config.schema import Config, Section
+from megatron_sky.config.known_keys import meaning_of, nearest_key
+from megatron_sky.config.schema import Config
 from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.records import dotted_key, problem_of
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _FLOAT = re.compile(
     r"""^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|\.[0-9_]+(?:[eE][-+]?[0-9]+)?
@@ -76,7 +80,7 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> C
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        problems += [_problem(each, places) for each in _telling(error.errors())]
+        problems += [_problem(each, places) for each in _drop_derived_errors(error.errors(include_url=False))]
     if problems or config is None:
         raise ConfigError(_dedupe(problems))
     return config
@@ -276,43 +280,38 @@ def _escape_variables(node: object) -> object:
     return node.replace("${", "$${") if isinstance(node, str) else node
 
 
-def _telling(errors: list[dict]) -> list[dict]:
+def _drop_derived_errors(errors: list["ErrorDetails"]) -> list["ErrorDetails"]:
     """Without the errors that only follow from another: a shape unknown as the preset is, a union's other branch."""
     bad_preset = any(error["loc"] == ("model", "preset") for error in errors)
-    places = [_dotted(error["loc"]) for error in errors if error["type"] != "model_type"]
+    places = [_dotted(error) for error in errors if error["type"] != "model_type"]
     return [
         error
         for error in errors
         if not (bad_preset and error["type"] == "missing" and error["loc"][0] == "model")
-        and not (error["type"] == "model_type" and _dotted(error["loc"]) in places)
+        and not (error["type"] == "model_type" and _dotted(error) in places)
     ]
 
 
-def _problem(error: dict, places: dict[str, Place]) -> Problem:
-    dotted = _dotted(error["loc"])
+def _problem(error: "ErrorDetails", places: dict[str, Place]) -> Problem:
+    dotted = _dotted(error)
     place = _place(dotted, places)
     where = f"{dotted or 'the recipe'} ({place})" if place else (dotted or "the recipe")
-    kind, value = error["type"], error["input"]
-    if kind == "extra_forbidden":
-        return Problem(where, "is not a known key", _nearest(dotted))
-    if kind == "missing":
-        return Problem(where, "is required and not given", f"add it: {_meaning(dotted)}")
+    kind, meaning = error["type"], meaning_of(dotted)
     if kind == "model_type":
-        return Problem(where, "is a section", f"give its fields, as {dotted}.NAME=VALUE: {_meaning(dotted)}", value)
-    rule = error["msg"].removeprefix("Value error, ")
-    rule = rule[0].lower() + rule[1:] if rule else rule
-    if rule.startswith("input "):
-        rule = rule.removeprefix("input ")
-    meaning = _meaning(dotted)
-    fix = f"give what it stands for: {meaning}" if meaning else ""
-    return Problem(where, rule, fix, None if isinstance(value, dict | list | Section) else value)
+        return Problem(where, "is a section", f"give its fields, as {dotted}.NAME=VALUE: {meaning}", error["input"])
+    if kind == "extra_forbidden":
+        fix = nearest_key(dotted)
+    elif kind == "missing":
+        fix = f"add it: {meaning}"
+    else:
+        fix = f"give what it stands for: {meaning}" if meaning else ""
+    return problem_of(error, where, fix)
 
 
-def _dotted(loc: tuple) -> str:
-    """pydantic's location without the names it adds for the branches of a union."""
-    return ".".join(
-        str(part) for part in loc if not re.search(r"[\[\]()]|^(constrained-)?(float|int|str)$|^Ramp$", str(part))
-    )
+def _dotted(error: "ErrorDetails") -> str:
+    """The dotted key of pydantic's location, without the names it adds for the branches of a union."""
+    branch = re.compile(r"[\[\]()]|^(constrained-)?(float|int|str)$|^Ramp$")
+    return dotted_key(tuple(part for part in error["loc"] if not branch.search(str(part))))
 
 
 def _place(dotted: str, places: dict[str, Place]) -> Place | None:
@@ -321,69 +320,6 @@ def _place(dotted: str, places: dict[str, Place]) -> Place | None:
             return places[dotted]
         dotted = dotted.rpartition(".")[0]
     return None
-
-
-@functools.cache
-def _known_keys() -> dict[str, str]:
-    """Every dotted key of the recipe, `*` for a list's items, with what it stands for."""
-    keys: dict[str, str] = {}
-
-    def add(prefix: str, section: type) -> None:
-        for name, info in section.model_fields.items():
-            key, below = prefix + name, _sections_in(info.annotation)
-            keys[key] = info.description or next((each.__doc__.splitlines()[0] for each in below), "")
-            for each in below:
-                add(f"{key}.*." if _is_list(info.annotation) else f"{key}.", each)
-
-    add("", Config)
-    return keys
-
-
-def _sections_in(annotation: object) -> list[type]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [each for part in typing.get_args(annotation) for each in _sections_in(part)]
-
-
-def _is_list(annotation: object) -> bool:
-    return typing.get_origin(annotation) is tuple or any(map(_is_list, typing.get_args(annotation)))
-
-
-def _meaning(dotted: str) -> str:
-    return _known_keys().get(_starred(dotted), "")
-
-
-def _starred(dotted: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", dotted)
-
-
-def _nearest(dotted: str) -> str:
-    told = _nearest_known(_starred(dotted))
-    for number in re.findall(r"(?<=\.)\d+(?=\.|$)", dotted):
-        told = told.replace(".*", f".{number}", 1)
-    return told
-
-
-def _nearest_known(dotted: str) -> str:
-    keys = _known_keys()
-    parent, _, leaf = dotted.rpartition(".")
-    section = parent.split(".")[0]
-    siblings = [key for key in keys if key.rpartition(".")[0] == parent]
-    elsewhere = [key for key in keys if key.rpartition(".")[2] == leaf]
-    elsewhere = [key for key in elsewhere if "*" not in key] or elsewhere
-    close = difflib.get_close_matches(leaf, [key.rpartition(".")[2] for key in siblings], n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {f'{parent}.{close[0]}' if parent else close[0]}?"
-    if elsewhere:
-        return f"did you mean {' or '.join(elsewhere)}?"
-    anywhere = difflib.get_close_matches(dotted, list(keys), n=1, cutoff=0.6) or difflib.get_close_matches(
-        leaf, [key.rpartition(".")[2] for key in keys], n=1, cutoff=0.75
-    )
-    if anywhere:
-        full = next(key for key in keys if key == anywhere[0] or key.rpartition(".")[2] == anywhere[0])
-        return f"did you mean {full}?"
-    names = ", ".join(key.rpartition(".")[2] for key in siblings)
-    return f"{section or 'the recipe'} has: {names}" if names else "remove it"
 
 
 def _near_file(path: Path) -> str:

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_serializer, model_validator
 
-_SUFFIX = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+SCALES = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3))  # of counts, the largest first
+_SUFFIX = {"": 1, "K": 10**3, "G": 10**9, **dict(SCALES)}
 _COUNT = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]+)?)\s*([kKMBGT]?)\s*$")
 _COUNT_PATTERN = r"^\s*[0-9][0-9_,]*(\.[0-9]+)?([eE][+]?[0-9]+)?\s*[kKMBGT]?\s*$"
 
@@ -29,7 +30,7 @@ def parse_count(value: object) -> object:
 
 def format_count(count: int | float) -> str:
     """1_500_000_000_000 -> `"1.50T"`; below 10,000 the digits themselves. For people, not for parsing back."""
-    for suffix, scale in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+    for suffix, scale in SCALES:
         if abs(count) >= scale and abs(count) >= 10_000:
             return f"{count / scale:.2f}{suffix}"
     return f"{count:g}" if isinstance(count, float) else f"{count:,}"

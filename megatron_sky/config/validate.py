@@ -4,16 +4,15 @@ Pure arithmetic: no torch. `problems` stop a run, `notes` are told and do not. A
 own stands at that field in `schema.py`.
 """
 
-from megatron_sky.config.schema import BatchRampup, Config, Ramp, ScheduleConfig
+from megatron_sky.config.schema import BatchRampup, Config, ParallelConfig, Ramp, ScheduleConfig, TrainConfig
 from megatron_sky.errors import ConfigError, Problem
 
 
-def check(config: Config, world_size: int) -> list[str]:
-    """Raises ConfigError with every broken rule of `config` on `world_size` ranks; returns notes worth telling."""
+def check(config: Config, world_size: int) -> None:
+    """Raises ConfigError with every broken rule of `config` on `world_size` ranks."""
     problems = find_problems(config, world_size)
     if problems:
         raise ConfigError(problems)
-    return find_notes(config, world_size)
 
 
 def data_parallel_size(config: Config, world_size: int) -> int:
@@ -133,25 +132,19 @@ def _shape(config: Config) -> list[Problem]:
         rules.append(("model.seq_length", m.seq_length, 2 * p.cp_size, "2 * parallel.cp_size"))
     if p.sequence_parallel:
         rules.append(("model.seq_length", m.seq_length, p.cp_size * p.tp_size, "parallel.cp_size * tp_size"))
-    if t.recompute == "full":
-        layers = m.num_layers // (p.pp_size * p.vpp_size)
-        if t.recompute_num_layers > max(layers, 1):
-            rule = f"must be at most the {layers} layers of one pipeline stage or model chunk"
-            yield_problem = Problem(
-                "train.recompute_num_layers", rule, f"use a value up to {layers}", t.recompute_num_layers
-            )
-            return [*_divides(rules), yield_problem]
+    problems = _divides(rules)
+    layers = m.num_layers // (p.pp_size * p.vpp_size)
+    if t.recompute == "full" and t.recompute_num_layers > max(layers, 1):
+        rule = f"must be at most the {layers} layers of one pipeline stage or model chunk"
+        fix = f"use a value up to {layers}"
+        problems.append(Problem("train.recompute_num_layers", rule, fix, t.recompute_num_layers))
     if m.rope_scaling is not None and m.position_embedding != "rope":
-        return [
-            *_divides(rules),
-            Problem("model.rope_scaling", "needs model.position_embedding=rope", "remove it", str(m.rope_scaling)),
-        ]
+        rule = "needs model.position_embedding=rope"
+        problems.append(Problem("model.rope_scaling", rule, "remove it", str(m.rope_scaling)))
     if m.position_embedding == "rope" and m.head_size % 2:
-        return [
-            *_divides(rules),
-            Problem("model.kv_channels", "must be even for rotary positions", "use an even head size", m.head_size),
-        ]
-    return _divides(rules)
+        rule = "must be even for rotary positions"
+        problems.append(Problem("model.kv_channels", rule, "use an even head size", m.head_size))
+    return problems
 
 
 def _precision(config: Config) -> list[Problem]:
@@ -305,12 +298,18 @@ def _divides(rules: list[tuple[str, int, int, str]]) -> list[Problem]:
 
 
 def _batch(config: Config, world_size: int) -> list[Problem]:
-    t, p = config.train, config.parallel
-    problems = []
-    dp_size = data_parallel_size(config, world_size)
-    if dp_size == 0:
-        return []  # the layout's own problem comes first
-    rampup = t.batch_rampup
+    """The token budget, the ramp of the batch size, and what ranks and micro batches make of each of its sizes."""
+    t, dp_size = config.train, data_parallel_size(config, world_size)
+    problems = _rampup(t)
+    if dp_size and not problems:  # sizes on a wrong ramp, or with a wrong layout, say nothing
+        problems = _batch_sizes(t, config.parallel, dp_size)
+    if t.tokens == 0:
+        problems.append(Problem("train.tokens", "must be above 0", "give the token budget, as 130B", 0))
+    return problems
+
+
+def _rampup(t: TrainConfig) -> list[Problem]:
+    problems, rampup = [], t.batch_rampup
     if rampup is not None:
         if rampup.start_size > t.global_batch_size:
             problems.append(
@@ -330,10 +329,12 @@ def _batch(config: Config, world_size: int) -> list[Problem]:
                     rampup.increment,
                 )
             )
-        if problems:
-            return problems
-    per_pass = t.micro_batch_size * dp_size
-    for size in batch_sizes(t.global_batch_size, rampup):
+    return problems
+
+
+def _batch_sizes(t: TrainConfig, p: ParallelConfig, dp_size: int) -> list[Problem]:
+    problems, per_pass = [], t.micro_batch_size * dp_size
+    for size in batch_sizes(t.global_batch_size, t.batch_rampup):
         where = "train.global_batch_size" if size == t.global_batch_size else "train.batch_rampup (a size on the way)"
         if size % per_pass:
             problems.append(
@@ -355,8 +356,6 @@ def _batch(config: Config, world_size: int) -> list[Problem]:
                     size,
                 )
             )
-    if t.tokens == 0:
-        problems.append(Problem("train.tokens", "must be above 0", "give the token budget, as 130B", 0))
     return problems
 
 

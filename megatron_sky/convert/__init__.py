@@ -1,8 +1,9 @@
 """Checkpoints from one format to another, tensor by tensor, without a GPU and without the model.
 
 A *source* (`sources.open_source`) is a checkpoint folder opened for reading: the model's shape, and one lazy tensor for
-every weight under one set of names (`weights`). A writer (`hf_folder`, `native_folder`) takes a source and streams it
-out, reads back what it wrote, and only then gives the folder its name. `check` compares two folders by their logits.
+every weight under one set of names (`checkpoint.reader.weights`). A writer (`huggingface.folder`, `native`) takes a
+source and streams it out, reads back what it wrote, opens the result as its users will, and only then gives the folder
+its name (`output`). `compare.check` compares two folders by their logits.
 
     native torch_dist, Megatron-LM torch_dist ┐                ┌ Hugging Face folder
     Megatron-LM mp_rank_XX[_YYY] files        ├─ source ─────► ┤

@@ -4,6 +4,7 @@ from pydantic import ValidationError
 
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.errors import CheckpointError
+from megatron_sky.records import problem_of
 
 
 def build_model(fields: dict, where: object) -> ModelConfig:
@@ -11,5 +12,5 @@ def build_model(fields: dict, where: object) -> ModelConfig:
     try:
         return ModelConfig(**fields)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, each['loc']))} = {each['input']!r}: {each['msg']}" for each in error.errors()]
-        raise CheckpointError(f"{where}: describes no model:\n" + "\n".join(lines)) from error
+        lines = "".join(f"\n  {problem_of(detail)}" for detail in error.errors())
+        raise CheckpointError(f"{where}: describes no model:{lines}") from error

@@ -3,45 +3,46 @@
 The folder is what a run of one process would have saved without its optimizer: chunks in `.distcp` files, `.metadata`,
 the common state, config.yaml, train_state.json, manifest. megatron-core's writer wants the model in memory; here each
 chunk is saved by torch.save as it comes, at most `_CHUNK` bytes, and `.metadata` is made at the end from what was
-written. Padding rows of the vocabulary are zeros. Everything is read back by this package's own reader and compared.
+written. Padding rows of the vocabulary are zeros. Each chunk is read back by this package's own reader and compared; at
+the end the whole is opened as any reader opens it.
 """
 
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from megatron_sky.checkpoint import state as native
-from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint import description, state, store
 from megatron_sky.checkpoint.reader import weights
-from megatron_sky.checkpoint.reader.lazy import LazyTensor, read_ahead
-from megatron_sky.checkpoint.reader.torch_dist import COMMON, METADATA
-from megatron_sky.checkpoint.reader.torch_files import TensorRef, TorchArchive
+from megatron_sky.checkpoint.reader.index import METADATA
+from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES, LazyTensor, common_format, read_ahead
+from megatron_sky.checkpoint.reader.pickles import TensorRef
+from megatron_sky.checkpoint.reader.torch_dist import COMMON
+from megatron_sky.checkpoint.reader.torch_files import TorchArchive
 from megatron_sky.config import Config, dump_config
+from megatron_sky.convert.huggingface import config as hf_config
 from megatron_sky.convert.output import (
     DEFAULT_FILE_SIZE,
     RECORD,
     Converted,
-    Expected,
     Output,
-    WeightFile,
-    converted_already,
-    describe_source,
+    convert,
     plan_files,
-    prepared,
+    write_weights,
 )
 from megatron_sky.convert.sources import HF, Source
+from megatron_sky.convert.weight_file import Expected, WeightFile
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import json_text
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
 
 log = get_logger(__name__)
 
 _CHUNK = 128 << 20  # bytes
-_TORCH = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 _PRECISION = {"F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 # Layers whose modules have an extra state in megatron-core's checkpoints; empty unless FP8 scales are kept.
 _EXTRA_STATES = tuple(
@@ -64,31 +65,33 @@ class _Chunk:
 def write_native(
     source: Source, out: Path, *, vocab_multiple: int | None = None, file_size: int = DEFAULT_FILE_SIZE
 ) -> Converted:
-    """Writes `source` as a native checkpoint and proves every tensor. Raises CheckpointError; then `out` isn't there.
+    """Writes `source` as a native checkpoint and verifies it. Raises CheckpointError; then `out` isn't there.
 
     `vocab_multiple`: rows of the embedding are padded to a multiple of it, which the target's tensor-parallel size must
     divide; None: the recipe's default.
     """
     if vocab_multiple is not None:
-        source = _with_model(source, vocab_multiple=vocab_multiple)
+        source = replace(source, model=source.model.model_copy(update={"vocab_multiple": vocab_multiple}))
+    source = _one_format_for_all_layers(source)
     config = _recipe(source)
-    conversion = {
-        "to": "native",
-        "file_size": file_size,
-        "padded_vocab_size": source.model.padded_vocab_size,
-        **describe_source(source),
+    conversion = {"to": "native", "file_size": file_size, "padded_vocab_size": source.model.padded_vocab_size}
+    return convert(source, out, conversion, lambda output: _write(source, output, config, file_size))
+
+
+def _one_format_for_all_layers(source: Source) -> Source:
+    """The source with each weight in the same number format in all layers, which are one tensor in the checkpoint."""
+    formats: dict[str, set[str]] = {}
+    for name, tensor in source.weights.items():
+        formats.setdefault(_stored_key(name)[0], set()).add(tensor.dtype)
+    wider = {key: common_format(dtypes) for key, dtypes in formats.items() if len(dtypes) > 1}
+    if not wider:
+        return source
+    tensors = {
+        name: tensor.widened(wider.get(_stored_key(name)[0], tensor.dtype)) for name, tensor in source.weights.items()
     }
-    if done := converted_already(out, conversion):
-        log.info("%s: is converted and whole already", out)
-        return done
-    with prepared(out, conversion) as output:
-        return _write(source, output, config, file_size)
-
-
-def _with_model(source: Source, **changes: object) -> Source:
-    from dataclasses import replace
-
-    return replace(source, model=source.model.model_copy(update=changes))
+    keys = ", ".join(f"{key.removeprefix(weights.LAYERS)} ({dtype})" for key, dtype in wider.items())
+    line = f"weights whose layers have several number formats are written in one that holds all their numbers: {keys}"
+    return replace(source, weights=tensors, warnings=(*source.warnings, line))
 
 
 def _recipe(source: Source) -> Config:
@@ -96,8 +99,12 @@ def _recipe(source: Source) -> Config:
 
     No training made this checkpoint, so there is no schedule or data to record; a run that starts from it has its own.
     """
-    if source.dtype not in _PRECISION:
-        raise CheckpointError(f"{source.folder}: weights in {source.dtype} are more than a run computes with")
+    if unknown := source.formats.keys() - _PRECISION.keys():
+        name = next(name for name, tensor in source.weights.items() if tensor.dtype in unknown)
+        raise CheckpointError(
+            f"{source.folder}: {name} is in {source.weights[name].dtype}, more than a run computes with\n"
+            f"  fix: save it in one of {', '.join(_PRECISION)}"
+        )
     return Config.model_validate(
         {
             "model": source.model.model_dump() | {"preset": None},
@@ -109,22 +116,15 @@ def _recipe(source: Source) -> Config:
     )
 
 
-def _write(source: Source, output: Output, config: Config, file_size: int) -> Converted:
-    plan = plan_files(source, file_size)
-    names = [f"__0_{number}.distcp" for number in range(len(plan))]
-    todo = [
-        weight for file, listed in zip(names, plan, strict=True) if file not in output.finished for weight in listed
-    ]
-    output.check_space(sum(source.weights[weight].num_bytes for weight in todo))
-    for file, listed in zip(names, plan, strict=True):
-        if file not in output.finished:
-            output.add(file, _write_file(source, output.folder / file, listed))
-            log.info("%s: %d tensors written and proven", file, len(listed))
-    _write_description(source, output, config, names)
-    for name in output.folder.glob("*.tmp"):
-        name.unlink()
-    _write_manifest(output)
-    return output.publish(len(source.weights), source.num_bytes)
+def _write(source: Source, output: Output, config: Config, file_size: int) -> dict:
+    files = {f"__0_{number}.distcp": names for number, names in enumerate(plan_files(source, file_size))}
+    write_weights(source, output, files, lambda path, names: _write_file(source, path, names))
+    _write_description(source, output, config, list(files))
+    known = {name: store.FileRecord(each["size"], xxh3=each["xxh3"]) for name, each in output.finished.items()}
+    rest = [name for name in store.files_of(output.folder) if name not in known and name != RECORD]
+    records = known | store.hash_files(output.folder, rest, "xxh3")
+    output.write_text(store.MANIFEST, json_text(store.manifest_of(0, records), indent=1))
+    return {}
 
 
 def _write_file(source: Source, path: Path, listed: list[str]) -> dict:
@@ -138,7 +138,7 @@ def _write_file(source: Source, path: Path, listed: list[str]) -> dict:
 
 
 def _write_weight(file: WeightFile, weight: str, bits: np.ndarray, source: Source) -> list[_Chunk]:
-    """Writes one weight in chunks of rows and proves each."""
+    """Writes one weight in chunks of rows and has each read back."""
     tensor = source.weights[weight]
     key, lead = _stored_key(weight)
     written = []
@@ -148,7 +148,7 @@ def _write_weight(file: WeightFile, weight: str, bits: np.ndarray, source: Sourc
         _save(file, piece.reshape((1,) * len(lead) + piece.shape), tensor.dtype)
         offsets = (*lead, start, *(0,) * (piece.ndim - 1))
         chunk = _Chunk(key, offsets, (1,) * len(lead) + piece.shape, begin, file.size - begin)
-        file.prove([_expected(file.path, chunk, piece, tensor)])
+        file.verify_written([_expected(file.path, chunk, piece, tensor, weight)])
         written.append(chunk)
     return written
 
@@ -176,17 +176,17 @@ def _pieces(bits: np.ndarray, weight: str, source: Source) -> Iterator[tuple[int
 def _save(file: WeightFile, bits: np.ndarray, dtype: str) -> None:
     import torch
 
-    torch.save(torch.from_numpy(bits).view(getattr(torch, _TORCH[dtype])), file)
+    torch.save(torch.from_numpy(bits).view(getattr(torch, TORCH_NAMES[dtype])), file)
 
 
-def _expected(path: Path, chunk: _Chunk, piece: np.ndarray, tensor: LazyTensor) -> Expected:
+def _expected(path: Path, chunk: _Chunk, piece: np.ndarray, tensor: LazyTensor, weight: str) -> Expected:
     """Where the chunk's bytes must stand, as this package's own reader finds them."""
     archive = TorchArchive(path, chunk.begin, chunk.length)
     ref = archive.content()
     whole = isinstance(ref, TensorRef) and ref.is_contiguous and ref.storage_offset == 0
     if not whole or (ref.shape, ref.dtype) != (chunk.sizes, tensor.dtype):
         raise CheckpointError(f"{path}: {chunk.key}: read back, is not the tensor that was written")
-    return Expected(archive.data_offset(ref), piece, chunk.key)
+    return Expected(archive.data_offset(ref), piece, tensor.dtype, weight)
 
 
 def _write_description(source: Source, output: Output, config: Config, names: list[str]) -> None:
@@ -194,7 +194,7 @@ def _write_description(source: Source, output: Output, config: Config, names: li
     import torch
 
     folder = output.folder
-    common = {"content_metadata": _content_metadata()}
+    common = {"content_metadata": state.content_metadata(holds_optimizer=False)}
     with WeightFile(folder / "__0_state.distcp") as file:
         objects = {key: _save_object(file, value) for key, value in _objects(source, common).items()}
         file.finish()
@@ -207,25 +207,18 @@ def _write_description(source: Source, output: Output, config: Config, names: li
         "common_backend_version": 1,
     }
     output.write_text("metadata.json", json.dumps(backends))
-    output.write_text(native.CONFIG, dump_config(config))
+    output.write_text(description.CONFIG, dump_config(config))
     progress = {"step": 0, "consumed_samples": 0, "consumed_tokens": 0}
     described = {"progress": progress, "data": {}, "layout": f"converted from a {source.kind}: {source.folder.name}"}
-    output.write_text(native.TRAIN_STATE, native.train_state(described))
+    output.write_text(store.TRAIN_STATE, description.train_state(described))
+    if (kept := source.hugging_face) is not None:
+        output.write_text(f"{hf_config.KEPT}/{hf_config.CONFIG}", json.dumps(kept.config, indent=1))
+        if kept.generation is not None:
+            output.write_text(f"{hf_config.KEPT}/{hf_config.GENERATION}", json.dumps(kept.generation, indent=1))
     if source.tokenizer is not None:
         tokenizer_files.copy(source.tokenizer, folder, settings=True)
     elif source.kind == HF:
         log.warning("%s: has no tokenizer, so the checkpoint gets none", source.folder)
-
-
-def _content_metadata() -> dict:
-    """What `checkpoint.state` saves as the content's description: weights only."""
-    return {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "distrib_optim_fully_reshardable_mem_efficient": False,
-        "chained_optim_avoid_prefix": True,
-        "singleton_local_shards": False,
-        "holds_optimizer": False,
-    }
 
 
 def _objects(source: Source, common: dict) -> dict[str, object]:
@@ -261,7 +254,7 @@ def _write_metadata(source: Source, output: Output, names: list[str], objects: d
     shapes = _stored_shapes(source)
     for file in names:
         for key, offsets, sizes, begin, length in output.finished[file]["chunks"]:
-            properties = dcp.TensorProperties(dtype=getattr(torch, _TORCH[dtypes[key]]))
+            properties = dcp.TensorProperties(dtype=getattr(torch, TORCH_NAMES[dtypes[key]]))
             entry = tensors.setdefault(key, dcp.TensorStorageMetadata(properties, torch.Size(shapes[key]), []))
             entry.chunks.append(dcp.ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
             storage[dcp.MetadataIndex(key, torch.Size(offsets))] = _StorageInfo(file, begin, length)
@@ -279,20 +272,3 @@ def _stored_shapes(source: Source) -> dict[str, tuple[int, ...]]:
         rows = source.model.padded_vocab_size if name in weights.VOCABULARY_ROWS else tensor.shape[0]
         shapes[key] = (source.model.num_layers,) * len(lead) + (rows, *tensor.shape[1:])
     return shapes
-
-
-def _write_manifest(output: Output) -> None:
-    """The manifest of `checkpoint.store`; the weight files were hashed as they were written."""
-    known = {name: store.FileRecord(each["size"], xxh3=each["xxh3"]) for name, each in output.finished.items()}
-    rest = [name for name in store.files_of(output.folder) if name not in known and name != RECORD]
-    records = known | store.hash_files(output.folder, rest, "xxh3")
-    manifest = {
-        "format_version": store.FORMAT_VERSION,
-        "step": 0,
-        "files": {name: _filled(record) for name, record in sorted(records.items())},
-    }
-    output.write_text(store.MANIFEST, json.dumps(manifest, indent=1))
-
-
-def _filled(record: store.FileRecord) -> dict:
-    return {name: value for name, value in asdict(record).items() if value is not None}

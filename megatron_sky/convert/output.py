@@ -1,32 +1,28 @@
-"""The folder that a conversion writes: nothing under its final name until all of it is there and proven.
+"""The folder that a conversion writes: nothing under its final name until all of it is there and verified.
 
 Files are written into `OUT.partial`. A weight file that is finished and read back is entered in `conversion.json`
 there; when the same conversion is started again, those files are checked by their hash and kept, and the rest is
-written.
-At the end `conversion.json` stays in the folder as its record, everything is flushed to disk, and the folder is renamed
-to `OUT`: a rename is the only way in which `OUT` comes to be.
+written. Then the folder is opened as its users will open it (`verify`). At the end `conversion.json` stays in it as its
+record, everything is flushed to disk, and the folder is renamed to `OUT`: a rename is the only way in which `OUT` comes
+to be.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
-import xxhash
 
 from megatron_sky import __version__
 from megatron_sky.checkpoint.reader import weights
-from megatron_sky.checkpoint.reader.lazy import read_into, same_bytes
-from megatron_sky.checkpoint.store import hash_files, sync
+from megatron_sky.checkpoint.store import hash_files
 from megatron_sky.convert.sources import Source
+from megatron_sky.convert.verify import verify_readable
+from megatron_sky.convert.weight_file import cant_write
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import InUse, hold, leftovers, sync_to_disk, write_json
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
 
@@ -35,7 +31,6 @@ log = get_logger(__name__)
 RECORD = "conversion.json"
 DEFAULT_FILE_SIZE = 5 * 10**9  # bytes of one weight file, as Hugging Face's tools write
 _WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|__0_\d+\.distcp")
-_BLOCK = 4 << 20  # bytes read back at once
 _SPARE = 64 << 20  # bytes kept free beyond the weights: tokenizer, index, file system
 
 
@@ -47,105 +42,49 @@ class Converted:
     num_tensors: int
     num_bytes: int
     files: dict[str, dict]
-    """Weight file -> `size`, `xxh3`, and what its format adds."""
+    """Weight file -> `size`, `xxh3`, `not_finite` (see `WeightFile.finish`), and what its format adds."""
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What must stand in a file from `begin` on: `array`'s bytes. `what` names it in an error."""
+def convert(source: Source, out: Path, conversion: dict, write: Callable[["Output"], dict]) -> Converted:
+    """Has `write` write all files of the source's conversion into an Output and verifies the folder.
 
-    begin: int
-    array: np.ndarray
-    what: str
-
-
-class WeightFile:
-    """A weight file being written, and read back meanwhile. Raises CheckpointError, for a full disk too.
-
-    `write` appends. `prove` hands what was appended since the last call to a thread that reads it back from the
-    file, hashes it and compares it, while the next tensor is read and written. One tensor at most waits for its proof.
-    Another thread has the disk write all the while, so that little is left to flush at the end.
+    `conversion`: how it is converted, plain values. `write` returns facts for the folder's record. What the conversion
+    leaves out is said. Where `out` is this conversion already, nothing is done. Raises CheckpointError; then `out`
+    isn't there.
     """
+    conversion = conversion | describe_source(source)
+    if done := converted_already(out, conversion):
+        log.info("%s: is converted and whole already", out)
+        return done
+    for line in source.left_out:
+        log.info("%s: %s", source.folder, line)
+    for line in source.warnings:
+        log.warning("%s: %s", source.folder, line)
+    with prepared(out, conversion) as output:
+        facts = write(output)
+        verify_readable(source, output.folder)
+        _tell_not_finite(output)
+        facts |= {"left_out": source.left_out, "warnings": source.warnings}
+        return output.publish(len(source.weights), source.num_bytes, **facts)
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.size = 0
-        self._proven = 0
-        self._digest = xxhash.xxh3_128()
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._proof: Future | None = None
-        self._flusher = ThreadPoolExecutor(max_workers=1)
-        self._flush: Future | None = None
-        try:
-            self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed by __exit__)
-        except OSError as error:
-            raise _cant_write(path, error) from error
 
-    def __enter__(self) -> "WeightFile":
-        return self
+def write_weights(
+    source: Source, output: "Output", files: dict[str, list[str]], write_file: Callable[[Path, list[str]], dict]
+) -> None:
+    """Has `write_file` write each of `files` (name -> weights in it) that is not finished; returns a file's record."""
+    todo = {file: names for file, names in files.items() if file not in output.finished}
+    output.check_space(sum(source.weights[name].num_bytes for names in todo.values() for name in names))
+    for file, names in todo.items():
+        output.add(file, write_file(output.folder / file, names))
+        log.info("%s: %d tensors written and read back", file, len(names))
 
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
-        self._flusher.shutdown(cancel_futures=True)
-        self._file.close()
 
-    def prove(self, expected: list[Expected]) -> None:
-        """Has everything appended so far read back, and compared where `expected` says what it must be."""
-        self._wait()
-        begin, self._proven = self._proven, self.size
-        self._proof = self._thread.submit(self._read_back, begin, self.size, expected)
-        if self._flush is None or self._flush.done():
-            self._flush = self._flusher.submit(self._to_disk)
-
-    def _wait(self) -> None:
-        if self._proof is not None:
-            self._proof.result()
-            self._proof = None
-
-    def _to_disk(self) -> None:
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _cant_write(self.path, error) from error
-
-    def _read_back(self, begin: int, end: int, expected: list[Expected]) -> None:
-        for each in expected:
-            self._hash(begin, each.begin, None)
-            self._hash(each.begin, each.begin + each.array.nbytes, each)
-            begin = each.begin + each.array.nbytes
-        self._hash(begin, end, None)
-
-    def _hash(self, begin: int, end: int, expected: Expected | None) -> None:
-        block = np.empty(_BLOCK, np.uint8)
-        wanted = None if expected is None else expected.array.reshape(-1).view(np.uint8)
-        for start in range(begin, end, _BLOCK):
-            part = block[: min(_BLOCK, end - start)]
-            read_into(self.path, start, part, "what was just written")
-            self._digest.update(part)
-            if wanted is not None and not same_bytes(part, wanted[start - begin : start - begin + len(part)]):
-                raise CheckpointError(f"{self.path}: {expected.what}: read back, differs from what was written")
-
-    def write(self, data) -> int:
-        """Appends bytes, or anything with a flat buffer."""
-        view = memoryview(data).cast("B")
-        length = len(view)
-        try:
-            while view:
-                view = view[self._file.write(view) :]
-        except OSError as error:
-            raise _cant_write(self.path, error) from error
-        self.size += length
-        return length
-
-    def flush(self) -> None:
-        """Nothing is buffered here (torch.save asks)."""
-
-    def finish(self) -> dict:
-        """Proves the rest and flushes to disk; the file's `size` and `xxh3`."""
-        self.prove([])
-        self._wait()
-        self._to_disk()
-        return {"size": self.size, "xxh3": self._digest.hexdigest()}
+def _tell_not_finite(output: "Output") -> None:
+    for file, record in output.finished.items():
+        for name, count in record.get("not_finite", {}).items():
+            log.warning(
+                "%s: %s: %s numbers are not finite (NaN or Inf); converted as they are", file, name, f"{count:,}"
+            )
 
 
 class Output:
@@ -159,10 +98,10 @@ class Output:
 
     @property
     def finished(self) -> dict[str, dict]:
-        """Weight files already written and proven, by name."""
+        """Weight files already written and read back, by name."""
         return self._record["files"]
 
-    def take_up(self) -> None:
+    def create_or_resume(self) -> None:
         """Makes the folder, or takes up what an interrupted run of the same conversion left in it.
 
         Raises CheckpointError where another program's files are in it.
@@ -182,6 +121,8 @@ class Output:
                 shutil.rmtree(each) if each.is_dir() else each.unlink()
             self._write_record()
             return
+        for left in _unfinished_records(self.folder):
+            left.unlink(missing_ok=True)
         self._record["files"] = {n: r for n, r in before["files"].items() if _is_whole(self.folder / n, r)}
         log.info("%s: goes on after %d finished file(s)", self.out, len(self.finished))
 
@@ -195,16 +136,17 @@ class Output:
             )
 
     def add(self, name: str, record: dict) -> None:
-        """Enters a weight file that is written and proven."""
+        """Enters a weight file that is written and read back."""
         self.finished[name] = record
         self._write_record()
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a small file."""
         try:
+            (self.folder / name).parent.mkdir(exist_ok=True)
             (self.folder / name).write_text(text, encoding="utf-8")
         except OSError as error:
-            raise _cant_write(self.folder / name, error) from error
+            raise cant_write(self.folder / name, error) from error
 
     def publish(self, num_tensors: int, num_bytes: int, **facts: object) -> Converted:
         """Completes the record with `facts`, flushes everything and gives the folder its name."""
@@ -214,42 +156,42 @@ class Output:
         if self.out.exists():
             self.out.rmdir()  # `prepared` saw that it was empty; fails loudly if it no longer is
         self.folder.rename(self.out)
-        sync(self.out.parent)
+        sync_to_disk(self.out.parent)
         return Converted(self.out, num_tensors, num_bytes, self.finished)
 
     def _flush(self) -> None:
-        for each in self.folder.iterdir():
-            if each.is_file():
-                sync(each)
-        sync(self.folder)
+        for path in self.folder.rglob("*"):
+            sync_to_disk(path)
+        sync_to_disk(self.folder)
 
     def _write_record(self) -> None:
-        path = self.folder / RECORD
-        self.write_text(RECORD + ".tmp", json.dumps(self._record, indent=1, ensure_ascii=False))
-        path.with_name(path.name + ".tmp").replace(path)
+        try:
+            write_json(self.folder / RECORD, self._record, sync=True)
+        except OSError as error:
+            raise cant_write(self.folder / RECORD, error) from error
 
 
 @contextlib.contextmanager
 def prepared(out: Path, conversion: dict) -> Iterator[Output]:
     """An Output for `out`, held alone by this process. Raises CheckpointError when `out` exists or is being written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists already\n  fix: choose another folder, or remove it")
     output = Output(out, conversion)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        output.folder.mkdir(exist_ok=True)
-        handle = os.open(output.folder, os.O_RDONLY)
-    except OSError as error:
-        raise _cant_write(output.folder, error) from error
-    try:
+    lock = output.folder.with_name(output.folder.name + ".lock")  # outside of the folder, which is renamed
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"{output.folder}: another process is converting into it") from None
-        output.take_up()
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(lock, log.warning))
+            stack.callback(lock.unlink, missing_ok=True)
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise CheckpointError(f"{out}: exists already\n  fix: choose another folder, or remove it")
+            output.folder.mkdir(exist_ok=True)
+        except InUse:
+            raise CheckpointError(
+                f"{output.folder}: another process is converting into it\n  fix: wait for it, or choose another folder"
+            ) from None
+        except OSError as error:
+            raise cant_write(output.folder, error) from error
+        output.create_or_resume()
         yield output
-    finally:
-        os.close(handle)
 
 
 def describe_source(source: Source) -> dict:
@@ -261,6 +203,7 @@ def describe_source(source: Source) -> dict:
         "model": source.model.model_dump(mode="json", exclude={"preset", "backend", "vocab_size"}),
         "tokenizer": None if source.tokenizer is None else _tokenizer_hashes(source.tokenizer),
         "adds_begin": source.adds_begin,
+        **({} if source.hugging_face is None else {"hugging_face": asdict(source.hugging_face)}),
     }
 
 
@@ -309,18 +252,17 @@ def whole_conversion(out: Path, record: dict) -> Converted:
     return Converted(out, record["verified_tensors"], num_bytes, record["files"])
 
 
-def _differences(before: dict, now: dict) -> str:
+def _differences(before: dict, now: dict, within: str = "") -> str:
     """A line for each value that both conversions note and that differs; of tables, for each of their values."""
     lines = []
-    for name in [name for name in now if name in before and before[name] != now[name]]:
-        old, new = before[name], now[name]
+    for name in [name for name in now if (within or name in before) and before.get(name) != now[name]]:
+        old, new = before.get(name), now[name]
         if name == "source":
             lines.append("  source: other files, or files moved or changed since")
         elif isinstance(old, dict) and isinstance(new, dict):
-            keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-            lines += [f"  {name}.{key}: {_shown(old.get(key))} then, {_shown(new.get(key))} now" for key in keys]
+            lines.append(_differences(old, dict.fromkeys(old) | new, f"{within}{name}."))
         else:
-            lines.append(f"  {name}: {_shown(old)} then, {_shown(new)} now")
+            lines.append(f"  {within}{name}: {_shown(old)} then, {_shown(new)} now")
     return "\n".join(lines)
 
 
@@ -360,18 +302,19 @@ def _read_record(path: Path) -> dict | None:
 
 def _strange(folder: Path) -> list[str]:
     """Names in a folder without a record that no conversion left: it writes the record first, then the weights."""
-    own = {RECORD, RECORD + ".tmp"}
     torn = (folder / RECORD).is_file()
+    own = {folder / RECORD, *_unfinished_records(folder)}
     return sorted(
-        each.name for each in folder.iterdir() if each.name not in own and not (torn and _WEIGHTS.fullmatch(each.name))
+        path.name for path in folder.iterdir() if path not in own and not (torn and _WEIGHTS.fullmatch(path.name))
     )
+
+
+def _unfinished_records(folder: Path) -> list[Path]:
+    """Records that a crash has cut off; earlier versions wrote `conversion.json.tmp`."""
+    return [*leftovers(folder / RECORD), *folder.glob(RECORD + ".tmp")]
 
 
 def _is_whole(path: Path, record: dict) -> bool:
     if not path.is_file() or path.stat().st_size != record["size"]:
         return False
     return hash_files(path.parent, [path.name], "xxh3")[path.name].xxh3 == record["xxh3"]
-
-
-def _cant_write(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path}: can't be written: {error.strerror}\n  fix: free space or permissions there")

@@ -1,39 +1,34 @@
 """Any checkpoint folder, opened for reading: its kind, the model it describes, and its weights, still on disk."""
 
 import hashlib
-import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
-from megatron_sky.checkpoint import state as native
-from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint import description, store
 from megatron_sky.checkpoint.reader import torch_dist, weights
+from megatron_sky.checkpoint.reader.index import METADATA
 from megatron_sky.checkpoint.reader.lazy import LazyTensor
-from megatron_sky.checkpoint.reader.torch_files import TensorRef, TorchArchive, settings_of
+from megatron_sky.checkpoint.reader.torch_files import TorchArchive, settings_of
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert import vocabulary
 from megatron_sky.convert.huggingface import config as hf_config
-from megatron_sky.convert.huggingface import families
-from megatron_sky.convert.huggingface.safetensors_file import read_tensors
+from megatron_sky.convert.huggingface import reader as hf_reader
 from megatron_sky.convert.megatron import args as megatron_args
 from megatron_sky.convert.megatron import split_files
 from megatron_sky.convert.model_section import build_model
 from megatron_sky.errors import CheckpointError
-from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
 from megatron_sky.tokenizer.kinds import find_in_hugging_face
-
-log = get_logger(__name__)
 
 NATIVE = "megatron_sky checkpoint"
 MEGATRON_DIST = "Megatron-LM torch_dist folder"
 MEGATRON_SPLIT = "Megatron-LM mp_rank folder"
 HF = "Hugging Face folder"
 _LATEST = "latest_checkpointed_iteration.txt"
-# Where a Hugging Face folder's weights may lie, in the order in which transformers looks: a whole file, or an index.
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,12 @@ class Source:
     """`step` and `consumed_tokens` of the run that made it, as far as it says."""
     architecture: str | None = None
     """Of a Hugging Face folder."""
+    hugging_face: hf_config.Settings | None = None
+    """What such a folder says beside the weights: its own, or the one's that a native checkpoint came from."""
+    left_out: tuple[str, ...] = ()
+    """A line for each kind of thing that is not taken and need not be: copies, constants, padding rows, other files."""
+    warnings: tuple[str, ...] = ()
+    """A line for each thing that a user might miss or did not mean."""
 
     @property
     def adds_begin(self) -> bool:
@@ -63,8 +64,16 @@ class Source:
 
     @property
     def dtype(self) -> str:
-        """The number format of the embedding, as safetensors spells it."""
-        return self.weights[weights.WORD_EMBEDDING].dtype
+        """The number format that most of the weights' bytes are in, as safetensors spells it."""
+        return self.formats.most_common(1)[0][0]
+
+    @property
+    def formats(self) -> Counter[str]:
+        """Number format -> bytes of weights in it."""
+        found: Counter[str] = Counter()
+        for tensor in self.weights.values():
+            found[tensor.dtype] += tensor.num_bytes
+        return found
 
     @property
     def num_bytes(self) -> int:
@@ -81,9 +90,14 @@ def open_source(
     """
     folder = resolve(path)
     kind = _kind(folder)
-    given = _Given(None if tokenizer is None else tokenizer_files.file_of(tokenizer), vocab_size, recipe)
-    opener = {NATIVE: _open_native, MEGATRON_DIST: _open_dist, MEGATRON_SPLIT: _open_split, HF: _open_hf}[kind]
-    return opener(folder, given)
+    given = Overrides(None if tokenizer is None else tokenizer_files.file_of(tokenizer), vocab_size, recipe)
+    openers: dict[str, Callable[[Path, Overrides], Source]] = {
+        NATIVE: _open_native,
+        MEGATRON_DIST: _open_dist,
+        MEGATRON_SPLIT: _open_split,
+        HF: _open_hf,
+    }
+    return openers[kind](folder, given)
 
 
 def resolve(path: Path) -> Path:
@@ -93,75 +107,70 @@ def resolve(path: Path) -> Path:
     if checkpoints := store.list_checkpoints(path):
         return checkpoints[-1][1]
     latest = path / _LATEST
-    if latest.is_file():
+    return path / _iteration_folder(latest) if latest.is_file() else path
+
+
+def _iteration_folder(latest: Path) -> str:
+    """The name of the folder that Megatron-LM's note of its latest checkpoint means."""
+    try:
         name = latest.read_text(encoding="utf-8").strip()
-        return path / (name if name == "release" else f"iter_{int(name):07d}" if name.isdigit() else name)
-    return path
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{latest}: can't be read: {error}") from error
+    if name != "release" and not name.isdecimal():
+        raise CheckpointError(f"{latest}: {name[:40]!r}: is neither an iteration's number nor `release`")
+    return name if name == "release" else f"iter_{int(name):07d}"
 
 
 @dataclass(frozen=True)
-class _Given:
+class Overrides:
     """What the user says beside the folder."""
 
     tokenizer: Path | None
     vocab_size: int | None
     recipe: Path | None
 
-    def settled_vocab_size(self, folder: Path, rows: int, described: int | None, tokenizer: Path | None) -> int:
-        size = vocabulary.tokenizer_size(tokenizer)
-        return vocabulary.true_vocab_size(folder, rows=rows, described=described, tokenizer=size, flag=self.vocab_size)
-
 
 def _kind(folder: Path) -> str:
-    if (folder / torch_dist.METADATA).is_file():
-        ours = any((folder / name).is_file() for name in (native.TRAIN_STATE, store.MANIFEST))
+    if (folder / METADATA).is_file():
+        ours = any((folder / name).is_file() for name in (store.TRAIN_STATE, store.MANIFEST))
         return NATIVE if ours else MEGATRON_DIST
     if split_files.is_split(folder):
         return MEGATRON_SPLIT
     if (folder / hf_config.CONFIG).is_file():
         return HF
     raise CheckpointError(
-        f"{folder}: is no checkpoint: it has neither {torch_dist.METADATA} (torch_dist) nor mp_rank folders "
+        f"{folder}: is no checkpoint: it has neither {METADATA} (torch_dist) nor mp_rank folders "
         f"(Megatron-LM) nor {hf_config.CONFIG} (Hugging Face)"
     )
 
 
-def _open_native(folder: Path, given: _Given) -> Source:
+def _open_native(folder: Path, given: Overrides) -> Source:
     store.check_sizes(folder)  # hashes would read the optimizer; each chunk read is checked by its own CRC-32
-    saved = native.read_saved(folder)
-    stored = torch_dist.read_stored(folder)
-    torch_dist.check_files(folder, stored)
-    found = torch_dist.weight_tensors(folder, stored)
+    saved = description.read_description(folder)
+    found = torch_dist.weight_tensors(folder, torch_dist.read_stored(folder))
     tokenizer = given.tokenizer or tokenizer_files.find(folder)
-    vocab = given.settled_vocab_size(folder, _rows(found, folder), saved.config.model.vocab_size, tokenizer)
-    model = saved.config.model.model_copy(update={"vocab_size": vocab})
-    return Source(
+    kept = folder / hf_config.KEPT
+    source = Source(
         folder,
         NATIVE,
-        model,
-        weights.settle(found, model, folder),
+        saved.config.model,
+        found,
         tokenizer,
-        _content_identity([folder / store.MANIFEST, folder / torch_dist.METADATA]),
+        _content_identity([folder / store.MANIFEST, folder / METADATA]),
         saved.progress,
+        hugging_face=hf_config.read_settings(kept) if kept.is_dir() else None,
     )
+    return _with_true_vocabulary(source, saved.config.model.vocab_size, given)
 
 
-def _open_dist(folder: Path, given: _Given) -> Source:
-    stored = torch_dist.read_stored(folder)
-    torch_dist.check_files(folder, stored)
-    found = torch_dist.weight_tensors(folder, stored)
+def _open_dist(folder: Path, given: Overrides) -> Source:
+    found = torch_dist.weight_tensors(folder, torch_dist.read_stored(folder))
     settings = _dist_settings(folder)
-    model = _megatron_model(folder, settings, found, given)
+    fields, described = _megatron_fields(folder, settings, given)
+    model = build_model(fields | {"vocab_size": _rows(found, folder)}, folder)
     progress = {"consumed_samples": settings.get("consumed_train_samples")} if settings else {}
-    return Source(
-        folder,
-        MEGATRON_DIST,
-        model,
-        weights.settle(found, model, folder),
-        given.tokenizer,
-        _identity([folder / torch_dist.METADATA]),
-        progress,
-    )
+    source = Source(folder, MEGATRON_DIST, model, found, given.tokenizer, _identity([folder / METADATA]), progress)
+    return _with_true_vocabulary(source, described, given)
 
 
 def _dist_settings(folder: Path) -> dict | None:
@@ -173,39 +182,52 @@ def _dist_settings(folder: Path) -> dict | None:
     return settings_of(held[0] if isinstance(held, list) and held else held)
 
 
-def _open_split(folder: Path, given: _Given) -> Source:
+def _open_split(folder: Path, given: Overrides) -> Source:
     checkpoint = split_files.open_split(folder)
-    fields = _megatron_fields(folder, checkpoint.settings, given)
-    found = split_files.whole_tensors(checkpoint, gated=fields["activation"] == "swiglu", tied=fields["tie_embeddings"])
-    model = _megatron_model(folder, checkpoint.settings, found, given)
-    return Source(
-        folder,
-        MEGATRON_SPLIT,
-        model,
-        weights.settle(found, model, folder),
-        given.tokenizer,
-        _identity([rank.path for rank in checkpoint.ranks.values()]),
-        {},
+    fields, described = _megatron_fields(folder, checkpoint.settings, given)
+    found, warnings = split_files.whole_tensors(
+        checkpoint, gated=fields["activation"] == "swiglu", tied=fields["tie_embeddings"]
+    )
+    model = build_model(fields | {"vocab_size": _rows(found, folder)}, folder)
+    identity = _identity([rank.path for rank in checkpoint.ranks.values()])
+    source = Source(folder, MEGATRON_SPLIT, model, found, given.tokenizer, identity, {}, warnings=tuple(warnings))
+    return _with_true_vocabulary(source, described, given)
+
+
+def _with_true_vocabulary(source: Source, described: int | None, given: Overrides) -> Source:
+    """The source with its vocabulary without padding rows, and exactly its model's weights. Raises CheckpointError."""
+    rows = _rows(source.weights, source.folder)
+    tokens = vocabulary.tokenizer_size(source.tokenizer)
+    size = vocabulary.true_vocab_size(
+        source.folder, rows=rows, described=described, tokenizer=tokens, flag=given.vocab_size
+    )
+    model = source.model.model_copy(update={"vocab_size": size})
+    padding = (
+        [f"{rows - size:,} rows of the embedding beyond its {size:,} tokens: padding, left out"] if rows > size else []
+    )
+    warnings = []
+    if tokens is not None and tokens > size:
+        warnings.append(f"{source.tokenizer}: {tokens - size:,} of its tokens have no row in the embedding")
+    return replace(
+        source,
+        model=model,
+        weights=weights.validate_and_trim(source.weights, model, source.folder),
+        left_out=(*source.left_out, *padding),
+        warnings=(*source.warnings, *warnings),
     )
 
 
-def _megatron_fields(folder: Path, settings: dict | None, given: _Given) -> dict:
-    """The model's fields, from --recipe where it is given, else from Megatron-LM's settings."""
+def _megatron_fields(folder: Path, settings: dict | None, given: Overrides) -> tuple[dict, int | None]:
+    """(the model's fields but vocab_size, that one if it is said), from --recipe, else from Megatron-LM's args."""
     if given.recipe is not None:
-        return _recipe_fields(given.recipe)
+        fields = _recipe_fields(given.recipe)
+        return {name: value for name, value in fields.items() if name != "vocab_size"}, fields["vocab_size"]
     if settings is None:
         raise CheckpointError(
             f"{folder}: holds no args that describe the model\n  fix: describe it with --recipe FILE, a YAML file "
             "with a model section"
         )
-    return megatron_args.model_fields(settings, str(folder))
-
-
-def _megatron_model(folder: Path, settings: dict | None, found: dict[str, LazyTensor], given: _Given) -> ModelConfig:
-    fields = dict(_megatron_fields(folder, settings, given))
-    described = fields.pop("vocab_size", None)
-    vocab = given.settled_vocab_size(folder, _rows(found, folder), described, given.tokenizer)
-    return build_model(fields | {"vocab_size": vocab}, folder)
+    return megatron_args.model_fields(settings, str(folder)), None
 
 
 def _recipe_fields(path: Path) -> dict:
@@ -216,122 +238,41 @@ def _recipe_fields(path: Path) -> dict:
         raise CheckpointError(f"{path}: holds no model section that can be read: {error}") from error
 
 
-def _open_hf(folder: Path, given: _Given) -> Source:
-    model, architecture = hf_config.read_config(folder)
-    tensors = hf_tensors(folder, architecture)
-    embedding = families.rule_for(weights.WORD_EMBEDDING, model, architecture).names[0]
-    if embedding not in tensors:
-        raise CheckpointError(f"{folder}: {embedding}: is missing")
-    rows = tensors[embedding].shape[0]
-    if rows != model.vocab_size:
-        raise CheckpointError(
-            f"{folder}: vocab_size = {model.vocab_size:,} in {hf_config.CONFIG}, but {embedding} has {rows:,} rows"
-        )
+def _open_hf(folder: Path, given: Overrides) -> Source:
+    settings = hf_config.read_settings(folder)
+    model, architecture = hf_config.describe_model(settings, folder)
+    opened = hf_reader.read_weights(folder, model, architecture)
     tokenizer = given.tokenizer or find_in_hugging_face(folder)
-    _tell_of_lost_tokens(tokenizer)
-    vocab = given.settled_vocab_size(folder, rows, model.vocab_size, tokenizer)
-    model = model.model_copy(update={"vocab_size": vocab})
-    found = _from_hf(tensors, model, architecture, folder, rows)
-    return Source(
+    weighty, others = hf_reader.unread_files(folder, tokenizer)
+    warnings = [*opened.warnings, *_lost_tokens(tokenizer)]
+    if weighty:
+        warnings.append(f"{', '.join(weighty)}: not read: the weights are those of {opened.files}")
+    left_out = [*opened.left_out, *([f"{', '.join(others)}: not carried over"] if others else [])]
+    source = Source(
         folder,
         HF,
         model,
-        weights.settle(found, model, folder),
+        opened.weights,
         tokenizer,
-        _identity(hf_files(folder)),
+        _identity(hf_reader.weight_files(folder)),
         {},
         architecture,
+        settings,
+        tuple(left_out),
+        tuple(warnings),
     )
+    return _with_true_vocabulary(source, model.vocab_size, given)
 
 
-def _tell_of_lost_tokens(tokenizer: Path | None) -> None:
+def _lost_tokens(tokenizer: Path | None) -> list[str]:
     lost = vocabulary.tokens_beside(tokenizer)
-    if lost:
-        log.warning(
-            "%s: lacks %d tokens that the settings beside it add, and no tokenizer.json holds them: texts that spell "
-            "them are encoded as plain text\n  fix: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) "
-            "of transformers writes one",
-            tokenizer,
-            lost,
-        )
-
-
-def hf_files(folder: Path) -> list[Path]:
-    """The weight files of a Hugging Face folder. Raises CheckpointError naming one that the index lists in vain."""
-    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if path is None:
-        raise CheckpointError(f"{folder}: holds no weights: none of {', '.join(_WEIGHTS)}")
-    return _indexed_files(path) if path.suffix == ".json" else [path]
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = [index.parent / file for file in sorted(set(listed.values()))]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index}: can't be read: {error}") from error
-    if missing := [file for file in files if file.parent != index.parent or not file.is_file()]:
-        raise CheckpointError(f"{missing[0]}: is missing: {index.name} lists it")
-    return files
-
-
-def hf_tensors(folder: Path, architecture: str) -> dict[str, LazyTensor]:
-    """All tensors of a Hugging Face folder under the names of the whole model."""
-    tensors = {name: tensor for file in hf_files(folder) for name, tensor in _file_tensors(file).items()}
-    if architecture == families.GPT2 and not any(name.startswith("transformer.") for name in tensors):
-        return {f"transformer.{name}": tensor for name, tensor in tensors.items()}  # GPT2Model, saved without its head
-    return tensors
-
-
-def _file_tensors(path: Path) -> dict[str, LazyTensor]:
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
-    archive = TorchArchive(path)
-    content = archive.content()
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no table of tensors")
-    if strange := [str(name) for name, ref in content.items() if not isinstance(ref, TensorRef)]:
-        raise CheckpointError(f"{path}: {', '.join(strange[:5])}: is no tensor; a table of tensors alone is read")
-    return {str(name): archive.tensor(ref, str(name)) for name, ref in content.items()}
-
-
-def _from_hf(
-    tensors: dict[str, LazyTensor], model: ModelConfig, architecture: str, folder: Path, rows: int
-) -> dict[str, LazyTensor]:
-    """The weights under our names; a Hugging Face tensor that no rule takes keeps its name, to be told as unknown."""
-    tensors = {name: tensor for name, tensor in tensors.items() if not _is_derived(name, model)}
-    whole = model.model_copy(update={"vocab_size": rows})
-    found, wrong = {}, []
-    for name in (name for unit in weights.units(model) for name in unit):
-        rule = families.rule_for(name, whole, architecture)
-        parts = [tensors.pop(each, None) for each in rule.names]
-        for each, part, shape in zip(rule.names, parts, rule.shapes, strict=True):
-            if part is None:
-                wrong.append(f"  {each}: is missing")
-            elif not part.is_weight:
-                wrong.append(f"  {part.place}: {weights.no_weight(part)}")
-            elif part.shape != shape:
-                wrong.append(f"  {part.place}: has shape {list(part.shape)}, {hf_config.CONFIG} means {list(shape)}")
-        if not wrong:
-            found[name] = _joined(rule, parts)
-    if wrong:
-        head = f"{folder}: does not hold the weights of the model it describes:"
-        raise CheckpointError("\n".join([head, *wrong[:20]]))
-    return found | tensors
-
-
-def _joined(rule: families.Rule, parts: list[LazyTensor]) -> LazyTensor:
-    place = ", ".join(part.place for part in parts)
-    if len({part.dtype for part in parts}) > 1:
-        raise CheckpointError(f"{place}: have different number formats: {', '.join(part.dtype for part in parts)}")
-    return LazyTensor(parts[0].dtype, rule.whole_shape, lambda: rule.join([part.load() for part in parts]), place)
-
-
-def _is_derived(name: str, model: ModelConfig) -> bool:
-    """Tensors that some folders carry and no model needs: constants, and the head's copy of a tied embedding."""
-    if name.endswith(("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")):
-        return True
-    return name == "lm_head.weight" and model.tie_embeddings
+    if not lost:
+        return []
+    return [
+        f"{tokenizer}: lacks {lost} tokens that the settings beside it add, and no tokenizer.json holds them: texts "
+        "that spell them are encoded as plain text\n  fix: AutoTokenizer.from_pretrained(FOLDER)"
+        ".save_pretrained(FOLDER) of transformers writes one"
+    ]
 
 
 def _rows(found: dict[str, LazyTensor], folder: Path) -> int:

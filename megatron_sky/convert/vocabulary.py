@@ -1,8 +1,8 @@
 """How many rows of an embedding are tokens. Never guessed: rows added to make a size divisible look like any other."""
 
-import json
 from pathlib import Path
 
+from megatron_sky.convert.json_object import read_object
 from megatron_sky.errors import CheckpointError
 from megatron_sky.tokenizer.kinds import load_tokenizer
 
@@ -55,14 +55,7 @@ def tokens_beside(tokenizer: Path | None) -> int:
 def _added_ids(folder: Path) -> list[int]:
     found: list[int] = []
     if (folder / "added_tokens.json").is_file():
-        found += _json(folder / "added_tokens.json").values()
+        found += read_object(folder / "added_tokens.json").values()
     if (folder / "tokenizer_config.json").is_file():
-        found += map(int, _json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}))
+        found += map(int, read_object(folder / "tokenizer_config.json").get("added_tokens_decoder", {}))
     return found
-
-
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: can't be read: {error}") from error

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from megatron_sky.config.schema import DataConfig
-from megatron_sky.data.sampling.mixture import SessionMixture, check_weights, plan_of
+from megatron_sky.data.sampling.mixture import SessionMixture, plan_of
 from megatron_sky.data.sampling.run_plan import RunPlan, continue_plan
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path
-from megatron_sky.data.tokens.meta import Meta, check_source
+from megatron_sky.data.tokens.sources import OpenSource
+from megatron_sky.distributed import device
 from megatron_sky.errors import ConfigError, DataError
 
 
@@ -44,9 +45,8 @@ class Batch:
     cu_seqlens: torch.Tensor | None = None
 
     def pin(self) -> "Batch":
-        """The batch in page-locked memory, from which a copy to a GPU runs beside the compute."""
-        pinned = {name: value.pin_memory() for name, value in vars(self).items() if value is not None}
-        return replace(self, **pinned)
+        """The batch in memory from which a copy to the device runs beside the compute; see `device.pin`."""
+        return replace(self, **{name: device.pin(value) for name, value in vars(self).items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -82,35 +82,29 @@ class TrainData:
 
     Args:
         config: the recipe's data section.
+        sources: its training sources, opened, in its order.
         seq_length: tokens a sample feeds to the model.
         vocab_size: every token id must be below.
         sessions: the run's samples and what they are drawn from.
-        tokenizer_sha256: hash of the run's tokenizer; meta files must agree with it.
 
     Raises:
         ConfigError: no source, no weight above 0, a source too short or used more often than `max_epochs`.
-        DataError: a file is missing, damaged, or contradicts its meta file or the model.
     """
 
     def __init__(
         self,
         config: DataConfig,
+        sources: Sequence[OpenSource],
         *,
         seq_length: int,
         vocab_size: int,
         sessions: Sequence[SessionMixture],
-        tokenizer_sha256: str | None = None,
     ):
+        self.sources = sources
         self.seq_length = seq_length
         self.vocab_size = vocab_size
         self._bounds = DocumentBounds.of(config)
-        check_weights(config, sessions)
-        self.metas: list[Meta | None] = [
-            check_source(source.path, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)
-            for source in config.train
-        ]
-        self.files = [IndexedTokens(source.path) for source in config.train]
-        sizes = [file.num_tokens for file in self.files]
+        sizes = [source.tokens.num_tokens for source in sources]
         self._planned = plan_of(config, sizes, seq_length=seq_length, sessions=sessions)
         self.plan: RunPlan = self._planned
         self._check_plan()
@@ -143,11 +137,12 @@ class TrainData:
         for number in sample_numbers:
             location = self.plan.locate(number)
             offset = self.plan.token_offset(location)
-            tokens = self.files[location.source].read(offset, self.seq_length + 1)
-            check_ids(tokens, self.files[location.source], offset, self.vocab_size)
+            source = self.sources[location.source]
+            tokens = source.tokens.read(offset, self.seq_length + 1)
+            check_ids(tokens, source.tokens, offset, self.vocab_size)
             rows.append(tokens)
             if self._bounds.needed:
-                starts.append(self.files[location.source].document_starts(offset, len(tokens)))
+                starts.append(source.tokens.document_starts(offset, len(tokens)))
         return self._bounds.batch(rows, starts, None)
 
 
@@ -155,28 +150,26 @@ class ValidationData:
     """A whole held-out set, cut into consecutive sequences that don't overlap; no token is left out.
 
     Args:
-        prefix: path of the pair.
+        source: the pair, opened.
         max_sequences: use this many sequences from the start; None: all.
         bounds: what to make of documents' ends; the same as in training, for a loss that compares with training's.
     """
 
     def __init__(
         self,
-        prefix: str,
+        source: OpenSource,
         *,
         seq_length: int,
         vocab_size: int,
         max_sequences: int | None = None,
-        tokenizer_sha256: str | None = None,
         bounds: DocumentBounds = DocumentBounds(),
     ):
-        self.meta = check_source(prefix, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)
-        self.file = IndexedTokens(prefix)
+        self.source, self.file = source, source.tokens
         self._bounds = bounds
         self.seq_length = seq_length
         self.vocab_size = vocab_size
         if self.file.num_tokens < 2:
-            raise DataError(f"{bin_path(prefix)} holds one token; a loss needs two\n  fix: give a larger set")
+            raise DataError(f"{bin_path(self.file.prefix)} holds one token; a loss needs two\n  fix: give a larger set")
         whole = -(-(self.file.num_tokens - 1) // seq_length)
         self.num_sequences = whole if max_sequences is None else min(whole, max_sequences)
 

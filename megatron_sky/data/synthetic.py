@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_sky.errors import DataError
+from megatron_sky.files import replacing
 
 SPLITS = ("train", "validation", "test")
 
@@ -257,13 +258,12 @@ def write_corpus(
 
 
 def _write_split(path: Path, rng: random.Random, generate: Callable, seen: set[str], size: float) -> None:
-    done, temporary = 0, path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    done = 0
+    with replacing(path) as file:
         while done < size:
             text = _unseen(rng, generate, seen)
             done += len(text.encode())
-            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+            file.write(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
 
 
 def _unseen(rng: random.Random, generate: Callable, seen: set[str]) -> str:
@@ -272,4 +272,4 @@ def _unseen(rng: random.Random, generate: Callable, seen: set[str]) -> str:
         if text not in seen:
             seen.add(text)
             return text
-    raise DataError("the synthetic grammar has no more new documents\n  mend: ask for a smaller corpus")
+    raise DataError("the synthetic grammar has no more new documents\n  fix: ask for a smaller corpus")

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_sky.errors import CheckpointError
+from megatron_sky.errors import CheckpointError, RunError
 
 COMMON_FILE = "common.pt"
 
@@ -38,6 +38,21 @@ def mlp_submodules(layer_spec):
     return mlp.submodules if hasattr(mlp, "submodules") else mlp.keywords["submodules"]
 
 
+def replace_members(owner, **members) -> None:
+    """Puts `members` in the place of a foreign module's or class's own, which all tested versions have.
+
+    Raises RunError where there is none of that name: what was asked of it goes elsewhere then, past ours.
+    """
+    for name, member in members.items():
+        if not hasattr(owner, name):
+            package = getattr(owner, "__module__", owner.__name__).partition(".")[0]
+            raise RunError(
+                f"{package}: {owner.__name__} has no {name} in the installed version, which this program replaces\n"
+                "  fix: install tested versions, which `megatron-sky doctor` names"
+            )
+        setattr(owner, name, member)
+
+
 def start_result_collector() -> None:
     """Starts the small process through which a checkpoint's writers hand over their results.
 
@@ -52,7 +67,7 @@ def start_result_collector() -> None:
     if filesystem_async._results_queue is None:
         manager = SyncManager(ctx=get_context("fork"))
         manager.start(initializer=_die_with_parent)
-        filesystem_async._results_queue = manager.Queue()
+        replace_members(filesystem_async, _results_queue=manager.Queue())
         filesystem_async._results_manager = manager  # it lives as long as somebody holds it
 
 
@@ -71,7 +86,7 @@ def write_views_in_place() -> None:
     def resolve_data(self, write_item):
         return _with_own_storage(inherited(self, write_item))
 
-    MCoreSavePlanner.resolve_data = resolve_data
+    replace_members(MCoreSavePlanner, resolve_data=resolve_data)
 
 
 def _with_own_storage(data):
@@ -103,7 +118,7 @@ def read_files_side_by_side() -> None:
             return list(pool.map(lambda part: one_by_one(self, part, planner), parts))[-1]
 
     read_data.side_by_side = True
-    FileSystemReader.read_data = read_data
+    replace_members(FileSystemReader, read_data=read_data)
 
 
 def read_index_by(read: Callable[[Path], object]) -> None:
@@ -120,7 +135,7 @@ def read_index_by(read: Callable[[Path], object]) -> None:
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
-    FileSystemReader.read_metadata = read_metadata
+    replace_members(FileSystemReader, read_metadata=read_metadata)
 
 
 def read_objects_as_data() -> None:
@@ -142,7 +157,7 @@ def read_objects_as_data() -> None:
         return inherited(self, read_item, harmless)
 
     load_bytes.data_alone = True
-    DefaultLoadPlanner.load_bytes = load_bytes
+    replace_members(DefaultLoadPlanner, load_bytes=load_bytes)
 
 
 def read_as_data(saved, name: str):
@@ -194,10 +209,3 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-
-
-def version() -> str:
-    """The installed megatron-core's version."""
-    from importlib.metadata import version as installed
-
-    return installed("megatron-core")

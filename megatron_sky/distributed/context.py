@@ -8,13 +8,17 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 from megatron_sky.config.schema import ParallelConfig
 from megatron_sky.distributed import device as accelerator
 from megatron_sky.distributed import seeding
 from megatron_sky.distributed.launch import RankInfo
-from megatron_sky.distributed.rendezvous import meet
+from megatron_sky.distributed.rendezvous import choose_interface, meet
 from megatron_sky.distributed.topology import Coordinates, Layout
+from megatron_sky.errors import CheckpointError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,21 @@ class ParallelContext:
         dist.all_gather_object(gathered, value)
         return gathered
 
+    def from_first_rank(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, which alone does it, on every rank; its CheckpointError is every rank's."""
+        import torch.distributed as dist
+
+        result: list = [None, None]
+        if self.rank == 0:
+            try:
+                result[0] = work()
+            except CheckpointError as error:
+                result[1] = error
+        dist.broadcast_object_list(result, src=0)
+        if result[1] is not None:
+            raise result[1]
+        return result[0]
+
     def barrier(self) -> None:
         import torch.distributed as dist
 
@@ -138,6 +157,7 @@ def open_context(
     import torch.distributed as dist
 
     device = accelerator.setup(info.local_rank, num_threads, info.local_world_size)
+    choose_interface(info)
     store = meet(info, facts or {}, timeout_seconds=startup_timeout_seconds, warn=warn)
     dist.init_process_group(
         accelerator.collective_backend(),

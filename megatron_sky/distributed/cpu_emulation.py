@@ -13,6 +13,8 @@ import importlib.util
 import sys
 from collections.abc import Callable
 
+from megatron_sky.distributed import compat
+
 _FACTORIES = [
     "arange",
     "as_tensor",
@@ -194,8 +196,7 @@ def _answer_cuda_module(torch, cpu) -> None:
         "Stream": _Stream,
         "Event": _Event,
     }
-    for attribute, answer in answers.items():
-        setattr(torch.cuda, attribute, answer)
+    compat.replace_members(torch.cuda, **answers)
 
 
 def _import_megatron_uncompiled() -> None:
@@ -217,9 +218,6 @@ def _patch_megatron_rng() -> None:
     import torch
     from megatron.core.tensor_parallel import random as megatron_random
 
-    megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
-    megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-
     class CpuRngTracker(megatron_random.CudaRNGStatesTracker):
         """Named states of the CPU generator; `fork` runs a block on one of them and restores the default."""
 
@@ -234,8 +232,13 @@ def _patch_megatron_rng() -> None:
                 self.states_[name] = torch.get_rng_state()
                 torch.set_rng_state(outer)
 
-    megatron_random._CUDA_RNG_STATE_TRACKER = CpuRngTracker()
-    megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+    compat.replace_members(
+        megatron_random,
+        _get_cuda_rng_state=lambda *args, **kwargs: torch.get_rng_state(),
+        _set_cuda_rng_state=lambda state, *args, **kwargs: torch.set_rng_state(state),
+        _CUDA_RNG_STATE_TRACKER=CpuRngTracker(),
+        _CUDA_RNG_STATE_TRACKER_INITIALIZED=True,
+    )
 
 
 def _skip_single_rank_collectives() -> None:
@@ -251,5 +254,8 @@ def _skip_single_rank_collectives() -> None:
 
         return wrapped
 
-    buffers.dist_all_gather_func = sparing(buffers.dist_all_gather_func)
-    buffers.dist_reduce_scatter_func = sparing(buffers.dist_reduce_scatter_func)
+    compat.replace_members(
+        buffers,
+        dist_all_gather_func=sparing(buffers.dist_all_gather_func),
+        dist_reduce_scatter_func=sparing(buffers.dist_reduce_scatter_func),
+    )

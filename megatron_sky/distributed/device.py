@@ -55,8 +55,8 @@ def collective_backend() -> str:
 def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1, deterministic: bool = False):
     """Makes this process ready for megatron-core and returns its torch.device; a second call only returns it.
 
-    Must run before `megatron.core` is imported. `num_threads`: CPU threads of this process; 0 shares the machine's
-    cores among the `local_world_size` processes. `deterministic`: a GPU runs only what gives the same result again.
+    Must run before `megatron.core` is imported. `num_threads`: see `choose_threads`. `deterministic`: a GPU
+    runs only what gives the same result again.
     """
     import torch
 
@@ -70,12 +70,26 @@ def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1, 
         else:
             cpu_emulation.install(product_dtype)
             _state["redirected"] = True
-            threads = num_threads or max(1, available_cores() // local_world_size)
-            torch.set_num_threads(threads)
+            torch.set_num_threads(choose_threads(num_threads, local_world_size))
             # A forked process (a checkpoint's writer) has no OpenMP threads and would wait for them for ever.
             os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
         _state["ready"] = True
     return current()
+
+
+def choose_threads(num_threads: int, local_world_size: int) -> int:
+    """CPU threads of this process: `num_threads` where the recipe sets it, else what OMP_NUM_THREADS says, else its
+    share of the cores among the `local_world_size` processes of the machine."""
+    import torch
+
+    if num_threads:
+        return num_threads
+    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else share_of_cores(local_world_size)
+
+
+def share_of_cores(local_world_size: int) -> int:
+    """Cores for each of this machine's processes, at least one."""
+    return max(1, available_cores() // local_world_size)
 
 
 def _gpu_of(local_rank: int, num_gpus: int) -> int:
@@ -127,11 +141,13 @@ def product_dtype(dtype):
     """
     import torch
 
-    own = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    return torch.float32 if dtype in own and not has_gpu() and not own[dtype]() else dtype
+    if dtype not in (torch.bfloat16, torch.float16) or has_gpu():
+        return dtype
+    if not torch.backends.mkldnn.is_available():  # a build of torch without the library of such products
+        return torch.float32
+    ops = torch.ops.mkldnn
+    own = ops._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else ops._is_mkldnn_fp16_supported()
+    return dtype if own else torch.float32
 
 
 def available_cores() -> int:
@@ -218,6 +234,14 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def pin(tensor):
+    """A CPU tensor in page-locked memory, from which a copy to a GPU runs beside the compute; as it is without a GPU.
+
+    Pageable memory makes every copy wait, whatever `non_blocking` asks for.
+    """
+    return tensor.pin_memory() if has_gpu() else tensor
+
+
 def synchronize() -> None:
     """Waits for queued kernels, so that a clock read afterwards tells the truth."""
     import torch
@@ -299,3 +323,5 @@ def _silence_imports() -> None:
     # megatron-core's advice to those who call it (deprecated arguments, absent extras) is not the user's to follow.
     warnings.filterwarnings("ignore", module=r"megatron\.core.*")
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
+    # megatron-core imports it; a CUDA toolkit on a machine without a GPU is nothing to warn of, at every start.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

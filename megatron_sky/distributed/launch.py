@@ -1,7 +1,7 @@
 """How processes become ranks: from torchrun's variables, from Slurm's, or as one process alone.
 
 `run_local` starts N processes on this machine through torch's elastic launcher. Each rank that fails leaves a small
-file with its cause and the time; the parent names the first cause and its rank last on the screen. A request to leave
+file with its cause and the time; the parent names the first cause and its rank last on the screen. A request to stop
 (a signal) is handed on to the ranks, at whatever moment it comes: to those that start up as well as to those to come.
 """
 
@@ -20,19 +20,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from megatron_sky.distributed.device import share_of_cores
 from megatron_sky.errors import LeftEarly, RankFailed, SkyError
+from megatron_sky.files import write_json
 from megatron_sky.log import log_traceback
 
 ERROR_DIR = "MEGATRON_SKY_ERROR_DIR"  # a folder: ranks that fail leave their causes there
 HANG_EXIT_CODE = 86  # a rank hung and the watchdog ended the job; starting it again may help
-LEAVE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)  # each asks for an orderly end
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)  # each asks for an orderly end
 LEFT_EXIT_CODE = LeftEarly.exit_code
 _LAUNCHER = "MEGATRON_SKY_LAUNCHER_PID"
 _REQUESTS = "leave_requests"  # in the ERROR_DIR of `run_local`: the signals that its ranks were to get, one a line
-_held: list[int] = []  # signals that came before somebody could act on them
-_started = threading.Event()
+_pending: list[int] = []  # signals that came before somebody could act on them
+_startup_complete = threading.Event()
 # What a rank sees when another one has gone: never the first cause while there is any other.
-_AFTERMATH = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|TCPStore|recvValue|sendBytes", re.I)
+_SECONDARY = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|TCPStore|recvValue|sendBytes", re.I)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _int(environ: Mapping[str, str], name: str, default: str | None = None) -> i
 def run_local(arguments: Sequence[str], nproc: int) -> None:
     """Runs `python -m megatron_sky ARGUMENTS` in `nproc` processes; raises RankFailed with the first cause.
 
-    Where that is a request to leave, its exit code is LEFT_EXIT_CODE.
+    Where that is a request to stop, its exit code is LEFT_EXIT_CODE.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -115,7 +117,7 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
     with tempfile.TemporaryDirectory(prefix="megatron_sky_") as folder:
         os.environ |= {ERROR_DIR: folder, _LAUNCHER: str(os.getpid())}
         requests: list[int] = []
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # each rank sets its threads itself, from train.num_threads
+        os.environ.setdefault("OMP_NUM_THREADS", str(share_of_cores(nproc)))
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -131,7 +133,7 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
             signals_to_handle="SIGHUP,SIGQUIT",
         )
         forward = partial(_forward, Path(folder), requests)
-        before = {number: signal.signal(number, forward) for number in LEAVE_SIGNALS}
+        before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
         try:
             elastic_launch(config, entrypoint=sys.executable)("-m", "megatron_sky", *arguments)
         except ChildFailedError as error:
@@ -145,7 +147,7 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
 
 
 def _forward(folder: Path, requests: list[int], number: int, frame) -> None:
-    """Hands a request to leave on to the ranks, those to come as well: they save and end by themselves."""
+    """Hands a request to stop on to the ranks, those to come as well: they save and end by themselves."""
     import psutil
 
     requests.append(number)
@@ -155,45 +157,45 @@ def _forward(folder: Path, requests: list[int], number: int, frame) -> None:
             child.send_signal(number)
 
 
-def hold_leave_signals() -> None:
-    """For a rank that starts up: keeps requests to leave until `held_leave_signals` is asked for them."""
-    for number in LEAVE_SIGNALS:
-        signal.signal(number, lambda number, frame: _held.append(number))
+def hold_stop_signals() -> None:
+    """For a rank that starts up: keeps requests to stop until `pending_stop_signals` is asked for them."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, frame: _pending.append(number))
 
 
 def watch_launcher() -> None:
-    """Asks this rank to leave when its launcher is gone, which would have told it of the others' end.
+    """Asks this rank to stop when its launcher is gone, which would have told it of the others' end.
 
-    Before `tell_started` a rank may wait, deaf to signals, for a store that went with the launcher, or for a rank that
-    has failed: it ends at once.
+    Before `mark_startup_complete` a rank may wait, deaf to signals, for a store that went with the launcher, or for a
+    rank that has failed: it ends at once.
     """
     launcher = int(os.environ.get(_LAUNCHER, os.getppid()))
     threading.Thread(target=_watch, args=(launcher,), name="launcher-watch", daemon=True).start()
 
 
-def tell_started() -> None:
-    """All ranks have met: from now on a request to leave is acted upon."""
-    _started.set()
+def mark_startup_complete() -> None:
+    """All ranks have met: from now on a request to stop is acted upon."""
+    _startup_complete.set()
 
 
 def _watch(launcher: int) -> None:
     causes = Path(os.environ[ERROR_DIR]) if _LAUNCHER in os.environ else None  # on this machine: looking costs nothing
     while os.getppid() == launcher:
-        if causes and not _started.is_set() and first_cause(causes):
+        if causes and not _startup_complete.is_set() and first_cause(causes):
             os._exit(1)
         time.sleep(1)
     print("megatron-sky: the launcher of this rank is gone", file=sys.stderr, flush=True)
-    if not _started.is_set():
+    if not _startup_complete.is_set():
         os._exit(LEFT_EXIT_CODE)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def held_leave_signals() -> list[int]:
-    """The requests to leave that came while this rank started up, its own or its launcher's; each is told once."""
+def pending_stop_signals() -> list[int]:
+    """The requests to stop that came while this rank started up, its own or its launcher's; given out once."""
     path = Path(os.environ[ERROR_DIR]) / _REQUESTS if ERROR_DIR in os.environ else None
     told = [int(line) for line in path.read_text(encoding="utf-8").split()] if path and path.is_file() else []
-    own = _held[:]
-    _held.clear()
+    own = _pending[:]
+    _pending.clear()
     return max(told, own, key=len)
 
 
@@ -219,9 +221,7 @@ def leave_with(rank: int, message: str, exit_code: int) -> None:
     folder = os.environ.get(ERROR_DIR)
     if folder and Path(folder).is_dir():
         record = {"rank": rank, "message": message, "exit_code": exit_code, "time": time.time()}
-        target = Path(folder) / f"error_{rank:05d}.json"
-        target.with_suffix(".tmp").write_text(json.dumps(record), encoding="utf-8")
-        target.with_suffix(".tmp").rename(target)
+        write_json(Path(folder) / f"error_{rank:05d}.json", record)
     else:
         print(f"megatron-sky: rank {rank}: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
@@ -235,7 +235,7 @@ def _failure(folder: Path, error, requests: list[int]) -> RankFailed:
     ended = {-failure.exitcode for failure in error.failures.values()}
     if cause is None and ended & set(requests):
         return RankFailed(f"stopped by {signal.Signals(requests[0]).name}; nothing was to be saved", LEFT_EXIT_CODE)
-    if cause is not None and not cause.is_aftermath:
+    if cause is not None and not cause.is_secondary:
         return RankFailed(cause.message, cause.exit_code)
     # The launcher ends the other ranks with SIGTERM, so any other signal came before it.
     killed = [(f.exitcode == -signal.SIGTERM, rank, f) for rank, f in error.failures.items() if f.exitcode < 0]
@@ -252,25 +252,25 @@ def _failure(folder: Path, error, requests: list[int]) -> RankFailed:
 
 @dataclass(frozen=True)
 class Cause:
-    """What a rank said when it ended. An aftermath is what it sees when another one has gone."""
+    """What a rank said when it ended. A secondary one is what it sees when another rank has gone."""
 
     message: str
     exit_code: int
-    is_aftermath: bool
+    is_secondary: bool
 
 
 def first_cause(folder: Path) -> Cause | None:
-    """What ended a job, by the files that its ranks left in `folder`: the first own cause, else the first aftermath."""
+    """What ended a job, by its ranks' files in `folder`: the first cause of their own, else the first secondary one."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("error_*.json")]
     causes = [
         Cause(
             message=f"rank {record['rank']}: {record['message']}",
             exit_code=record["exit_code"],
-            is_aftermath=record["exit_code"] == 1 and bool(_AFTERMATH.search(record["message"].partition("\n")[0])),
+            is_secondary=record["exit_code"] == 1 and bool(_SECONDARY.search(record["message"].partition("\n")[0])),
         )
         for record in sorted(records, key=lambda record: record["time"])
     ]
-    return min(causes, key=lambda cause: cause.is_aftermath, default=None)
+    return min(causes, key=lambda cause: cause.is_secondary, default=None)
 
 
 def _quiet_elastic() -> None:

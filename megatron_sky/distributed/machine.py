@@ -1,9 +1,9 @@
 """What this machine has, as plain facts: GPUs, drivers, and the versions of what a GPU run is built of."""
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from megatron_sky.distributed import device
+from megatron_sky.versions import installed
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,3 @@ def this_machine() -> Machine:
         te_cuda=cores[0] if len(cores) == 1 else None,
         apex=device.has_apex_gradients(),
     )
-
-
-def installed(package: str) -> str | None:
-    """The version of an installed package; None where there is none."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def release(version: str | None) -> tuple[int, ...]:
-    """`"2.13.0+cu129"` -> (2, 13, 0), to be compared; () for None."""
-    numbers = []
-    for part in (version or "").split("+")[0].split("."):
-        if not part.isdigit():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)

@@ -7,8 +7,9 @@ groups made. The store stays open for the run: the watchdog posts there when not
 
 import json
 import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from datetime import timedelta
 
 from megatron_sky.distributed.launch import RankInfo
@@ -17,6 +18,57 @@ from megatron_sky.errors import NodeError, RunError
 CLOCK_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 READ_SECONDS = 5.0
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+LOOPBACK = "127.0.0.1"
+
+
+def choose_interface(info: RankInfo, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Names the network interface for gloo, unless the user did: loopback for a job on one machine.
+
+    gloo by itself takes the address that this host's name leads to, complains of a name that leads nowhere (as in a
+    container) and then takes loopback, where other nodes never reach it. On several nodes such a name, and one that
+    leads to loopback, make way for the interface by which this node reaches the job's store.
+    """
+    if GLOO_INTERFACE in environ:
+        return
+    if info.master_addr is None or info.local_world_size == info.world_size:
+        address = LOOPBACK
+    elif _leads_out(socket.gethostname()):
+        return
+    else:
+        address = _local_address(info.master_addr, info.master_port)
+    interface = _interface_of(address)
+    if interface is not None:
+        environ[GLOO_INTERFACE] = interface
+
+
+def _leads_out(host: str) -> bool:
+    """Whether a host's name leads to an address of this machine by which another may reach it."""
+    try:
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return False
+    return any(_interface_of(address) not in (None, _interface_of(LOOPBACK)) for address in addresses)
+
+
+def _local_address(host: str, port: int) -> str | None:
+    """This machine's address on the route to `host`; None where there is none. Nothing is sent."""
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(target)
+            return probe.getsockname()[0]
+    except (OSError, UnicodeError):  # the store's own message names the host and the variable to set
+        return None
+
+
+def _interface_of(address: str | None) -> str | None:
+    import psutil
+
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address.partition("%")[0] == address for entry in entries):
+            return name
+    return None
 
 
 def meet(info: RankInfo, facts: dict, *, timeout_seconds: float, warn: Callable[[str], None]):

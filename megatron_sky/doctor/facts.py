@@ -6,11 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from megatron_sky.distributed import device
-from megatron_sky.distributed.machine import installed, this_machine
+from megatron_sky.distributed import device, requirements
+from megatron_sky.distributed.machine import this_machine
 from megatron_sky.monitor.throughput import gpu_peak
+from megatron_sky.versions import installed
 
 PACKAGES = {
     "megatron-core": "megatron-core",
@@ -44,6 +46,7 @@ def gather() -> dict:
         "infiniband": infiniband(Path("/sys/class/infiniband")),
         "nccl": device.nccl_version(),
         "packages": {name: installed(package) for name, package in PACKAGES.items()},
+        "requirements": [asdict(each) for each in requirements.requirements()],
         "transformer_engine_cuda": machine.te_cuda,
         "backend": backend,
         "backend_reason": reason,

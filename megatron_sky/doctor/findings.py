@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megatron_sky.distributed.machine import release
+from megatron_sky.distributed.requirements import PACKAGE, PYTHON, Requirement
 
 SLOW_DISK_MB = 100.0
 
@@ -17,15 +17,15 @@ class Finding:
     fix: str
 
 
-# name -> (grave, what it costs to be without, how to get it)
+# name -> (grave, what it costs to be without)
 _NEEDED = {
-    "megatron-core": (True, "nothing trains", 'pip install "megatron-core>=0.16.1,<0.20"'),
-    "psutil": (True, "megatron-core's checkpoint writers hang", "pip install psutil"),
-    "einops": (True, "megatron-core makes no process groups", "pip install einops"),
-    "sentencepiece": (True, "no text is tokenized", "pip install sentencepiece"),
-    "nltk": (False, "`evaluate leakage` can't compute its metrics", "pip install nltk"),
-    "tensorboard": (False, "no TensorBoard files (monitor.tensorboard)", "pip install tensorboard"),
-    "transformers": (False, "no parity checks against Hugging Face", 'pip install "megatron-sky[hf]"'),
+    "megatron-core": (True, "nothing trains"),
+    "psutil": (True, "megatron-core's checkpoint writers hang"),
+    "einops": (True, "megatron-core makes no process groups"),
+    "sentencepiece": (True, "no text is tokenized"),
+    "nltk": (False, "`data tokenize --split-sentences` can't split sentences"),
+    "tensorboard": (False, "no TensorBoard files (monitor.tensorboard)"),
+    "transformers": (False, "no parity checks against Hugging Face"),
 }
 _NEEDED_ON_GPU = {
     "transformer-engine": (
@@ -43,15 +43,18 @@ def judge(facts: dict, trials: dict) -> list[Finding]:
 
 def _software(facts: dict) -> list[Finding]:
     found = []
-    for name, (grave, costs, fix) in _NEEDED.items():
+    tested = {each["name"]: Requirement(**each) for each in facts["requirements"]}
+    for name, (grave, costs) in _NEEDED.items():
         if facts["packages"][name] is None:
+            fix = tested[name].fix() if name in tested else f"pip install {name}"
             found.append(Finding(grave, f"{name} is not installed", costs, fix))
-    core = release(facts["packages"]["megatron-core"])
-    if core and not (0, 16, 1) <= core < (0, 20):
-        what = f"megatron-core {facts['packages']['megatron-core']} is not one that this program knows"
-        found.append(Finding(True, what, "calls may fail or mean something else", _NEEDED["megatron-core"][2]))
-    if not (3, 11) <= release(facts["python"]) < (3, 14):
-        found.append(Finding(True, f"Python {facts['python']}", "3.11 to 3.13 are supported", "use one of them"))
+    for each in tested.values():
+        if each.is_outside:
+            grave = each.is_older and each.name in (PYTHON, "megatron-core", "torch")
+            found.append(Finding(grave, each.words(), "calls may fail or mean something else", each.fix()))
+    if not tested:
+        what, costs = f"{PACKAGE} is not installed, it runs from a folder", "which versions were tested is not known"
+        found.append(Finding(False, what, costs, "pip install -e . in the folder"))
     return found
 
 

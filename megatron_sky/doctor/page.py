@@ -4,13 +4,19 @@
 def text(report: dict) -> str:
     """Facts, trials and findings, a line each."""
     facts, trials = report["facts"], report["trials"]
+    ranges = {each["name"]: f", tested {each['tested']}" for each in facts["requirements"]}
+    cuda = facts["torch_cuda"] or "none"
+
+    def tested(name: str) -> str:
+        return ranges.get(name, "")
+
     lines = [
-        _line("python", f"{facts['python']} ({facts['executable']})"),
+        _line("python", f"{facts['python']}{tested('Python')} ({facts['executable']})"),
         _line("machine", f"{facts['platform']}, {facts['cores']} cores, {facts['memory_gib']} GiB"),
-        _line("torch", f"{facts['torch']}, CUDA {facts['torch_cuda'] or 'none'}, driver {facts['driver'] or 'none'}"),
+        _line("torch", f"{facts['torch']}{tested('torch')}, CUDA {cuda}, driver {facts['driver'] or 'none'}"),
         *[_line("gpu", _gpu(gpu)) for gpu in facts["gpus"] or [None]],
         _line("network", _network(facts)),
-        *[_line(name, version or "not installed") for name, version in facts["packages"].items()],
+        *[_line(name, f"{version or 'not installed'}{tested(name)}") for name, version in facts["packages"].items()],
         _line("backend", f"{facts['backend']} ({facts['backend_reason']})"),
         _line("Adam", facts["adam"]),
         _line("ranks", _ranks(trials["ranks"])),

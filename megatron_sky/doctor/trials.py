@@ -9,6 +9,8 @@ from pathlib import Path
 from queue import Empty
 
 from megatron_sky.distributed import device
+from megatron_sky.distributed.launch import RankInfo
+from megatron_sky.distributed.rendezvous import LOOPBACK, choose_interface
 
 TIMEOUT_SECONDS = 120
 ELEMENTS = 1 << 22  # 16 MiB of fp32 for the speed
@@ -64,7 +66,8 @@ def _rank(rank: int, world_size: int, port: int, results) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
     try:
         target = device.use(rank)
-        address = f"tcp://127.0.0.1:{port}"
+        address = f"tcp://{LOOPBACK}:{port}"
+        choose_interface(RankInfo(rank, world_size, rank, world_size, LOOPBACK, port))
         dist.init_process_group(device.collective_backend(), init_method=address, rank=rank, world_size=world_size)
         wrong = _wrong_collective(rank, world_size, target)
         results.put((wrong, _speed(target) if not wrong else 0.0))

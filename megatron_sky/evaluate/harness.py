@@ -1,19 +1,19 @@
 """EleutherAI's lm-eval harness on a model of ours: its three requests, batched by length.
 
-Every process answers every request and shares the batches with the others, so the harness sees one model. Generation
-runs the whole text again for each token: quadratic, exact in every batch, and the same for both kinds of checkpoint.
+Every process answers every request and shares the batches with the others, so the harness sees one model.
 """
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from lm_eval.api.model import TemplateLM
 
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
-from megatron_sky.evaluate.scoring import Model, score_spans
+from megatron_sky.evaluate.scoring import Progress, score_spans
 from megatron_sky.evaluate.windows import Span, cut_spans, plan_batches
+from megatron_sky.inference.continuation import Request, continue_texts
+from megatron_sky.inference.model import Model
 from megatron_sky.tokenizer.coder import TextCoder
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's names, strongest first
@@ -84,10 +84,11 @@ class HarnessModel(TemplateLM):
         ]
         batches = plan_batches([len(p) + how.limit for p, how in zip(prompts, asked, strict=True)], self._batch_tokens)
         mine: dict[int, str] = {}
-        with torch.inference_mode():
-            for batch in batches[self._model.share :: self._model.shares]:
-                texts = self._continue([prompts[each] for each in batch], [asked[each] for each in batch])
-                mine.update(zip(batch, texts, strict=True))
+        progress = Progress("generate_until", len(batches))
+        for number, batch in enumerate(batches[self._model.share :: self._model.shares]):
+            texts = self._continue([prompts[each] for each in batch], [asked[each] for each in batch])
+            mine.update(zip(batch, texts, strict=True))
+            progress.reached((number + 1) * self._model.shares)
         everyone: dict[int, str] = {}
         for part in self._gather(mine):
             everyone.update(part)
@@ -129,37 +130,21 @@ class HarnessModel(TemplateLM):
             limit, tuple([until] if isinstance(until, str) else until), 0.0 if sampled is False else temperature
         )
 
-    def _continue(self, prompts: Sequence[list[int]], asked: Sequence[Generation]) -> list[str]:
-        """Continues the prompts together, each until it has ended."""
-        rows = [list(prompt) for prompt in prompts]
-        texts: list[str | None] = [None] * len(rows)
-        generator = torch.Generator(device=self._model.device).manual_seed(self._seed)
-        while open_rows := [number for number, text in enumerate(texts) if text is None]:
-            logits = self._next_logits([rows[number] for number in open_rows])
-            for number, scores in zip(open_rows, logits, strict=True):
-                rows[number].append(_choose(scores, asked[number].temperature, generator))
-                texts[number] = self._ended(rows[number][len(prompts[number]) :], asked[number])
-        return texts
+    def _continue(self, prompts: list[list[int]], asked: list[Generation]) -> list[str]:
+        """The texts of prompts that are continued together."""
+        requests = [
+            Request(prompt, how.limit, how.temperature, functools.partial(self._is_ended, how=how))
+            for prompt, how in zip(prompts, asked, strict=True)
+        ]
+        new = continue_texts(self._model, requests, vocab_size=self._coder.vocab_size, seed=self._seed)
+        return [self._text(ids, how)[0] for ids, how in zip(new, asked, strict=True)]
 
-    def _next_logits(self, rows: list[list[int]]):
-        longest = max(map(len, rows))
-        tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-        for number, row in enumerate(rows):
-            tokens[number, : len(row)] = torch.tensor(row)
-        places = torch.tensor([number * longest + len(row) - 1 for number, row in enumerate(rows)])
-        return self._model.next_logits(tokens.to(self._model.device), places.to(self._model.device))
+    def _is_ended(self, new: list[int], how: Generation) -> bool:
+        return self._text(new, how)[1]
 
-    def _ended(self, made: list[int], how: Generation) -> str | None:
-        """The text, where it has ended: at the end-of-document token, a text of `until`, or the limit."""
-        at_end = made[-1] == self._coder.eod_id
-        text = self._coder.decode(made[:-1] if at_end else made)
-        stops = [text.find(each) for each in how.until if each and each in text]
-        if stops:
-            return text[: min(stops)]
-        return text if at_end or len(made) >= how.limit else None
-
-
-def _choose(logits, temperature: float, generator) -> int:
-    if temperature == 0:
-        return int(logits.argmax())
-    return int(torch.multinomial(torch.softmax(logits / temperature, 0), 1, generator=generator))
+    def _text(self, new: list[int], how: Generation) -> tuple[str, bool]:
+        """(the text so far, whether it has ended: at the end-of-document token or at a text of `until`)."""
+        at_end = new[-1] == self._coder.eod_id
+        text = self._coder.decode(new[:-1] if at_end else new)
+        stops = [text.find(stop) for stop in how.until if stop and stop in text]
+        return (text[: min(stops)] if stops else text), at_end or bool(stops)

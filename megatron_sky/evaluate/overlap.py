@@ -76,7 +76,7 @@ def find_overlaps(
     return overlaps, unknown
 
 
-def untold_data(listed: Collection[str], given: Mapping[str, int], init_from: str | None) -> list[str]:
+def unverifiable_sources(listed: Collection[str], given: Mapping[str, int], init_from: str | None) -> list[str]:
     """What a checkpoint was trained on, or may have been, that its recipe names no token files of.
 
     Args:

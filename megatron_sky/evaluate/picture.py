@@ -4,8 +4,8 @@ import io
 from collections.abc import Sequence
 
 from megatron_sky.evaluate.results import LeakageResults, LossResults
+from megatron_sky.palette import COLOURS, GRID, MUTED
 
-_COLOURS = ("#2563a8", "#d9730d", "#2a9d6f", "#b5478c", "#5b4fb3", "#8a6d1d", "#c43d3d", "#3aa0c4")
 _MARKERS = "osD^vPX*"
 
 
@@ -19,7 +19,7 @@ def loss_png(results: LossResults) -> bytes:
             losses,
             range(len(losses)),
             _MARKERS[number % 8],
-            color=_COLOURS[number % 8],
+            color=COLOURS[number % 8],
             label=_label(each.model.name, number),
         )
     _label_rows(axes, [*names, "average"])
@@ -35,12 +35,12 @@ def leakage_png(results: LeakageResults) -> bytes:
         rows = [row + 0.18 * (2 * number - 1) for row in range(len(values))]
         sides = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
         points = [v.value for v in values]
-        axes.errorbar(points, rows, xerr=sides, fmt=_MARKERS[number], color=_COLOURS[number], label=f"{name} = {word}")
+        axes.errorbar(points, rows, xerr=sides, fmt=_MARKERS[number], color=COLOURS[number], label=f"{name} = {word}")
     for row, each in enumerate(results.models):
         limit = results.margin * each.comparisons[0].reference.value
-        axes.plot([-limit, -limit], [row - 0.4, row + 0.4], "--", color="#7b8794", linewidth=1)
-        axes.plot([limit, limit], [row - 0.4, row + 0.4], "--", color="#7b8794", linewidth=1)
-    axes.axvline(0, color="#7b8794", linewidth=0.8)
+        axes.plot([-limit, -limit], [row - 0.4, row + 0.4], "--", color=MUTED, linewidth=1)
+        axes.plot([limit, limit], [row - 0.4, row + 0.4], "--", color=MUTED, linewidth=1)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
     _label_rows(axes, [each.model.name for each in results.models])
     axes.set_xlabel("nats per token; dashed: the margin")
     return _png(figure, axes)
@@ -51,7 +51,7 @@ def _figure(rows: int):
 
     figure = Figure(figsize=(7.2, 1.6 + 0.42 * rows), layout="constrained", dpi=130)
     axes = figure.subplots()
-    axes.grid(axis="x", color="#e4e7eb", linewidth=0.6)
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -8,21 +8,22 @@
 """
 
 import json
-import math
 import re
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import TypeVar
 
+from megatron_sky import files
 from megatron_sky.errors import DataError, RunError
 from megatron_sky.evaluate.leakage import Comparison, Verdict
 from megatron_sky.evaluate.metrics import DocumentLoss, LossFigures
+from megatron_sky.records import BadRecord, read_record
 
 FORMAT_VERSION = 1
 LOSS, LEAKAGE = "loss", "leakage"
+Results = TypeVar("Results", "LossResults", "LeakageResults")
 
 
 @dataclass(frozen=True)
@@ -126,17 +127,12 @@ def read_leakage(path: Path) -> LeakageResults:
 
 def write_json(results: LossResults | LeakageResults, folder: Path) -> Path:
     """Writes `<folder>/<kind>.json`."""
-    return write_text(folder / f"{results.kind}.json", as_json(asdict(results)))
-
-
-def as_json(content: dict) -> str:
-    """A result file's text; numbers that are not finite as strings."""
-    return json.dumps(_plain(content), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    return write_text(folder / f"{results.kind}.json", files.json_text(asdict(results), indent=1) + "\n")
 
 
 def write_documents(folder: Path, model: str, documents: Iterable[DocumentLoss], prefix: str = "") -> Path:
     """Writes `<folder>/documents/<prefix><model>.jsonl`, one object a document."""
-    lines = [json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in documents]
+    lines = [files.json_text(asdict(each)) + "\n" for each in documents]
     return write_text(folder / "documents" / f"{prefix}{file_name(model)}.jsonl", "".join(lines))
 
 
@@ -144,9 +140,9 @@ def read_documents(path: Path) -> list[DocumentLoss]:
     """The lines of a documents file. Raises DataError."""
     try:
         with open(path, encoding="utf-8") as lines:
-            return [DocumentLoss(**json.loads(line)) for line in lines]
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: is no file of document losses: {error}") from error
+            return read_record(list[DocumentLoss], [json.loads(line) for line in lines])
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is no file of document losses: {error}\n  fix: evaluate again") from error
 
 
 def check_writable(*folders: Path) -> None:
@@ -169,9 +165,10 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes a file, whole or not at all, and the folders above it. Raises RunError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        files.write_bytes(path, content)
     except OSError as error:
         raise _unwritable(path, error) from error
     return path
@@ -186,7 +183,7 @@ def file_name(model: str) -> str:
     return re.sub(r"[^\w.\-]+", "_", model)
 
 
-def _read(path: Path, kind: type, name: str):
+def _read(path: Path, kind: type[Results], name: str) -> Results:
     path = path / f"{name}.json" if path.is_dir() else path
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
@@ -195,44 +192,19 @@ def _read(path: Path, kind: type, name: str):
     if not isinstance(given, dict) or (given.get("kind"), given.get("format_version")) != (name, FORMAT_VERSION):
         raise DataError(f"{path}: is no {name} file of format_version {FORMAT_VERSION}\n  fix: evaluate again")
     try:
-        found = _build(kind, given)
-        _check_whole(found)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # what another shape can cause
+        results = read_record(kind, given)
+        _check_whole(results)
+    except BadRecord as error:
         raise DataError(f"{path}: is no whole {name} file: {error}\n  fix: evaluate again") from error
-    return found
+    return results
 
 
-def _check_whole(found: LossResults | LeakageResults) -> None:
-    """Raises ValueError where a model lacks a domain, or every comparison."""
-    for each in found.models:
-        if isinstance(found, LossResults):
-            missing = [domain.name for domain in found.domains if domain.name not in each.domains]
+def _check_whole(results: LossResults | LeakageResults) -> None:
+    """Raises BadRecord where a model lacks a domain, or every comparison."""
+    for entry in results.models:
+        if isinstance(entry, ModelLosses):
+            missing = [domain.name for domain in results.domains if domain.name not in entry.domains]
         else:
-            missing = [] if each.comparisons else ["comparisons"]
+            missing = [] if entry.comparisons else ["comparisons"]
         if missing:
-            raise ValueError(f"the model {each.model.name} has no {', '.join(missing)}")
-
-
-def _plain(value: object) -> object:
-    """A number that is not finite as JSON may hold it: the string `inf`, `-inf` or `nan`."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _build(kind: object, given: object) -> object:
-    """`given`, from JSON, as the type `kind`: a dataclass, a container of such, or a plain value."""
-    if get_origin(kind) is UnionType:
-        return None if given is None else _build(next(each for each in get_args(kind) if each is not type(None)), given)
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(
-            **{each.name: _build(hints[each.name], given[each.name]) for each in fields(kind) if each.name in given}
-        )
-    if get_origin(kind) is tuple:
-        return tuple(_build(get_args(kind)[0], each) for each in given)
-    if get_origin(kind) is dict:
-        return {name: _build(get_args(kind)[1], each) for name, each in given.items()}
-    return kind(given)
+            raise BadRecord(f"the model {entry.model.name} has no {', '.join(missing)}")

@@ -8,38 +8,17 @@ number.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from megatron_sky.evaluate.windows import Span, plan_batches
+from megatron_sky.inference.model import Model
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
 
 _SECONDS_BETWEEN_NEWS = 30
-
-
-class Model(Protocol):
-    """A model with its weights. `share`, `shares`: which part of the batches this rank computes, of how many."""
-
-    device: object
-    share: int
-    shares: int
-    answers: bool
-    """Whether this rank is the one of its model that holds the answers."""
-
-    def losses(self, tokens, places, targets):
-        """For `tokens` `[b, s]` and n flat positions `places`: (losses `[n]` in nats, whether likeliest `[n]`).
-
-        None on a rank that holds only an earlier pipeline stage.
-        """
-        ...
-
-    def next_logits(self, tokens, places):
-        """`[n, V]` float32 logits at the flat positions `places` of `tokens` `[b, s]`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -48,6 +27,19 @@ class SpanScore:
 
     losses: np.ndarray
     likeliest: np.ndarray
+
+
+class Progress:
+    """Log lines of how many batches of `what` are done, now and then."""
+
+    def __init__(self, what: str, num_batches: int):
+        self._what, self._num_batches = what, num_batches
+        self._last = time.monotonic()
+
+    def reached(self, batch: int) -> None:
+        if time.monotonic() - self._last > _SECONDS_BETWEEN_NEWS:
+            self._last = time.monotonic()
+            log.info("%s: batch %d of %d", self._what, min(batch, self._num_batches), self._num_batches)
 
 
 def score_spans(model: Model, spans: Sequence[Span], *, batch_tokens: int, gather, what: str = "") -> list[SpanScore]:
@@ -60,15 +52,13 @@ def score_spans(model: Model, spans: Sequence[Span], *, batch_tokens: int, gathe
     """
     batches = plan_batches([span.num_inputs for span in spans], batch_tokens)
     mine: dict[int, SpanScore] = {}
-    told = time.monotonic()
+    progress = Progress(what, len(batches))
     with torch.inference_mode():
         for number, batch in enumerate(batches[model.share :: model.shares]):
             scores = _score_batch(model, [spans[each] for each in batch])
             if scores is not None:
                 mine.update(zip(batch, scores, strict=True))
-            if time.monotonic() - told > _SECONDS_BETWEEN_NEWS:
-                told = time.monotonic()
-                log.info("%s: batch %d of %d", what, (number + 1) * model.shares, len(batches))
+            progress.reached((number + 1) * model.shares)
     everyone: dict[int, SpanScore] = {}
     for part in gather(mine if model.answers else {}):
         everyone.update(part)

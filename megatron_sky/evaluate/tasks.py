@@ -4,18 +4,25 @@ A task is a YAML file of the harness's form; with --include-path those of a fold
 local files need no network.
 """
 
+import contextlib
+import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, MissingDependency, Problem
-from megatron_sky.evaluate.checkpoints import Checkpoint, open_checkpoints
-from megatron_sky.evaluate.results import as_json, check_writable, write_text
+from megatron_sky.evaluate.models import open_models
+from megatron_sky.evaluate.results import check_writable, write_text
 from megatron_sky.evaluate.tables import Rows, markdown_table
-from megatron_sky.evaluate.write import shown_if_cut_short
+from megatron_sky.evaluate.write import print_partial_on_error
+from megatron_sky.files import json_text
+from megatron_sky.inference.checkpoints import Checkpoint
 from megatron_sky.log import get_logger
+from megatron_sky.records import read_record
 
 log = get_logger(__name__)
 
@@ -34,6 +41,15 @@ class TaskScore:
     value: float
     stderr: float | None
     samples: int
+
+
+@dataclass(frozen=True)
+class _TaskScores:
+    """tasks.json."""
+
+    kind: Literal["tasks"]
+    format_version: Literal[1]
+    scores: list[TaskScore]
 
 
 def evaluate_tasks(
@@ -59,11 +75,11 @@ def evaluate_tasks(
     if not tasks:
         raise ConfigError(Problem("--tasks", "names none", "as --tasks arc_easy,piqa; `lm_eval ls tasks` lists them"))
     manager = _task_manager(tasks, include_path)
-    checkpoints = open_checkpoints(given)
+    checkpoints = open_models(given)
     if out is not None and info.rank == 0:
         check_writable(out)
     scores: list[TaskScore] = []
-    shown = shown_if_cut_short(info, lambda: tasks_markdown(scores) if scores else "")
+    shown = print_partial_on_error(info, lambda: tasks_markdown(scores) if scores else "")
     with shown, open_context(ParallelConfig(distributed_optimizer=False), info, warn=log.warning) as parallel:
         for checkpoint in checkpoints:
             scores += _evaluate(checkpoint, tasks, manager, num_fewshot, limit, batch_tokens, parallel)
@@ -74,8 +90,8 @@ def evaluate_tasks(
 
 def write_tasks(scores: Sequence[TaskScore], out: Path) -> None:
     """tasks.json and tasks.md into `out`. Raises RunError."""
-    content = {"kind": "tasks", "format_version": FORMAT_VERSION, "scores": [each.__dict__ for each in scores]}
-    write_text(out / "tasks.json", as_json(content))
+    content = asdict(_TaskScores("tasks", FORMAT_VERSION, list(scores)))
+    write_text(out / "tasks.json", json_text(content, indent=1) + "\n")
     write_text(out / "tasks.md", tasks_markdown(scores))
 
 
@@ -99,19 +115,9 @@ def read_tasks(path: Path) -> list[TaskScore]:
     path = path / "tasks.json" if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if (content["kind"], content["format_version"]) != ("tasks", FORMAT_VERSION):
-            raise ValueError(f"is no tasks file of format_version {FORMAT_VERSION}")
-        return [_score(each) for each in content["scores"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: can't be read as task scores: {error}") from error
-
-
-def _score(given: dict) -> TaskScore:
-    """Of one entry of the file's scores."""
-    stderr = given["stderr"]
-    numbers = {"value": float(given["value"]), "stderr": None if stderr is None else float(stderr)}
-    names = {name: str(given[name]) for name in ("model", "task", "metric")}
-    return TaskScore(**given | names | numbers)
+        return read_record(_TaskScores, content).scores
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read as task scores: {error}\n  fix: evaluate again") from error
 
 
 def _task_manager(tasks: Sequence[str], include_path: Path | None):
@@ -138,10 +144,49 @@ def _task_manager(tasks: Sequence[str], include_path: Path | None):
     )
 
 
+def _load_tasks(manager, tasks: Sequence[str], num_fewshot: int | None) -> dict:
+    """The harness's tasks, with `num_fewshot` examples, but for a task that allows none, and its own seeds."""
+    import random
+
+    import numpy as np
+    from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    loaded = manager.load(list(tasks))
+    for name, task in loaded["tasks"].items():
+        own = task.get_config("num_fewshot")
+        if own == 0 and num_fewshot:
+            log.warning("%s: takes no examples; --num-fewshot %d has no effect on it", name, num_fewshot)
+        elif num_fewshot is not None or own is None:
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    return loaded
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps the harness's progress bars and its notes on bootstrapping off the screen; `harness` says how far it is."""
+    from tqdm import tqdm
+
+    os.environ["DISABLE_MULTIPROC"] = "1"  # 1,000 draws are one task for its pool of as many processes as processors
+    drawn = tqdm.__init__
+
+    def not_drawn(self, *args: object, **settings: object) -> None:
+        drawn(self, *args, **(settings | {"disable": True}))
+
+    tqdm.__init__ = not_drawn
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tqdm.__init__ = drawn
+
+
 def _evaluate(
     checkpoint: Checkpoint, tasks: Sequence[str], manager, num_fewshot, limit, batch_tokens: int, parallel
 ) -> list[TaskScore]:
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluate
 
     from megatron_sky.evaluate.harness import HarnessModel
 
@@ -154,15 +199,10 @@ def _evaluate(
     )
     log.info("%s: %s", checkpoint.name, ", ".join(tasks))
     try:
-        found = simple_evaluate(
-            model=model,
-            tasks=list(tasks),
-            task_manager=manager,
-            num_fewshot=num_fewshot,
-            limit=limit,
-            bootstrap_iters=1000,
-            log_samples=False,
-        )
+        with _silence():
+            loaded = _load_tasks(manager, tasks, num_fewshot)
+            # The harness's simple_evaluate does the same, asks git for a version and answers on local rank 0 alone.
+            found = evaluate(model, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.name} ({checkpoint.path}): {error}") from error
     samples = {task: counts["effective"] for task, counts in found["n-samples"].items()}

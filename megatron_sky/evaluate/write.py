@@ -43,13 +43,13 @@ def write_leakage(found: LeakageResults, out: Path | None, documents: Sequence[D
 
 
 @contextmanager
-def shown_if_cut_short(info: RankInfo, words: Callable[[], str]) -> Iterator[None]:
+def print_partial_on_error(info: RankInfo, words: Callable[[], str]) -> Iterator[None]:
     """Where what is inside ends by an error, rank 0 prints `words()` first: what had been scored by then."""
     try:
         yield
     except BaseException:
-        if info.rank == 0 and (told := words()):
-            print(told, flush=True)
+        if info.rank == 0 and (text := words()):
+            print(text, flush=True)
         raise
 
 

@@ -1,22 +1,16 @@
-"""Text from a checkpoint of any layout, in one process.
-
-The weights are read into an unsplit model; each new token runs the whole sequence through it again. Without a
-key/value cache that is quadratic, and enough to hear what a small model has learnt.
-"""
+"""Text from a checkpoint of any kind, in one process."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sky.checkpoint import state as checkpoints
-from megatron_sky.checkpoint import store
-from megatron_sky.config.schema import ParallelConfig, PrecisionConfig
+from megatron_sky.config.schema import ParallelConfig
 from megatron_sky.distributed.context import open_context
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.inference.checkpoints import open_checkpoint
 from megatron_sky.log import get_logger
-from megatron_sky.model.build import build_model
-from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
+from megatron_sky.tokenizer.coder import TextCoder
 
 log = get_logger(__name__)
 
@@ -30,79 +24,49 @@ class Sampling:
     seed: int = 1234
 
 
-def generate_texts(checkpoint: Path, prompts: Sequence[str], sampling: Sampling) -> list[str]:
+def generate_texts(folder: Path, prompts: Sequence[str], sampling: Sampling) -> list[str]:
     """Each prompt with its continuation, up to the end-of-document token, the context length, or max_tokens.
 
-    `checkpoint` is a checkpoint folder, or a run folder for its latest. The tokenizer is the one saved in it. A
-    continuation that the context length ends before `max_tokens` is told.
+    `folder` is a checkpoint, a run for its latest, or a Hugging Face folder. The tokenizer is the one saved in it. A
+    continuation that the context length ends before `max_tokens` is said.
 
     Raises:
         ConfigError: a prompt that leaves no token of the context length.
         CheckpointError: no whole checkpoint, or one without a tokenizer.
     """
-    folder = store.resolve(checkpoint, log.warning)
-    saved = checkpoints.read_saved(folder)
-    tokenizer = load_tokenizer(checkpoints.tokenizer_in(folder))
-    limit = saved.config.model.seq_length
-    encoded = _encode(tokenizer, prompts, limit)
-    single = ParallelConfig(distributed_optimizer=False)
-    with open_context(single, RankInfo()) as context:
-        precision = saved.config.precision if context.device.type != "cpu" else PrecisionConfig(dtype="fp32")
-        context.seed_step(sampling.seed, 0)
-        model = build_model(
-            saved.model,
-            parallel=single,
-            precision=precision,
-            train=saved.config.train,
-            context=context,
-            ddp=False,
-            init=False,
-        ).chunks[0]
-        checkpoints.load(folder, context=context, chunks=[model])
-        model.eval()
-        return [_continue(model, tokenizer, ids, limit, sampling, context.device) for ids in encoded]
+    from megatron_sky.inference.continuation import Request, continue_texts
+
+    checkpoint = open_checkpoint(folder)
+    coder, context_length = checkpoint.coder, checkpoint.context
+    encoded = _encode(coder, prompts, context_length)
+    texts = []
+    with open_context(ParallelConfig(distributed_optimizer=False), RankInfo()) as context:
+        model = checkpoint.load(context)
+        for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True), 1):
+            limit = min(sampling.max_tokens, context_length - len(ids))
+            request = Request(ids, limit, sampling.temperature, lambda new: new[-1] == coder.eod_id)
+            (new,) = continue_texts(model, [request], vocab_size=coder.vocab_size, seed=sampling.seed)
+            ended = request.ended(new)
+            if len(new) == limit < sampling.max_tokens and not ended:
+                text = "prompt %d: its continuation ends at the context length, %d tokens, before its --max-tokens"
+                log.warning(text, number, context_length)
+            texts.append(coder.decode([*coder.encode(prompt), *(new[:-1] if ended else new)]))
+    return texts
 
 
-def _encode(tokenizer: Tokenizer, prompts: Sequence[str], limit: int) -> list[list[int]]:
-    """Each prompt's ids; an empty prompt starts where a document starts. All that are too long are told at once."""
-    encoded = [tokenizer.encode(prompt) or [tokenizer.eod_id] for prompt in prompts]
+def _encode(coder: TextCoder, prompts: Sequence[str], context_length: int) -> list[list[int]]:
+    """Each prompt's ids; an empty prompt starts where a document starts. All that are too long are named at once."""
+    encoded = [coder.encode_prompt(prompt) for prompt in prompts]
     problems = [
         Problem(
             f"prompt {number}",
-            f"is {len(ids):,} tokens, which leaves none of the model's context length ({limit:,} tokens)",
-            f"give less text: at most {limit - 1:,} tokens, best the last ones",
+            f"is {len(ids):,} tokens, which leaves none of the model's context length ({context_length:,} tokens)",
+            f"give less text: at most {context_length - 1:,} tokens, best the last ones",
             f"{prompt[:30]}...",
         )
         for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True), 1)
-        if len(ids) >= limit
+        if len(ids) >= context_length
     ]
     if problems:
         raise ConfigError(problems)
     return encoded
-
-
-def _continue(model, tokenizer: Tokenizer, prompt: list[int], limit: int, sampling: Sampling, device) -> str:
-    import torch
-
-    ids = list(prompt)
-    generator = torch.Generator(device=device).manual_seed(sampling.seed)
-    with torch.no_grad():
-        for _ in range(min(sampling.max_tokens, limit - len(ids))):
-            tokens = torch.tensor([ids], device=device)
-            positions = torch.arange(len(ids), device=device)[None]
-            logits = model(tokens, positions, None)[0, -1, : tokenizer.vocab_size].float()
-            ids.append(_choose(logits, sampling.temperature, generator))
-            if ids[-1] == tokenizer.eod_id:
-                break
-        else:
-            if len(ids) == limit and limit - len(prompt) < sampling.max_tokens:
-                log.warning("a continuation ends at the context length, %d tokens, before its --max-tokens", limit)
-    return tokenizer.decode(ids)
-
-
-def _choose(logits, temperature: float, generator) -> int:
-    import torch
-
-    if temperature == 0:
-        return int(logits.argmax())
-    return int(torch.multinomial(torch.softmax(logits / temperature, 0), 1, generator=generator))

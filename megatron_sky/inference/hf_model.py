@@ -14,14 +14,14 @@ _PLAIN_HEADS = ("LlamaForCausalLM", "GPT2LMHeadModel", "MistralForCausalLM", "Qw
 
 
 class HfModel:
-    """A `scoring.Model`. Every rank holds the whole model and takes a share of the batches."""
+    """A `Model`. Every rank holds the whole model and takes a share of the batches."""
 
     answers = True
 
     def __init__(self, folder: Path, context):
         self.device, self.share, self.shares = context.device, context.rank, context.world_size
         dtype = torch.float32 if context.device.type == "cpu" else _own_dtype(folder)
-        self._model = _load(folder).to(device=context.device, dtype=dtype).eval()
+        self._model = load_model(folder, dtype).to(device=context.device)
 
     def losses(self, tokens, places, targets):
         logits = self._logits(tokens, places)
@@ -48,7 +48,11 @@ def _own_dtype(folder: Path) -> torch.dtype:
     return getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
 
 
-def _load(folder: Path):
+def load_model(folder: Path, dtype: torch.dtype):
+    """transformers' own module with the folder's weights in `dtype`, ready to be asked.
+
+    Raises CheckpointError where transformers can't load the folder, or lacks a weight and would make it up.
+    """
     transformers = transformers_for(folder)
     from safetensors import SafetensorError
 
@@ -58,6 +62,7 @@ def _load(folder: Path):
     if is_skywork(settings):
         config = transformers.LlamaConfig.from_dict(settings | {"model_type": "llama"})
         kind, given = transformers.LlamaForCausalLM, {"config": config}
+    given["dtype" if hasattr(transformers.PretrainedConfig(), "dtype") else "torch_dtype"] = dtype
     try:
         # A weight of another shape is then among what was found, by name, and not an error without one.
         model, found = kind.from_pretrained(
@@ -66,7 +71,7 @@ def _load(folder: Path):
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: transformers can't load it: {error}") from error
     _check_whole(folder, found)
-    return model
+    return model.eval()
 
 
 def _check_whole(folder: Path, found: dict) -> None:

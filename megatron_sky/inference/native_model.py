@@ -7,19 +7,20 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_sky.checkpoint import state
+from megatron_sky.checkpoint.description import read_description
 from megatron_sky.config.schema import ParallelConfig, PrecisionConfig
 from megatron_sky.inference.logits import losses_of_logits, row_chunks
 from megatron_sky.model.build import build_model
 
 
 class NativeModel:
-    """A `scoring.Model`. On a CPU it computes in float32, on a GPU in the run's own precision.
+    """A `Model`. On a CPU it computes in float32, on a GPU in the run's own precision.
 
     The embedding's padding rows are no tokens: they are left out of the softmax, as an exported model has none.
     """
 
     def __init__(self, folder: Path, context):
-        saved = state.read_saved(folder)
+        saved = read_description(folder)
         config = saved.config
         layout = context.layout
         self._context = context

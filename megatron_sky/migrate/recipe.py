@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import PurePath
 
+from megatron_sky.config.units import SCALES
 from megatron_sky.migrate import flags
 from megatron_sky.migrate.shell import NOT_COMPUTED, split_words
 
@@ -414,7 +415,7 @@ def _tokens_of(iterations: int, stages: list[Stage], batch: _Batch) -> int:
 
 
 def _count(text: str) -> int:
-    suffixes = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+    suffixes = {suffix.upper(): scale for suffix, scale in SCALES}
     scale = suffixes.get(text[-1:].upper(), 1)
     return round(float(text[:-1] if scale > 1 else text) * scale)
 

@@ -8,6 +8,8 @@ used: a fresh sharded optimizer fails to load a checkpoint, and one shared step 
 import torch
 from torch.optim.adamw import adamw
 
+from megatron_sky.distributed import compat
+
 
 class FusedAdam(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019): decoupled weight decay, bias correction. fp32 parameters, dense gradients."""
@@ -64,7 +66,5 @@ def install() -> None:
     from megatron.core.optimizer import distrib_optimizer
 
     if optimizers.USING_PYTORCH_OPTIMIZER:
-        optimizers.Adam = distrib_optimizer.Adam = FusedAdam
-        optimizers.USING_PYTORCH_OPTIMIZER = False
-        distrib_optimizer.HAVE_APEX_OR_TE = True
-        distrib_optimizer.USING_APEX_OPTIMIZER = True
+        compat.replace_members(optimizers, Adam=FusedAdam, USING_PYTORCH_OPTIMIZER=False)
+        compat.replace_members(distrib_optimizer, Adam=FusedAdam, HAVE_APEX_OR_TE=True, USING_APEX_OPTIMIZER=True)

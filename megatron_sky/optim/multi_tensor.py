@@ -6,6 +6,8 @@ These take no sync and scale in place. Their surface is that of apex's `amp_C` k
 
 import torch
 
+from megatron_sky.distributed import compat
+
 
 def l2_norm(chunk_size: int, noop_flag, tensor_lists: list, per_tensor: bool, *_) -> tuple:
     """(L2 norm `[1]` of all tensors of the first list, None). Sizes and flag belong to the surface and are not used."""
@@ -28,5 +30,5 @@ def install() -> None:
     from megatron.core.optimizer import clip_grads, optimizer
 
     if clip_grads.l2_norm_impl is utils.local_multi_tensor_l2_norm:
-        clip_grads.l2_norm_impl = l2_norm
-        clip_grads.multi_tensor_scale_impl = optimizer.multi_tensor_scale_impl = scale
+        compat.replace_members(clip_grads, l2_norm_impl=l2_norm, multi_tensor_scale_impl=scale)
+        compat.replace_members(optimizer, multi_tensor_scale_impl=scale)

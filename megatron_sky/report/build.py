@@ -1,12 +1,11 @@
 """run folders -> a page, whole or not at all: every file is written beside its place, then renamed."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from megatron_sky.errors import ConfigError, Problem, RunError
+from megatron_sky.files import write_bytes, write_text
 from megatron_sky.report.comparison import describe_comparison, named_apart
 from megatron_sky.report.content import Document, Pictures
 from megatron_sky.report.evaluations import load_evaluations
@@ -40,7 +39,7 @@ def build_report(
     if page_format == "md":
         _write_markdown(document, path)
     else:
-        _write_atomically(path, _encoded(render_html(document)))
+        _write(path, render_html(document))
     return path
 
 
@@ -56,29 +55,15 @@ def _write_markdown(document: Document, path: Path) -> None:
     for section in document.sections:
         for block in section.blocks:
             for each in block.pictures if isinstance(block, Pictures) else ():
-                _write_atomically(pictures / f"{each.file_name}.svg", each.svg)
-    _write_atomically(path, _encoded(render_markdown(document, pictures.name)))
+                _write(pictures / f"{each.file_name}.svg", each.svg)
+    _write(path, render_markdown(document, pictures.name))
 
 
-def _encoded(text: str) -> bytes:
-    """UTF-8. What has no such form, from a folder's name or a text cut in the middle of a character, becomes a `?`."""
-    return text.encode("utf-8", "replace")
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = None
+def _write(path: Path, content: str | bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".report_", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # a temporary file is private; a report is for colleagues
-        temporary.replace(path)
+        write_bytes(path, content) if isinstance(content, bytes) else write_text(path, content)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise RunError(
             f"{path}: can't be written ({error.strerror}).\n  fix: choose another file with --out"
         ) from error

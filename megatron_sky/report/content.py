@@ -62,6 +62,10 @@ class Change:
     def text(self) -> str:
         return f"{self.value:+.4f}"
 
+    @property
+    def direction(self) -> Literal["better", "worse", ""]:
+        return "better" if self.value < 0 else "worse" if self.value > 0 else ""
+
 
 Cell = str | Change
 
@@ -99,6 +103,11 @@ class Sample:
     language: str
     prompt: str
     text: str
+
+    @property
+    def continuation(self) -> str:
+        """The text after the prompt."""
+        return self.text.removeprefix(self.prompt)
 
 
 @dataclass(frozen=True)

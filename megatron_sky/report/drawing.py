@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megatron_sky.config.units import SCALES
+from megatron_sky.palette import COLOURS, GRID, INK, MUTED
 from megatron_sky.report.content import LegendEntry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, MUTED, GRID, ACCENT = "#1f2933", "#7b8794", "#e4e7eb", "#2563a8"
-# Distinct in hue and lightness, also for the colour-blind (after Okabe and Ito); each with a pale one for raw curves.
+ACCENT = COLOURS[0]
 _NAMES = ("blue", "orange", "green", "magenta", "violet", "olive", "red", "sky blue")
-COLOURS = ("#2563a8", "#d9730d", "#2a9d6f", "#b5478c", "#5b4fb3", "#8a6d1d", "#c43d3d", "#3aa0c4")
+# For raw curves, and for areas after the full colours.
 PALE = ("#a9c4e2", "#f3cda8", "#aedccb", "#e3b9d3", "#c1bce2", "#d6c9a0", "#e9b5b5", "#b3dae8")
 PALE_GREY, BOUND = "#cbd2d9", "#616e7c"
 _START = 0.05
@@ -150,7 +151,7 @@ def _ticks(labels: Callable[[Sequence[float]], list[str]]):
 def count_labels(values: Sequence[float]) -> list[str]:
     """An axis of counts: 0, 500_000, 1_000_000 -> `0`, `0.5M`, `1M`."""
     largest = max(map(abs, values), default=0.0)
-    for suffix, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+    for suffix, scale in SCALES:
         if largest >= scale:
             return [f"{value / scale:.4g}{suffix}" if value else "0" for value in values]
     return [f"{value:.4g}" for value in values]

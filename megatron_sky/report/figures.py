@@ -1,6 +1,7 @@
 """The report's pictures: which curves and marks each of them holds, for one run and for several overlaid."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ def draw_compared_sets(runs: Sequence[RunData]) -> list[Picture]:
     return [each for each in pictures if each is not None]
 
 
-def _style():
+def _style() -> AbstractContextManager[None]:
     import matplotlib
 
     return matplotlib.rc_context(STYLE)

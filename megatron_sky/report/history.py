@@ -3,10 +3,18 @@
 An entry of another shape is left out and told in `notes`: a damaged line never hides the rest of a run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated, TypeVar
+
+from pydantic import Field
 
 from megatron_sky.monitor.metrics import EventRecord
+from megatron_sky.records import BadRecord, read_record
+
+_LARGEST = 1e300  # of numbers that can be drawn
+Number = Annotated[float, Field(gt=-_LARGEST, lt=_LARGEST)]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class ReferenceLoss:
 
     model: str
     set: str
-    lm_loss: float
+    lm_loss: Number
 
 
 @dataclass(frozen=True)
@@ -34,86 +42,65 @@ class Stretch:
     session: str
     first_token: int
     end_token: int
-    shares: dict[str, tuple[float, float]]
+    shares: dict[str, tuple[Number, Number]]
+
+
+@dataclass(frozen=True)
+class _Entered:
+    """A "session" event's fields."""
+
+    step: int
+    session: str
+    first_token: int
+    end_token: int
 
 
 def read_sessions(events: Sequence[EventRecord], notes: list[str]) -> list[Session]:
     """The sessions as they were entered, in order; what a resume at an earlier step made void is left out."""
-    found: list[tuple[int, Session]] = []
+    entered: list[_Entered] = []
     for event in events:
         if event.event in ("start", "resume"):
             kept = as_number(event.fields.get("step", 0))
-            found = [each for each in found if kept is None or each[0] <= kept]
+            entered = [session for session in entered if kept is None or session.step <= kept]
         elif event.event == "session":
-            for step, session in _entries([event.fields], _entered, "event session", notes):
-                found = [each for each in found if _before(each[1], session)] + [(step, session)]
-    sessions = [session for _, session in found]
+            for new in _entries([event.fields], _Entered, "event session", notes):
+                # A session that is entered again, or from a changed recipe, takes the other's place.
+                earlier = [old for old in entered if old.session != new.session and old.first_token < new.first_token]
+                entered = [*earlier, new]
+    sessions = [Session(each.session, each.first_token, each.end_token) for each in entered]
     # A budget that was cut while its session ran is told by where the next one began.
     ends = [*(each.first_token for each in sessions[1:]), *(each.end_token for each in sessions[-1:])]
     return [replace(session, end_token=end) for session, end in zip(sessions, ends, strict=True)]
 
 
-def read_references(data: dict, notes: list[str]) -> list[ReferenceLoss]:
+def read_references(data: dict[str, object], notes: list[str]) -> list[ReferenceLoss]:
     """Of a "data" event's fields."""
-    return _entries(data.get("references"), _reference, "event data: references", notes)
+    return _entries(data.get("references"), ReferenceLoss, "event data: references", notes)
 
 
-def read_mixture(data: dict, notes: list[str]) -> list[Stretch]:
+def read_mixture(data: dict[str, object], notes: list[str]) -> list[Stretch]:
     """Of a "data" event's fields, in order of tokens."""
-    found = _entries(data.get("mixture"), _stretch, "event data: mixture", notes)
-    return sorted((each for each in found if each.first_token < each.end_token), key=lambda each: each.first_token)
+    stretches = _entries(data.get("mixture"), Stretch, "event data: mixture", notes)
+    return sorted((each for each in stretches if each.first_token < each.end_token), key=lambda each: each.first_token)
 
 
 def as_number(value: object) -> float | None:
     """A finite number of JSON, or None for whatever else stands there."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if -1e300 < value < 1e300 else None
+    return float(value) if -_LARGEST < value < _LARGEST else None
 
 
-def _entries(listed: object, read: Callable, what: str, notes: list[str]) -> list:
+def _entries(listed: object, kind: type[T], what: str, notes: list[str]) -> list[T]:
     if listed is None:
         return []
     if not isinstance(listed, list):
         notes.append(f"{what} left out: must be a list")
         return []
-    found = []
+    entries = []
     for number, entry in enumerate(listed, 1):
         try:
-            found.append(read(entry))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:  # what another shape can cause
-            notes.append(f"{what}: entry {number} left out ({type(error).__name__}: {error})")
-    return found
-
-
-def _entered(fields: dict) -> tuple[int, Session]:
-    name, tokens = str(fields["session"]), (_whole(fields["first_token"]), _whole(fields["end_token"]))
-    return _whole(fields["step"]), Session(name, *tokens)
-
-
-def _before(old: Session, new: Session) -> bool:
-    """Whether `old` stays beside `new`: a session that is entered again, or from a changed recipe, takes its place."""
-    return old.name != new.name and old.first_token < new.first_token
-
-
-def _reference(entry: dict) -> ReferenceLoss:
-    return ReferenceLoss(str(entry["model"]), str(entry["set"]), _finite(entry["lm_loss"]))
-
-
-def _stretch(entry: dict) -> Stretch:
-    shares = {str(name): (_finite(start), _finite(end)) for name, (start, end) in entry["shares"].items()}
-    return Stretch(str(entry["session"]), _whole(entry["first_token"]), _whole(entry["end_token"]), shares)
-
-
-def _finite(value: object) -> float:
-    number = as_number(value)
-    if number is None:
-        raise ValueError(f"{value!r:.50} is no finite number")
-    return number
-
-
-def _whole(value: object) -> int:
-    number = _finite(value)
-    if not number.is_integer():
-        raise ValueError(f"{value!r:.50} is no whole number")
-    return int(number)
+            entries.append(read_record(kind, entry))
+        except BadRecord as error:
+            notes.append(f"{what}: entry {number} left out ({error})")
+    return entries

@@ -89,7 +89,7 @@ def _code(block: Code) -> str:
 
 def _samples(block: Samples) -> str:
     return "\n\n".join(
-        f'{_text(each.language)}, after "{_text(each.prompt)}":\n\n{_quoted(each.text.removeprefix(each.prompt))}'
+        f'{_text(each.language)}, after "{_text(each.prompt)}":\n\n{_quoted(each.continuation)}'
         for each in block.samples
     )
 

@@ -21,6 +21,7 @@ from megatron_sky.monitor.metrics import (
     ValidationRecord,
     read_metrics,
 )
+from megatron_sky.records import BadRecord, read_record
 from megatron_sky.report.content import Sample
 from megatron_sky.report.history import (
     ReferenceLoss,
@@ -233,14 +234,12 @@ def _read_json(path: Path, notes: list[str]) -> object:
 
 
 def _read_samples(path: Path, notes: list[str]) -> list[Sample]:
-    found = _read_json(path, notes)
-    keys = ("language", "prompt", "text")
-    if found is None:
+    content = _read_json(path, notes)
+    try:
+        return [] if content is None else read_record(list[Sample], content)
+    except BadRecord as error:
+        notes.append(f"{path.name}: {error}")
         return []
-    if not isinstance(found, list) or not all(isinstance(each, dict) and each.keys() >= set(keys) for each in found):
-        notes.append(f"{path.name}: must be a list of objects with {', '.join(keys)}")
-        return []
-    return [Sample(*(str(each[key]) for key in keys)) for each in found]
 
 
 def _read_facts(path: Path, notes: list[str]) -> dict[str, object]:

@@ -4,10 +4,13 @@
           slurm/jobs.json                 the jobs that were queued for this run
           slurm/cancelled.json            jobs that must not be requeued
           slurm/job_12_attempt_0/log.txt  all ranks' output of one attempt, each line under its rank's number
+                                 /attempt.json  what run.json says of it, for where that is torn
 """
 
 import json
+import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,11 +21,17 @@ from megatron_sky.checkpoint.store import list_checkpoints
 from megatron_sky.config import Config
 from megatron_sky.distributed.launch import first_cause
 from megatron_sky.errors import RunError
+from megatron_sky.files import write_json
+from megatron_sky.log import get_logger
 from megatron_sky.slurm.policy import Decision, decide
-from megatron_sky.trainer import run_folder
+from megatron_sky.trainer import run_folder, run_record
+
+log = get_logger(__name__)
 
 CAUSES = "causes"
 LOG = "log.txt"
+ATTEMPT = "attempt.json"
+_FOLDER = re.compile(r"job_(.+)_attempt_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,11 @@ def begin(config: Config, *, max_requeues: int, environ: Mapping[str, str] = os.
     """
     run_dir = Path(config.train.run_dir)
     run_folder.prepare(run_dir)
-    here = run_folder.slurm_attempt(environ)
+    here = run_record.slurm_attempt(environ)
     if not here:
         raise RunError("SLURM_JOB_ID is not set: this is a step of slurm/train.sbatch\n  fix: use megatron-sky train")
     job_id, number = here["job_id"], here["attempt"]
-    attempts, step = run_folder.read_attempts(run_dir), newest_step(run_dir)
+    attempts, step = read_run(run_dir), newest_step(run_dir)
     before = attempts_of(job_id, attempts)
     decision = None
     if before and "ended" not in before[-1]:
@@ -54,9 +63,9 @@ def begin(config: Config, *, max_requeues: int, environ: Mapping[str, str] = os.
     folder = run_dir / "slurm" / f"job_{job_id}_attempt_{number}"
     if decision is None or decision.action != "stop":
         (folder / CAUSES).mkdir(parents=True, exist_ok=True)
-        log = (folder / LOG).relative_to(run_dir)
-        attempts.append({"slurm": here | {"log": str(log), "began": _now()}, "step_before": step})
-    run_folder.write_attempts(run_dir, attempts)
+        log_file = str((folder / LOG).relative_to(run_dir))
+        attempts.append({"slurm": here | {"log": log_file, "began": _now()}, "step_before": step})
+    _write(run_dir, attempts, job_id)
     if decision is not None and decision.action == "stop":
         raise RunError(decision.reason)
     if job_id not in [job.job_id for job in read_jobs(run_dir)]:
@@ -71,9 +80,9 @@ def end(folder: Path, exit_code: int, *, max_requeues: int) -> tuple[Decision, s
     A step's exit code is the highest of its ranks', so what the rank that failed first left in the folder counts more.
     """
     run_dir = folder.parents[1]
-    attempts = run_folder.read_attempts(run_dir)
-    log = str((folder / LOG).relative_to(run_dir))
-    job_id = next(each["slurm"]["job_id"] for each in attempts if each.get("slurm", {}).get("log") == log)
+    attempts = read_run(run_dir)
+    log_file = str((folder / LOG).relative_to(run_dir))
+    job_id = next(each["slurm"]["job_id"] for each in attempts if each.get("slurm", {}).get("log") == log_file)
     cause = first_cause(folder / CAUSES) if exit_code else None
     shutil.rmtree(folder / CAUSES, ignore_errors=True)
     decision = _close(
@@ -84,7 +93,7 @@ def end(folder: Path, exit_code: int, *, max_requeues: int) -> tuple[Decision, s
         cancelled=job_id in read_cancelled(run_dir),
         cause=cause.message if cause else "",
     )
-    run_folder.write_attempts(run_dir, attempts)
+    _write(run_dir, attempts, job_id)
     return decision, cause.message if cause else ""
 
 
@@ -106,6 +115,52 @@ def _close(
     return decision
 
 
+def read_run(run_dir: Path) -> list[dict]:
+    """run.json's attempts, oldest first, and after them those of Slurm's that a torn one has lost.
+
+    What those were stands in their own folders; of one without it, no more is known than that it was.
+    """
+    attempts = run_record.read_attempts(run_dir, log.warning)
+    known = {each["slurm"]["log"] for each in attempts if "log" in each.get("slurm", {})}
+    folders = [folder for folder in (run_dir / "slurm").glob("job_*_attempt_*") if _FOLDER.fullmatch(folder.name)]
+    for folder in sorted(folders, key=_number):
+        log_file = str((folder / LOG).relative_to(run_dir))
+        if log_file not in known:
+            attempts.append(_read_own(folder, log_file, attempts))
+    return attempts
+
+
+def _number(folder: Path) -> tuple[float, int]:
+    """Job and attempt, which Slurm counts up as they come."""
+    job_id, number = _FOLDER.fullmatch(folder.name).groups()
+    return (float(job_id) if job_id.isdigit() else math.inf, int(number))
+
+
+def _read_own(folder: Path, log_file: str, before: list[dict]) -> dict:
+    """What an attempt's own folder says of it; at the least which one it was, and after which step it began."""
+    path = folder / ATTEMPT
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        log.warning("%s: what became of this attempt is lost: %s", path, error)
+    job_id, number = _FOLDER.fullmatch(folder.name).groups()
+    ended = {"time": "", "exit_code": None, "step": 0, "cause": "", "action": "requeue", "reason": "not known"}
+    return {
+        "slurm": {"job_id": job_id, "attempt": int(number), "log": log_file, "began": ""},
+        "step_before": max((each.get("step_before", 0) for each in before), default=0),
+        "ended": ended,
+    }
+
+
+def _write(run_dir: Path, attempts: list[dict], job_id: str) -> None:
+    """Replaces run.json, and what the folders of this job's last two attempts say of them: no others have changed."""
+    run_record.write_attempts(run_dir, attempts, log.warning)
+    for attempt in attempts_of(job_id, attempts)[-2:]:
+        folder = (run_dir / attempt["slurm"]["log"]).parent
+        if folder.is_dir():
+            write_json(folder / ATTEMPT, attempt, sync=True)
+
+
 def attempts_of(job_id: str, attempts: list[dict]) -> list[dict]:
     """Those of run.json's attempts that belong to a job, oldest first."""
     return [each for each in attempts if each.get("slurm", {}).get("job_id") == job_id]
@@ -125,7 +180,7 @@ def add_jobs(run_dir: Path, jobs: list[QueuedJob]) -> None:
     """Enters jobs in the run folder."""
     (run_dir / "slurm").mkdir(parents=True, exist_ok=True)
     known = [*read_jobs(run_dir), *jobs]
-    run_folder.write_json(run_dir / "slurm/jobs.json", [vars(job) for job in known])
+    write_json(run_dir / "slurm/jobs.json", [vars(job) for job in known], sync=True)
 
 
 def read_cancelled(run_dir: Path) -> list[str]:
@@ -135,7 +190,7 @@ def read_cancelled(run_dir: Path) -> list[str]:
 
 def mark_cancelled(run_dir: Path, job_ids: list[str]) -> None:
     """From now on these jobs are not requeued."""
-    run_folder.write_json(run_dir / "slurm/cancelled.json", [*read_cancelled(run_dir), *job_ids])
+    write_json(run_dir / "slurm/cancelled.json", [*read_cancelled(run_dir), *job_ids], sync=True)
 
 
 def _read_list(path: Path) -> list:

@@ -3,11 +3,15 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.records import dotted_key, problem_of
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Positive = Annotated[int, Field(ge=1)]
 TIME_PATTERN = r"^(\d+-)?\d+(:\d{1,2}){0,2}$"
@@ -100,15 +104,14 @@ def overridden(site: Site, *, image: str | None, **given) -> Site:
         raise ConfigError([_problem("the command line", each) for each in error.errors()]) from None
 
 
-def _problem(file: Path | str, error: dict) -> Problem:
-    dotted = ".".join(map(str, error["loc"]))
+def _problem(file: Path | str, error: "ErrorDetails") -> Problem:
+    dotted = dotted_key(error["loc"])
     section = Container if dotted.startswith("container.") else Site
     leaf = dotted.removeprefix("container.")
-    value = None if isinstance(error["input"], dict | list) else error["input"]
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(leaf, section.model_fields, n=1)
         fix = f"did you mean {close[0]}?" if close else f"known are {', '.join(section.model_fields)}"
-        return Problem(f"{file}: {dotted}", "is not a known key", fix, value)
-    field = section.model_fields.get(leaf.split(".")[0])
-    fix = f"give what it stands for: {field.description}" if field else "write it as a mapping of keys"
-    return Problem(f"{file}: {dotted}", error["msg"][0].lower() + error["msg"][1:], fix, value)
+    else:
+        field = section.model_fields.get(leaf.split(".")[0])
+        fix = f"give what it stands for: {field.description}" if field else "write it as a mapping of keys"
+    return problem_of(error, f"{file}: {dotted}", fix)

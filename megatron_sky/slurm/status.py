@@ -10,9 +10,8 @@ from megatron_sky.errors import RunError
 from megatron_sky.monitor.console import format_seconds
 from megatron_sky.monitor.metrics import METRICS_FILE, TrainRecord, read_metrics
 from megatron_sky.slurm import queue
-from megatron_sky.slurm.attempts import QueuedJob, attempts_of, read_jobs
+from megatron_sky.slurm.attempts import QueuedJob, attempts_of, read_jobs, read_run
 from megatron_sky.slurm.submit import RECIPE
-from megatron_sky.trainer.run_folder import read_attempts
 from megatron_sky.trainer.sessions import sessions_of
 
 SPEED_STEPS = 20
@@ -24,7 +23,7 @@ def status_lines(run_dir: Path) -> list[str]:
     if not jobs and not (run_dir / METRICS_FILE).is_file():
         fix = "give the folder of a run (train.run_dir)"
         raise RunError(f"{run_dir}: holds neither a run nor jobs of one\n  fix: {fix}")
-    attempts = read_attempts(run_dir)
+    attempts = read_run(run_dir)
     states = queue.find_jobs([job.job_id for job in jobs])
     lines = [*_progress(run_dir), _saved(run_dir)]
     lines += [_job_line(job, states.get(job.job_id), attempts_of(job.job_id, attempts)) for job in jobs]

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.errors import ConfigError, DataError, Problem
 from megatron_sky.tokenizer.kinds import load_tokenizer
+
+BEGINS = ("auto", "bos", "eod", "none")  # what may go before a document, see `TextCoder.begin_id`
 
 
 @dataclass(frozen=True)
@@ -13,12 +15,14 @@ class TextCoder:
     """What a model's tokenizer does here.
 
     Attributes:
+        vocab_size: one more than the largest id.
         encode: text -> ids, nothing added.
         decode: ids -> text.
         adds_bos: whether its users get the begin token without asking.
         sha256: of the tokenizer's file; equal for the same vocabulary file wherever it lies.
     """
 
+    vocab_size: int
     name: str
     sha256: str
     encode: Callable[[str], list[int]]
@@ -26,6 +30,16 @@ class TextCoder:
     bos_id: int | None
     eod_id: int | None
     adds_bos: bool = False
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a text that is to be continued, with the begin token where the tokenizer's users get one.
+
+        An empty text is the token that begins a document. Raises DataError where there is no such token.
+        """
+        ids = [*([self.bos_id] if self.adds_bos else []), *self.encode(text)] or [self.begin_id("auto")]
+        if ids == [None]:
+            raise DataError(f"tokenizer {self.name}: has neither a begin nor an end token to predict after")
+        return ids
 
     def begin_id(self, begin: str) -> int | None:
         """The id that goes before a document. `auto`: what went there in training, as far as the tokenizer tells.
@@ -46,6 +60,7 @@ def file_coder(path: Path, *, adds_bos: bool = False) -> TextCoder:
     """The coder of a tokenizer file. Raises DataError where it can't be read."""
     tokenizer = load_tokenizer(path)
     return TextCoder(
+        vocab_size=tokenizer.vocab_size,
         name=tokenizer.name,
         sha256=tokenizer.sha256,
         encode=tokenizer.encode,

@@ -37,12 +37,13 @@ def write(path: Path, folder: Path, *, adds_begin: bool) -> dict[str, int]:
     """Writes the files of the tokenizer at `path` into `folder`; returns the ids of its special tokens (`bos_token_id`
     ...).
 
+    What Hugging Face's libraries keep beside the file goes along as it is, with its chat template and its settings.
     `adds_begin`: whether those who load the folder get a begin token before a text.
     """
     tokenizer = load_tokenizer(path)
-    if isinstance(tokenizer, SentencePieceTokenizer):
+    tokenizer_files.copy(path, folder, settings=True)
+    if isinstance(tokenizer, SentencePieceTokenizer) and not (folder / tokenizer_files.JSON).is_file():
         return _write_sentencepiece(tokenizer, folder, adds_begin=adds_begin and tokenizer.bos_id is not None)
-    tokenizer_files.copy(path, folder)
     if not adds_begin and tokenizer_files.adds_begin(folder / tokenizer_files.JSON):
         _take_begin_out(folder)
     if path.suffix == tokenizer_files.RANKS:
@@ -75,7 +76,7 @@ def _without_template(processor: dict | None) -> dict | None:
 def _write_sentencepiece(
     tokenizer: SentencePieceTokenizer, folder: Path, *, adds_begin: bool = False
 ) -> dict[str, int]:
-    (folder / "tokenizer.model").write_bytes(tokenizer.data)
+    """Writes what is missing beside tokenizer.model; settings that are there keep what they say of other things."""
     processor = tokenizer.processor
     ids = {
         name: token_id
@@ -89,21 +90,20 @@ def _write_sentencepiece(
     }
     tokens = {f"{name}_token": tokenizer.piece(token_id) for name, token_id in ids.items()}
     fast = _write_fast(tokenizer, folder, adds_begin)
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast" if fast else "LlamaTokenizer",
-        **tokens,
-        "add_bos_token": adds_begin,
-        "add_eos_token": False,
-        "clean_up_tokenization_spaces": False,
-        "legacy": True,
-        "model_max_length": 10**30,
-    }
+    settings = {**tokens, "clean_up_tokenization_spaces": False, "legacy": True, "model_max_length": 10**30}
     if set(CHAT_SYMBOLS) <= set(tokenizer.special_texts):
         settings["chat_template"] = CHAT_TEMPLATE
-    else:
+    settings |= tokenizer_files.read_table(folder / tokenizer_files.SETTINGS)
+    settings |= {
+        "tokenizer_class": "PreTrainedTokenizerFast" if fast else "LlamaTokenizer",
+        "add_bos_token": adds_begin,
+        "add_eos_token": False,
+    }
+    if "chat_template" not in settings and not (folder / "chat_template.jinja").is_file():
         log.info("no chat template: %s are not tokens of this vocabulary", ", ".join(CHAT_SYMBOLS))
-    _write_json(folder / "tokenizer_config.json", settings)
-    _write_json(folder / "special_tokens_map.json", tokens)
+    _write_json(folder / tokenizer_files.SETTINGS, settings)
+    if not (folder / "special_tokens_map.json").is_file():
+        _write_json(folder / "special_tokens_map.json", tokens)
     return {f"{name}_token_id": token_id for name, token_id in ids.items() if name != "unk"}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_sky.errors import DataError
+from megatron_sky.files import write_bytes
 from megatron_sky.tokenizer.kinds import SentencePieceTokenizer
 
 _LONGEST_LINE = 4000  # bytes; SentencePiece's trainer drops longer lines without a word, so they are cut
@@ -114,10 +115,8 @@ def character_counts(lines: Iterable[str]) -> Counter:
 
 
 def write_model(model: bytes, path: Path) -> SentencePieceTokenizer:
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_bytes(model)
-        temporary.replace(path)
+        write_bytes(path, model)
     except OSError as error:
         raise DataError(f"{path} can't be written: {error.strerror}") from error
     return SentencePieceTokenizer(model, path.name)

@@ -7,63 +7,58 @@ weights that take no memory, so a 512-rank job is checked in seconds on a laptop
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from megatron_sky.config import Config
 from megatron_sky.config.units import format_count
-from megatron_sky.config.validate import backend_problems, check
+from megatron_sky.config.validate import backend_problems
 from megatron_sky.data.sampling.mixture import mixture_table
 from megatron_sky.data.sampling.plan import SamplingPlan
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import open_fake_context
 from megatron_sky.distributed.topology import Coordinates, Layout
-from megatron_sky.errors import ConfigError, DataError
+from megatron_sky.errors import DataError, Problem
 from megatron_sky.model.build import build_model
 from megatron_sky.model.flops import flops_per_token, num_parameters
 from megatron_sky.optim.schedule import global_batch_size_at
-from megatron_sky.trainer import run_folder
-from megatron_sky.trainer.run import check_start, open_data
-from megatron_sky.trainer.sessions import Sessions, sessions_of
-from megatron_sky.trainer.sessions import find_notes as find_session_notes
+from megatron_sky.trainer.preflight import preflight
+from megatron_sky.trainer.sessions import Sessions
 
 GIB = 1 << 30
 _OTHER = {"te": "torch", "torch": "te"}
 
 
 def print_plan(config: Config, world_size: int) -> None:
-    """Prints what the recipe would do on `world_size` ranks; raises the SkyError of what would stop it.
+    """Prints what the recipe would do on `world_size` ranks; raises the SkyError of all that would stop it.
 
-    What data files are lacking is told last, after all that can be said without them.
+    What data and tokenizer files are lacking is told last, after all that can be said without them.
     """
-    notes = check(config, world_size)
-    run_folder.check(Path(config.train.run_dir))
-    check_start(config)
-    if config.model.backend == "auto":
-        notes += _check_either_backend(config)
+    seen = preflight(config, world_size, machine_problems=_find_backend_problems)
+    if any(not isinstance(error, DataError) for error in seen.errors):
+        seen.raise_errors()
     layout = Layout.of(config.parallel, world_size)
     print(f"layout      {layout} on {world_size} rank(s)")
     _print_model(config, layout)
-    sessions = sessions_of(config)
-    _print_run(config, layout, sessions)
-    lacking, segments = None, itertools.repeat(None)
-    try:
-        segments = open_data(config).plan.segments
-    except DataError as error:
-        lacking = error
-    _print_sessions(config, sessions, segments)
-    for note in (*notes, *find_session_notes(sessions, config)):
+    _print_run(config, layout, seen.sessions)
+    _print_sessions(config, seen.sessions, seen.data.plan.segments if seen.data else itertools.repeat(None))
+    for note in (*_backend_notes(config), *seen.notes, *seen.damaged):
         print(f"note        {note}")
-    if lacking is not None:
-        raise lacking
+    seen.raise_errors()
     print("every check passed")
 
 
-def _check_either_backend(config: Config) -> list[str]:
-    """Where the backend is chosen on the machine that will run, the recipe must suit one of them; tells a lone one."""
-    wrong = {backend: backend_problems(config, backend) for backend in ("te", "torch")}
-    if all(wrong.values()):
-        raise ConfigError(wrong["te"])
-    lone = [name for name, other in _OTHER.items() if wrong[other]]
+def _find_backend_problems(config: Config) -> list[Problem]:
+    """Where the backend is chosen on the machine that will run, the recipe must suit one of them."""
+    if config.model.backend != "auto":
+        return []  # its problems are the recipe's
+    wrong = {backend: backend_problems(config, backend) for backend in _OTHER}
+    return wrong["te"] if all(wrong.values()) else []
+
+
+def _backend_notes(config: Config) -> list[str]:
+    """A lone backend that suits the recipe."""
+    if config.model.backend != "auto":
+        return []
+    lone = [name for name, other in _OTHER.items() if backend_problems(config, other)]
     return [f"only the {name} backend can do what the recipe asks for" for name in lone]
 
 

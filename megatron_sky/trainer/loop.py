@@ -1,55 +1,27 @@
 """The training loop. `fit` is the whole story; each line of it decides for itself whether this step is its turn."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
-from megatron_sky.checkpoint.saver import Saved, Saver
-from megatron_sky.config.schema import (
-    CheckpointConfig,
-    OptimizerConfig,
-    ResilienceConfig,
-    TrainConfig,
-)
+from megatron_sky.checkpoint.manager import CheckpointManager
+from megatron_sky.config.schema import TrainConfig
 from megatron_sky.data.loader import Batch
 from megatron_sky.distributed.context import ParallelContext
-from megatron_sky.errors import CheckpointError, LeftEarly, RunError
-from megatron_sky.log import get_logger
+from megatron_sky.errors import LeftEarly
 from megatron_sky.optim.schedule import global_batch_size_at
-from megatron_sky.optim.update import forget_moments
-from megatron_sky.trainer.anomaly import FINE, NONFINITE, AnomalyDetector
+from megatron_sky.trainer.anomaly import FINE
+from megatron_sky.trainer.bad_steps import BadStep, BadSteps, nowhere_to_roll_back
+from megatron_sky.trainer.files import RunFiles
 from megatron_sky.trainer.garbage import GarbageCollection
 from megatron_sky.trainer.observer import Observer
 from megatron_sky.trainer.profiler import Profiler
 from megatron_sky.trainer.sessions import Sessions
-from megatron_sky.trainer.signals import HURRY, STAY, LeaveRequests
+from megatron_sky.trainer.signals import RUN, STOP_NOW, StopRequests
 from megatron_sky.trainer.state import TrainState
 from megatron_sky.trainer.step import StepResult, StepRunner
 from megatron_sky.trainer.stragglers import Stragglers
 from megatron_sky.trainer.validation import Validator
-
-log = get_logger(__name__)
-
-
-class RunFiles(Protocol):
-    """What the loop asks of the run's data and folder (`trainer.run` answers)."""
-
-    def batches(self, state: TrainState) -> Iterator[Batch]:
-        """This rank's micro batches from `state` on."""
-
-    def rollback(self) -> TrainState | None:
-        """Fills weights and optimizer from the last whole checkpoint; its progress, or None where there is none."""
-
-    def name_suspects(self, step: int, numbers: list[int]) -> str:
-        """The text behind these samples, in words; all of them are written into the run folder."""
-
-    def usage(self, state: TrainState) -> list[dict]:
-        """Tokens and epochs that each source has given: `name`, `tokens`, `epochs`."""
-
-    def prune(self, newest: int) -> None:
-        """Deletes the checkpoints that retention lets go; that of step `newest` is known to be whole."""
 
 
 @dataclass(frozen=True)
@@ -61,61 +33,43 @@ class PlannedStep:
     lr: float
 
 
+@dataclass(kw_only=True)
 class Trainer:
-    """Everything a run needs, built elsewhere (`trainer.run`) and handed over by name."""
+    """Everything a run needs, built elsewhere (`trainer.run`) and handed over by name.
 
-    def __init__(
-        self,
-        *,
-        train: TrainConfig,
-        sessions: Sessions,
-        optimizer_config: OptimizerConfig,
-        checkpoint: CheckpointConfig,
-        resilience: ResilienceConfig,
-        context: ParallelContext,
-        runner: StepRunner,
-        optimizer,
-        validator: Validator,
-        observer: Observer,
-        saver: Saver,
-        leave: LeaveRequests,
-        stragglers: Stragglers,
-        profiler: Profiler,
-        garbage: GarbageCollection,
-        files: RunFiles,
-        beat: Callable[[str], None],
-        state: TrainState,
-        has_dropout: bool,
-    ):
-        self.train = train
-        self.sessions = sessions
-        self.weight_decay = optimizer_config.weight_decay
-        self.checkpoint = checkpoint
-        self.resilience = resilience
-        self.context = context
-        self.runner = runner
-        self.optimizer = optimizer
-        self.validator = validator
-        self.observer = observer
-        self.saver = saver
-        self.leave = leave
-        self.stragglers = stragglers
-        self.profiler = profiler
-        self.garbage = garbage
-        self.files = files
-        self.beat = beat
-        self.state = state
-        self.has_dropout = has_dropout
-        self.detector = AnomalyDetector(resilience)
-        self.batches = files.batches(state)
-        self.tokens_before = state.consumed_tokens
-        self.saved_step = state.step
-        self.first_step = state.step
-        self.leaving = STAY
+    `beat` tells the watchdog what this rank does now. `stopping` is what all ranks were asked, at most: RUN, STOP or
+    STOP_NOW; `tokens_before` were consumed before the step in hand.
+    """
+
+    train: TrainConfig
+    sessions: Sessions
+    context: ParallelContext
+    state: TrainState
+    files: RunFiles
+    runner: StepRunner
+    validator: Validator
+    checkpoints: CheckpointManager
+    bad_steps: BadSteps
+    observer: Observer
+    stop_requests: StopRequests
+    stragglers: Stragglers
+    profiler: Profiler
+    garbage: GarbageCollection
+    beat: Callable[[str], None]
+
+    batches: Iterator[Batch] = field(init=False)
+    tokens_before: int = field(init=False)
+    first_step: int = field(init=False)
+    stopping: int = field(init=False, default=RUN)
+
+    def __post_init__(self):
+        self.batches = self.files.batches(self.state)
+        self.tokens_before = self.state.consumed_tokens
+        self.first_step = self.state.step
 
     def fit(self) -> None:
         """Trains from `state` to the token budget (or train.max_steps) and leaves a checkpoint there."""
-        self.maybe_leave_at_start()
+        self.maybe_stop_at_start()
         self.maybe_validate_at_start()
         while self.should_continue():
             self.maybe_enter_session()
@@ -130,7 +84,7 @@ class Trainer:
     def should_continue(self) -> bool:
         limit = self.train.max_steps
         unfinished = self.state.consumed_samples < self.sessions.last.end_sample
-        return unfinished and (limit is None or self.state.step < limit) and self.leaving == STAY
+        return unfinished and (limit is None or self.state.step < limit) and self.stopping == RUN
 
     def maybe_enter_session(self) -> None:
         """At a session's first step: takes over what the session wants of the one before, and says so."""
@@ -138,9 +92,9 @@ class Trainer:
         if session.name == self.state.session:
             return
         if session.fresh_optimizer and self.state.session is not None:
-            forget_moments(self.optimizer)
+            self.runner.forget_moments()
         self.state.session = session.name
-        self.detector = AnomalyDetector(self.resilience)  # another mixture has another level of loss
+        self.bad_steps.enter_session()
         if session.name:
             self.observer.event(
                 "session",
@@ -151,7 +105,7 @@ class Trainer:
             )
 
     def step(self) -> None:
-        """One optimizer update: computed, judged, applied, counted and told."""
+        """One optimizer update: computed, judged, applied, counted and reported."""
         start = time.perf_counter()
         self.tokens_before = self.state.consumed_tokens
         planned = self.plan_step()
@@ -163,11 +117,11 @@ class Trainer:
             result = self.handle_bad(planned, batches, result, verdict)
             if result is None:
                 return
-        updated = self.runner.apply(self.optimizer, result, lr=planned.lr, weight_decay=self.weight_decay)
+        updated = self.runner.apply(result, lr=planned.lr)
         self.state.advance(planned.batch_size, self.runner.seq_length)
         if updated:
-            self.detector.accept(result.lm_loss, result.grad_norm)
-        self.tell(planned, result, updated, time.perf_counter() - start)
+            self.bad_steps.accept(result)
+        self.report(planned, result, updated, time.perf_counter() - start)
 
     def plan_step(self) -> PlannedStep:
         size = global_batch_size_at(self.train.global_batch_size, self.train.batch_rampup, self.tokens_before)
@@ -178,179 +132,109 @@ class Trainer:
         )
 
     def compute(self, planned: PlannedStep, batches: list[Batch]) -> StepResult:
-        if self.has_dropout:
-            self.context.seed_step(self.train.seed, self.state.step)
-        return self.runner.compute(self.optimizer, batches, num_microbatches=planned.num_microbatches)
+        return self.runner.compute(batches, num_microbatches=planned.num_microbatches, step=self.state.step)
 
     def agree(self, result: StepResult, seconds: float) -> int:
-        """All ranks' verdict on the step's numbers, and whether any was asked to leave: one small all-reduce."""
+        """All ranks' verdict on the step's numbers, and whether any was asked to stop: one small all-reduce."""
         self.beat("agree")
         self.stragglers.add(seconds - self.runner.sync_seconds)
-        verdict, self.leaving = self.context.agree([self.judge(result), self.leave.level])
+        verdict, self.stopping = self.context.agree([self.bad_steps.judge(result), self.stop_requests.level])
         return verdict
-
-    def judge(self, result: StepResult) -> int:
-        """This rank's verdict."""
-        return self.detector.judge(result.lm_loss, result.grad_norm).kind
 
     def handle_bad(
         self, planned: PlannedStep, batches: list[Batch], result: StepResult, verdict: int
     ) -> StepResult | None:
-        """What the recipe wants done with a bad step; a result to apply where running it again gave good numbers."""
-        reason = self.detector.judge(result.lm_loss, result.grad_norm).reason or "another rank found its numbers bad"
-        numbers = self.state.plan_numbers(self.state.consumed_samples, planned.batch_size)
-        suspects = self.files.name_suspects(self.state.step + 1, numbers)
-        cause = "the step was not run again (resilience.rerun is off)"
-        if self.resilience.rerun:
-            again = self.compute(planned, batches)
-            if self.context.agree([self.judge(again)]) == [FINE]:
-                cause = "run again it was fine: a passing hardware fault"
-                self.note_bad(reason, cause, suspects, "applied the second run")
-                return again
-            same = (again.lm_loss, again.grad_norm) == (result.lm_loss, result.grad_norm)
-            both_nan = math.isnan(again.lm_loss) and math.isnan(result.lm_loss)
-            cause = "run again it gave the same: the data or the model" if same or both_nan else "run again it differed"
-        policy = self.resilience.on_nonfinite if verdict == NONFINITE else self.resilience.on_spike
-        self.note_bad(reason, cause, suspects, policy)
+        """What the recipe has done with a bad step; a result to apply where running it again gave good numbers."""
+        samples = self.state.plan_numbers(self.state.consumed_samples, planned.batch_size)
+        bad = BadStep(self.state.step + 1, result, verdict, samples, earlier=self.state.bad_steps)
+        decision = self.bad_steps.decide(bad, rerun=lambda: self.compute(planned, batches))
+        if decision.action == "apply":
+            return decision.result
         self.state.bad_steps += 1
-        if policy == "stop" or self.state.bad_steps > self.resilience.max_bad_steps:
-            self.stop(reason, cause, suspects, policy)
-        if policy == "rollback":
-            self.roll_back(numbers, reason)
+        if decision.action == "stop":
+            self.checkpoints.wait()
+            raise self.bad_steps.stop_error(bad, decision, self.checkpoints.last_good_step)
+        if decision.action == "rollback":
+            self.roll_back(bad, decision.reason)
         else:
             self.state.advance(planned.batch_size, self.runner.seq_length)
         return None
 
-    def note_bad(self, reason: str, cause: str, suspects: str, action: str) -> None:
-        step = self.state.step + 1
-        self.observer.warn(f"step {step}: {reason}; {cause}; {action}; its samples: {suspects}")
-        self.observer.event("bad_step", step=step, reason=reason, cause=cause, action=action, samples=suspects)
-
-    def stop(self, reason: str, cause: str, suspects: str, policy: str) -> None:
-        limit = self.resilience.max_bad_steps
-        many = (
-            f" for the {self.state.bad_steps}th time (resilience.max_bad_steps = {limit})" if policy != "stop" else ""
-        )
-        self.wait_for_saves()
-        raise RunError(
-            f"step {self.state.step + 1}{many}: {reason}; {cause}\n  its samples: {suspects}\n"
-            f"  fix: the last checkpoint (step {self.saved_step}) is good; go on from it with a lower schedule.lr, or "
-            f"set resilience.on_nonfinite or on_spike to skip or rollback"
-        )
-
-    def roll_back(self, numbers: list[int], reason: str) -> None:
-        """Back to the last whole checkpoint, and from there over the offending samples."""
-        self.wait_for_saves()
-        self.beat("roll back")
-        before, failed = self.state, self.state.step + 1
-        saved = self.files.rollback()
-        if saved is None:
-            raise RunError(
-                f"step {failed}: {reason}; there is no checkpoint to go back to\n"
-                f"  fix: set checkpoint.interval, or resilience.on_nonfinite and on_spike to skip or stop"
-            )
-        self.state = saved
+    def roll_back(self, bad: BadStep, reason: str) -> None:
+        """Back to the last good checkpoint, and from there over the offending samples."""
+        before, checkpoint = self.state, self.checkpoints.roll_back()
+        if checkpoint is None:
+            raise nowhere_to_roll_back(bad, reason)
+        self.state = self.files.continue_from(checkpoint)
         self.state.bad_steps = before.bad_steps
         self.state.skipped = before.skipped
-        self.state.skip(numbers)
-        self.tokens_before, self.saved_step = saved.consumed_tokens, saved.step
+        self.state.skip(bad.samples)
+        self.tokens_before = self.state.consumed_tokens
         self.batches = self.files.batches(self.state)
-        self.observer.event("resume", step=saved.step, reason=f"rolled back from step {failed}: {reason}")
-        self.observer.warn(f"rolled back to step {saved.step}; {len(numbers)} samples are stepped over")
+        self.observer.event("resume", step=self.state.step, reason=f"rolled back from step {bad.step}: {reason}")
+        self.observer.warn(f"rolled back to step {self.state.step}; {len(bad.samples)} samples are stepped over")
 
-    def tell(self, planned: PlannedStep, result: StepResult, updated: bool, seconds: float) -> None:
-        tokens = self.state.consumed_tokens - self.tokens_before
+    def report(self, planned: PlannedStep, result: StepResult, updated: bool, seconds: float) -> None:
         self.observer.step(
             self.state,
             result,
             updated=updated,
             lr=planned.lr,
             batch_size=planned.batch_size,
-            tokens=tokens,
+            tokens=self.state.consumed_tokens - self.tokens_before,
             seconds=seconds,
         )
 
-    def maybe_leave_at_start(self) -> None:
+    def maybe_stop_at_start(self) -> None:
         """A rank may have been asked while it started up."""
-        (self.leaving,) = self.context.agree([self.leave.level])
+        (self.stopping,) = self.context.agree([self.stop_requests.level])
 
     def maybe_validate_at_start(self) -> None:
-        if self.state.session is None and self.validator.config.at_start and self.leaving == STAY:
+        if self.state.session is None and self.validator.config.at_start and self.stopping == RUN:
             self.run_validation()
 
     def maybe_validate(self) -> None:
         """At the interval, and with a session's last step."""
         due = self.validator.due(self.state.step, self.tokens_before, self.state.consumed_tokens)
         is_new = self.state.step != self.state.validated_step  # a rollback comes back to a step that was validated
-        if self.leaving == STAY and is_new and (due or self.session_ended()):
+        if self.stopping == RUN and is_new and (due or self.session_ended()):
             self.run_validation()
 
     def session_ended(self) -> bool:
         before = self.tokens_before // self.runner.seq_length
         return self.sessions.ended(before, self.state.consumed_samples)
 
-    def tell_usage(self) -> None:
-        self.observer.event("sources", step=self.state.step, sources=self.files.usage(self.state))
-
     def run_validation(self) -> None:
         self.beat("validate")
-        losses = self.validator.evaluate(hurried=lambda: self.context.agree([self.leave.level]) == [HURRY])
+        losses = self.validator.evaluate(stops_now=lambda: self.context.agree([self.stop_requests.level]) == [STOP_NOW])
         self.state.validated_step = self.state.step
         if losses:
             self.observer.validation(self.state, losses)
 
     def maybe_save(self) -> None:
-        """Starts a save when it is time; otherwise moves the one in flight on."""
-        if self.is_time_to_save():
-            self.beat("save")
-            self.note_saves(self.saver.start(self.state.to_dict()))
-            self.saved_step = self.state.step
-            self.tell_usage()
-        else:
-            self.note_saves(self.saver.poll())
+        if self.checkpoints.maybe_save(self.state):
+            self.report_usage()
 
-    def is_time_to_save(self) -> bool:
-        """At the interval, with a session's last step, and with the step that reaches a release mark."""
-        before, now, interval = self.tokens_before, self.state.consumed_tokens, self.checkpoint.interval
-        marked = any(before < mark <= now for mark in self.checkpoint.release_marks)
-        due = interval is not None and interval.due(self.state.step, before, now)
-        is_new = self.state.step != self.saved_step  # a rollback comes back to a step that was saved
-        return is_new and (marked or due or self.session_ended())
-
-    def note_saves(self, ended: list[Saved], may_fail: bool = True) -> None:
-        for save in ended:
-            if save.failure is None:
-                self.observer.saved(save)
-                self.files.prune(save.step)
-            elif may_fail:
-                self.observer.event("checkpoint_failed", step=save.step, reason=save.failure)
-                self.observer.warn(f"checkpoint of step {save.step} failed, training goes on: {save.failure}")
-            else:
-                raise CheckpointError(save.failure)
-
-    def wait_for_saves(self) -> None:
-        self.beat("save")
-        self.note_saves(self.saver.finish())
+    def report_usage(self) -> None:
+        self.observer.event("sources", step=self.state.step, sources=self.files.usage(self.state))
 
     def finish(self) -> None:
         """The run's end: its losses and its checkpoint, unless this step already has them."""
-        if self.state.validated_step != self.state.step and self.leaving == STAY:
+        if self.state.validated_step != self.state.step and self.stopping == RUN:
             self.run_validation()
-        self.wait_for_saves()
-        if not self.is_saved() and (self.leaving == STAY or self.state.step > self.first_step):
-            self.beat("save")
-            self.note_saves(self.saver.start(self.state.to_dict()), may_fail=False)
-            self.note_saves(self.saver.finish(), may_fail=False)
-        self.tell_usage()
-        self.observer.event("end" if self.leaving == STAY else "left", step=self.state.step)
-        if self.leaving != STAY:
-            hurried = " (in a hurry)" if self.leaving == HURRY else ""
-            reasons = [each for each in self.context.gather_objects(self.leave.reason) if each]
-            kept = "everything is saved" if self.is_saved() else "nothing was done yet"
-            raise LeftEarly(
-                f"left{hurried} after step {self.state.step}: {reasons[0]}; {kept}, the same command goes on from there"
-            )
+        if self.stopping == RUN or self.state.step > self.first_step:
+            self.checkpoints.save_at_end(self.state)
+        self.report_usage()
+        self.observer.event("end" if self.stopping == RUN else "left", step=self.state.step)
+        if self.stopping != RUN:
+            raise self.left_early()
 
-    def is_saved(self) -> bool:
-        """Whether this step's checkpoint is whole: an interval save may have failed."""
-        return self.saver.last_step == self.state.step
+    def left_early(self) -> LeftEarly:
+        """Where and why the run stopped before its end. Collective."""
+        hurried = " (in a hurry)" if self.stopping == STOP_NOW else ""
+        reason = next(filter(None, self.context.gather_objects(self.stop_requests.reason)))
+        saved = self.checkpoints.last_good_step == self.state.step
+        kept = "everything is saved" if saved else "nothing was done yet"
+        return LeftEarly(
+            f"left{hurried} after step {self.state.step}: {reason}; {kept}, the same command goes on from there"
+        )

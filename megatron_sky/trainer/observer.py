@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_sky.checkpoint.saver import Saved
+from megatron_sky.checkpoint.saver import SaveOutcome
 from megatron_sky.config import Config
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import ParallelContext
@@ -14,6 +14,8 @@ from megatron_sky.model.flops import flops_per_token
 from megatron_sky.monitor.console import ProgressDisplay, train_line, validation_line
 from megatron_sky.monitor.metrics import MetricsWriter, TrainRecord, ValidationRecord
 from megatron_sky.monitor.throughput import Throughput, peak_tflops
+from megatron_sky.trainer.bad_steps import BadStep, Decision
+from megatron_sky.trainer.resume import Remaining
 from megatron_sky.trainer.state import TrainState
 from megatron_sky.trainer.step import StepResult
 from megatron_sky.trainer.stragglers import Slow
@@ -30,14 +32,13 @@ class Observer:
         config: Config,
         *,
         context: ParallelContext,
-        total_steps: int,
-        total_tokens: int,
         state: TrainState,
+        remaining: Remaining,
         run_dir: Path,
         token_ratios: Mapping[str, float],
     ):
         """`token_ratios`: by validation set, own tokens / tokens of the reference tokenizer."""
-        self._active = context.rank == 0
+        self._context, self._active = context, context.rank == 0
         self._open = contextlib.ExitStack()
         if not self._active:
             return
@@ -45,7 +46,7 @@ class Observer:
         self._seconds = {"train": 0.0, "validation": 0.0}
         self._seconds_before = 0.0  # of validation before the first step
         self._log_interval = config.monitor.log_interval
-        self._total_steps, self._total_tokens = total_steps, total_tokens
+        self._total_steps, self._total_tokens = state.step + remaining.steps, remaining.end_token
         peak = config.monitor.peak_tflops or peak_tflops(device.name(), config.precision.dtype)
         self._throughput = Throughput(
             flops_per_token=flops_per_token(config.model), world_size=context.world_size, peak_tflops=peak
@@ -59,7 +60,9 @@ class Observer:
             )
         )
         self._bar = self._open.enter_context(
-            ProgressDisplay(total_tokens=total_tokens, total_steps=total_steps, consumed_tokens=state.consumed_tokens)
+            ProgressDisplay(
+                total_tokens=self._total_tokens, total_steps=self._total_steps, consumed_tokens=state.consumed_tokens
+            )
         )
 
     def __enter__(self) -> "Observer":
@@ -72,6 +75,12 @@ class Observer:
         """Anything worth a line in metrics.jsonl that is neither a step nor a loss."""
         if self._active:
             self._writer.event(name, **fields)
+
+    def run_started(self, step: int, *, is_resumed: bool) -> None:
+        """This job begins after `step`."""
+        if self._active:
+            layout, world_size = str(self._context.layout), self._context.world_size
+            self.event("resume" if is_resumed else "start", step=step, layout=layout, world_size=world_size)
 
     def step(
         self,
@@ -131,11 +140,27 @@ class Observer:
                 f"the others' median is {each.median_seconds:.2f} s"
             )
 
-    def saved(self, save: Saved) -> None:
-        """A checkpoint is whole."""
+    def save_ended(self, save: SaveOutcome) -> None:
+        """A checkpoint is whole, or could not be saved."""
+        if save.failure is not None:
+            self.event("checkpoint_failed", step=save.step, reason=save.failure)
+            self.warn(f"checkpoint of step {save.step} failed, training goes on: {save.failure}")
+            return
         self.event("checkpoint", step=save.step, path=f"checkpoints/{save.folder.name}", seconds=save.seconds)
         if self._active:
             log.info("checkpoint %s saved in %.1f s", save.folder, save.seconds)
+
+    def bad_step(self, bad: BadStep, decision: Decision, action: str) -> None:
+        """A step's numbers were bad; `action`: what was done about it."""
+        self.warn(f"step {bad.step}: {decision.reason}; {decision.cause}; {action}; its samples: {decision.suspects}")
+        self.event(
+            "bad_step",
+            step=bad.step,
+            reason=decision.reason,
+            cause=decision.cause,
+            action=action,
+            samples=decision.suspects,
+        )
 
     def validation(self, state: TrainState, losses: dict[str, SetLoss]) -> None:
         """Every set's loss at this point."""

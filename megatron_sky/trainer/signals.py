@@ -1,4 +1,4 @@
-"""Being asked to leave: by a signal, or by the clock before the job's end.
+"""Being asked to stop: by a signal, or by the clock before the job's end.
 
 SIGTERM, SIGUSR1, SIGUSR2 and SIGINT ask for an orderly end: finish the step or validation, save, exit with 75. A
 second signal hurries: of a validation only the set in hand is finished. A third ends the process at once. Any rank may
@@ -11,16 +11,16 @@ import time
 from types import FrameType
 
 from megatron_sky.config.schema import ResilienceConfig
-from megatron_sky.distributed.launch import LEAVE_SIGNALS, held_leave_signals
+from megatron_sky.distributed.launch import STOP_SIGNALS, pending_stop_signals
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
 
-STAY, LEAVE, HURRY = 0, 1, 2
+RUN, STOP, STOP_NOW = 0, 1, 2
 
 
-class LeaveRequests:
-    """This rank's own wish to leave: `level` is STAY, LEAVE or HURRY. A context manager that owns the handlers."""
+class StopRequests:
+    """This rank's own request to stop: `level` is RUN, STOP or STOP_NOW. A context manager that owns the handlers."""
 
     def __init__(self, config: ResilienceConfig, start: float | None = None):
         self.reason = ""
@@ -28,9 +28,9 @@ class LeaveRequests:
         self._deadline = _deadline(config, time.time() if start is None else start)
         self._before: dict = {}
 
-    def __enter__(self) -> "LeaveRequests":
-        self._before = {number: signal.signal(number, self._asked) for number in LEAVE_SIGNALS}
-        for number in held_leave_signals()[:HURRY]:
+    def __enter__(self) -> "StopRequests":
+        self._before = {number: signal.signal(number, self._asked) for number in STOP_SIGNALS}
+        for number in pending_stop_signals()[:STOP_NOW]:
             self._asked(number, None)
         return self
 
@@ -40,7 +40,7 @@ class LeaveRequests:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
-        if self._count > HURRY:  # whoever asks a third time does not want to wait
+        if self._count > STOP_NOW:  # whoever asks a third time does not want to wait
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.reason = f"signal {signal.Signals(number).name}"
@@ -49,11 +49,11 @@ class LeaveRequests:
     def level(self) -> int:
         if self._count == 0 and self._deadline is not None and time.time() >= self._deadline:
             self._count, self.reason = 1, "the job's time is nearly over"
-        return min(self._count, HURRY)
+        return min(self._count, STOP_NOW)
 
 
 def _deadline(config: ResilienceConfig, start: float) -> float | None:
-    """When to leave, in seconds of the epoch; None where nobody told when the job ends."""
+    """When to stop, in seconds of the epoch; None where nobody told when the job ends."""
     if config.time_limit_seconds is not None:
         return start + config.time_limit_seconds - config.exit_before_seconds
     slurm_end = os.environ.get("SLURM_JOB_END_TIME", "")

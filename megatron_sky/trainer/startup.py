@@ -2,41 +2,42 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_sky.checkpoint.saver import checkpoint_bytes
 from megatron_sky.config import Config, dump_config
 from megatron_sky.config.validate import backend_problems
-from megatron_sky.data.loader import TrainData
+from megatron_sky.data.tokens.sources import OpenSource
 from megatron_sky.distributed import device
 from megatron_sky.distributed.machine import this_machine
-from megatron_sky.errors import ConfigError, RunError
+from megatron_sky.errors import Problem, RunError
 from megatron_sky.model.backends import choose_backend
 from megatron_sky.model.backends.support import machine_problems
-from megatron_sky.trainer.run_folder import versions
+from megatron_sky.trainer.run_record import versions
 
 
-def rank_facts(config: Config, data: TrainData) -> dict:
+def rank_facts(config: Config, sources: Sequence[OpenSource]) -> dict:
     """What this rank runs: package versions, the recipe (hash), and each source's size and description (hash)."""
     facts: dict = {f"version of {name}": version for name, version in versions().items()}
     facts["the recipe"] = _short_hash(dump_config(config))
-    for source, file, meta in zip(config.data.train, data.files, data.metas, strict=True):
+    for source, opened in zip(config.data.train, sources, strict=True):
         facts[f"data of {source.name} (tokens, documents, description)"] = [
-            file.num_tokens,
-            file.num_documents,
-            _short_hash(repr(meta)),
+            opened.tokens.num_tokens,
+            opened.tokens.num_documents,
+            _short_hash(repr(opened.meta)),
         ]
     return facts
 
 
-def check_machine(config: Config) -> None:
-    """Raises ConfigError with everything in the recipe that this machine, or the backend chosen on it, can't do."""
+def find_machine_problems(config: Config) -> list[Problem]:
+    """Everything in the recipe that this machine, or the backend chosen on it, can't do. After `device.setup`.
+
+    Raises ConfigError where the backend that the recipe asks for can't be used here.
+    """
     backend, _ = choose_backend(config.model, device.has_gpu())
     problems = backend_problems(config, backend)
-    problems += machine_problems(this_machine(), backend, precision=config.precision, kernels=config.kernels)
-    if problems:
-        raise ConfigError(problems)
+    return problems + machine_problems(this_machine(), backend, precision=config.precision, kernels=config.kernels)
 
 
 def check_disk(config: Config, run_dir: Path, warn: Callable[[str], None]) -> None:

@@ -35,20 +35,26 @@ class StepRunner:
         self,
         model: BuiltModel,
         *,
+        optimizer,
+        weight_decay: float,
         context: ParallelContext,
         seq_length: int,
         micro_batch_size: int,
         masks_documents: bool,
+        dropout_seed: int | None,
         beat: Callable[[str], None],
     ):
+        """`optimizer`: megatron-core's. `dropout_seed`: the run's; None where the model draws no random numbers. `beat`
+        tells the watchdog that a micro batch began."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         self.model = model
+        self.optimizer = optimizer
         self.context = context
         self.seq_length = seq_length
         self.micro_batch_size = micro_batch_size
         self.masks_documents = masks_documents
-        self._beat = beat  # tells the watchdog that a micro batch began
+        self._weight_decay, self._dropout_seed, self._beat = weight_decay, dropout_seed, beat
         self._run_schedule = get_forward_backward_func()
         self.sync_seconds = 0.0  # of the last step: reducing gradients, and waiting for the ranks that were not there
         self._finalize = model.config.finalize_model_grads_func
@@ -59,25 +65,34 @@ class StepRunner:
         """The first stage reads tokens, the last labels, and all of them where documents end."""
         return self.context.is_first_stage or self.context.is_last_stage or self.masks_documents
 
-    def compute(self, optimizer, batches: list[Batch], *, num_microbatches: int) -> StepResult:
-        """Forward and backward over the step's micro batches (a middle stage needs none); nothing is updated."""
+    def compute(self, batches: list[Batch], *, num_microbatches: int, step: int) -> StepResult:
+        """Forward and backward over a step's micro batches (a middle stage needs none); nothing is updated.
+
+        `step`: updates done before, which seeds dropout: the same step computed again draws the same.
+        """
+        if self._dropout_seed is not None:
+            self.context.seed_step(self._dropout_seed, step)
         for chunk in self.model.chunks:
             chunk.zero_grad_buffer()
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         with device.named_range("forward and backward"):
-            sums = self._schedule(batches, num_microbatches, self.micro_batch_size, optimizer.scale_loss)
-        grad_norm = update.measure(optimizer)
+            sums = self._schedule(batches, num_microbatches, self.micro_batch_size, self.optimizer.scale_loss)
+        grad_norm = update.measure(self.optimizer)
         loss_sum, tokens = self.context.total_from_last_stage(sums).tolist()
         return StepResult(lm_loss=loss_sum / tokens if tokens else float("nan"), grad_norm=grad_norm)
 
-    def apply(self, optimizer, result: StepResult, *, lr: float, weight_decay: float) -> bool:
+    def apply(self, result: StepResult, *, lr: float) -> bool:
         """Lets the computed gradients into the weights; whether they were. An overflow only lowers the loss scale."""
-        update.set_lr(optimizer, lr, weight_decay)
+        update.set_lr(self.optimizer, lr, self._weight_decay)
         with device.named_range("optimizer"):
-            updated = result.grad_norm is not None and update.apply(optimizer, result.grad_norm)
+            updated = result.grad_norm is not None and update.apply(self.optimizer, result.grad_norm)
         if updated and self.model.fp8 is not None:
             self.model.fp8.end_step(self.context.stage_group)
         return updated
+
+    def forget_moments(self) -> None:
+        """The optimizer goes on as a new one would, from the weights as they are."""
+        update.forget_moments(self.optimizer)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], *, num_microbatches: int, micro_batch_size: int) -> tuple[float, int]:
@@ -134,7 +149,7 @@ class StepRunner:
         if self.model.backend == "te":
             bounds = packed_documents(batch.cu_seqlens, self.context.device)
             return {"attention_mask": None, "packed_seq_params": bounds}
-        return {"attention_mask": ids.to(self.context.device)}
+        return {"attention_mask": ids.to(self.context.device, non_blocking=True)}
 
     def _on_this_rank(self, batch: Batch) -> dict:
         """The batch on this rank's device, cut along the sequence for context parallelism."""

@@ -15,7 +15,7 @@ def name_samples(data: TrainData, numbers: list[int]) -> list[dict]:
     found = []
     for number in numbers:
         location = data.plan.locate(number)
-        file = data.files[location.source]
+        file = data.sources[location.source].tokens
         offset = data.plan.token_offset(location)
         found.append(
             {

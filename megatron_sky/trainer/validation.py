@@ -2,12 +2,13 @@
 
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
-from megatron_sky.config.schema import ValidationConfig
+from megatron_sky.config.schema import ModelConfig, ValidationConfig
 from megatron_sky.data.loader import DocumentBounds, ValidationData
 from megatron_sky.data.reference import token_ratio
+from megatron_sky.data.tokens.sources import OpenSource
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
@@ -68,16 +69,16 @@ def read_references(config: ValidationConfig) -> list[dict]:
 
 
 class Validator:
-    """Reads the sets once, evaluates them whenever asked."""
+    """Evaluates the sets, which are open already, whenever asked."""
 
     def __init__(
         self,
         config: ValidationConfig,
+        sources: Mapping[str, OpenSource],
         *,
         runner: StepRunner,
         context: ParallelContext,
-        seq_length: int,
-        vocab_size: int,
+        model: ModelConfig,
         micro_batch_size: int,
         bounds: DocumentBounds,
     ):
@@ -86,14 +87,14 @@ class Validator:
         self._context = context
         self._micro_batch_size = config.micro_batch_size or micro_batch_size
         self._sets = {
-            each.name: ValidationData(
-                each.path,
-                seq_length=seq_length,
-                vocab_size=vocab_size,
+            name: ValidationData(
+                source,
+                seq_length=model.seq_length,
+                vocab_size=model.vocab_size,
                 max_sequences=config.max_sequences,
                 bounds=bounds,
             )
-            for each in config.sets
+            for name, source in sources.items()
         }
 
     def token_ratios(self, own: Tokenizer) -> dict[str, float]:
@@ -106,21 +107,16 @@ class Validator:
             for name, data in self._sets.items()
         }
 
-    @property
-    def metas(self) -> dict:
-        """Each set's description (None for files made by other tools)."""
-        return {name: data.meta for name, data in self._sets.items()}
-
     def due(self, step: int, tokens_before: int, tokens_after: int) -> bool:
         """Whether the interval has come round after `step`."""
         interval = self.config.interval
         return bool(self._sets) and interval is not None and interval.due(step, tokens_before, tokens_after)
 
-    def evaluate(self, hurried: Callable[[], bool]) -> dict[str, SetLoss]:
-        """Every set's loss; no further set once `hurried` (which all ranks answer alike). Collective."""
+    def evaluate(self, stops_now: Callable[[], bool]) -> dict[str, SetLoss]:
+        """Every set's loss; no further set once `stops_now` (which all ranks answer alike). Collective."""
         losses: dict[str, SetLoss] = {}
         for name, data in self._sets.items():
-            if losses and hurried():
+            if losses and stops_now():
                 break
             losses[name] = self._evaluate(data)
         return losses

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.slow import slow_except
 from tests.trainer.test_parity import run_training
 
 
@@ -23,7 +24,7 @@ def stored_tensors(folder) -> dict:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("layout", ["parallel.tp_size=1", "parallel.pp_size=2"])
+@pytest.mark.parametrize("layout", slow_except(["parallel.tp_size=1", "parallel.pp_size=2"], "parallel.tp_size=1"))
 def test_weights_are_those_of_the_last_update(dtype, layout, ranks, recipe, tmp_path):
     """With the parameters' gathering overlapped, most of a rank's weights are old until the next forward pass."""
     from megatron_sky.config import dump_config

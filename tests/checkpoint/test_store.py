@@ -40,6 +40,18 @@ DAMAGE = {
     "missing file": (lambda f: (f / "weights").unlink(), "is missing"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "never finished"),
     "torn manifest": (lambda f: (f / "manifest.json").write_text('{"format'), "can't be read"),
+    "another shape": (
+        lambda f: (f / "manifest.json").write_text(
+            json.dumps({"format_version": 1, "step": 5, "files": {"weights": {"size": "big", "sha256": "0"}}})
+        ),
+        "files.weights.size = 'big': should be a valid integer",
+    ),
+    "no hash": (
+        lambda f: (f / "manifest.json").write_text(
+            json.dumps({"format_version": 1, "step": 5, "files": {"weights": {"size": 1001}}})
+        ),
+        "files.weights has neither a sha256 nor an xxh3",
+    ),
     "newer format": (
         lambda f: (f / "manifest.json").write_text(json.dumps({"format_version": 99, "step": 5, "files": {}})),
         "format_version = 99",

@@ -39,6 +39,7 @@ def test_a_run_folder_means_its_latest_checkpoint(native, tmp_path):
     assert_same_weights(open_source(native("one")), open_source(tmp_path / "hf"))
 
 
+@pytest.mark.slow
 def test_check_tells_and_sets_the_exit_code(native, hf):
     """In a process of its own, as the command line is."""
     code = "from megatron_sky.cli.convert import app; app()"

@@ -22,6 +22,7 @@ def call(module, *words, code=0):
     return done.output
 
 
+@pytest.mark.slow
 def test_from_text_to_a_proved_pair(text_corpus, tmp_path):
     files = sorted(text_corpus.files["train"].values())
     model, out = tmp_path / "t.model", tmp_path / "tokens" / "train"

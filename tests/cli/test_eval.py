@@ -1,6 +1,7 @@
 """The commands as a user types them: tables from published losses, several processes, and words for wrong input."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def test_a_table_that_can_not_be_written_is_printed(tmp_path):
     assert "| Aquila2-34B" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_failed_model_ends_the_command_with_an_error_after_the_table(hf, corpus, tmp_path):
     pytest.importorskip("transformers")
     from safetensors.torch import load_file, save_file
@@ -102,6 +104,7 @@ def test_what_a_checkpoint_can_not_do_is_told_before_it_is_loaded(native, tmp_pa
         run("loss", checkpoint, "--data", f"a={data}", "--tp-size", 3)
 
 
+@pytest.mark.slow
 def test_several_processes_print_one_table(native, corpus, tmp_path):
     command = [sys.executable, "-m", "megatron_sky", "eval", "loss", f"m={native('tp2')}", "--max-documents", "6"]
     command += ["--data", f"en={corpus / 'text/test/en_web.jsonl'}", "--nproc", "2", "--out", str(tmp_path)]
@@ -111,3 +114,22 @@ def test_several_processes_print_one_table(native, corpus, tmp_path):
     assert read_loss(tmp_path).models[0].average.documents == 6
     assert len((tmp_path / "documents/m.jsonl").read_text().splitlines()) == 6
     assert json.loads((tmp_path / "loss.json").read_text())["kind"] == "loss"
+
+
+def test_the_harness_says_nothing_on_the_screen(native, tmp_path):
+    """In two processes, which each have a harness; from a folder that is no git repository."""
+    pytest.importorskip("lm_eval")
+    examples = Path(__file__).parents[2] / "examples/tasks"
+    (tmp_path / "examples/tasks").mkdir(parents=True)
+    for path in examples.iterdir():
+        shutil.copy(path, tmp_path / "examples/tasks")
+    command = [sys.executable, "-m", "megatron_sky", "eval", "tasks", f"m={native('tp2')}", "--nproc", "2"]
+    command += ["--tasks", "sums_choice,sums_text", "--include-path", "examples/tasks", "--limit", "2"]
+    command += ["--num-fewshot", "1"]
+    environment = os.environ | {"PYTHONPATH": str(examples.parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("| task") and done.stdout.count("sums_choice") >= 1
+    assert all(line.startswith("|") for line in done.stdout.strip().splitlines()), done.stdout
+    for noise in ("fatal", "git", "it/s]", "%|", "bootstrapping"):
+        assert noise not in done.stderr, done.stderr

@@ -98,6 +98,7 @@ def test_a_dry_run_looks_at_the_run_folder_and_makes_nothing(name, sky, recipe_f
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_run_folder_in_use(sky, recipe_file, recipe):
     from megatron_sky.trainer import run_folder
 
@@ -244,3 +245,18 @@ def test_an_interruption_says_so(tmp_path):
     job.send_signal(signal.SIGINT)
     assert job.wait(60) == 130 and job.stderr.read().strip() == "megatron-sky: interrupted"
     assert not list(tmp_path.glob("train/*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_idle_threads_sleep_unless_the_environment_says_otherwise(given, expected, sky, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    sky("--version")
+    chosen = os.environ.get("GOMP_SPINCOUNT")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert chosen == expected

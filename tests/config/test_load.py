@@ -77,6 +77,7 @@ def test_every_example_is_valid_and_its_resolved_form_loads_back_equal(recipe, t
 ODD = ["3e-4", ".5", "1_000", "0x1F", "1:30", "yes", "null", "~", "2024-01-01", "<<", "=", "a: b", "- x", "# x", ""]
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     st.lists(

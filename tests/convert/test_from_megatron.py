@@ -16,6 +16,7 @@ from tests.conftest import SEQ_LENGTH, VOCAB_SIZE
 from tests.convert import workers
 from tests.convert.conftest import MODEL
 from tests.convert.test_native import assert_same_weights
+from tests.slow import slow_except
 
 SETTINGS = {
     "num_layers": 4,
@@ -39,7 +40,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("spelling", ["fused", "te", "separate", "numbered"])
+@pytest.mark.parametrize("spelling", slow_except(["fused", "te", "separate", "numbered"], "te"))
 def test_torch_dist(spelling, ranks, corpus, tmp_path):
     folder = tmp_path / "save" / "iter_0000007"
     ranks(2, workers.save_as_megatron, str(folder), SETTINGS, MODEL, spelling)

@@ -15,6 +15,7 @@ from megatron_sky.convert import output as outputs
 from megatron_sky.convert.huggingface.folder import write_hf
 from megatron_sky.convert.native import write_native
 from megatron_sky.convert.sources import open_source
+from megatron_sky.convert.weight_file import WeightFile, cant_write
 from megatron_sky.errors import CheckpointError, DataError
 from tests.convert.test_native import assert_same_weights
 
@@ -155,7 +156,10 @@ HF_DAMAGE = {
     "no weights": (lambda f: [path.unlink() for path in f.glob("*model*")], "holds no weights"),
     "another width": (lambda f: edit(f, hidden_size=64), r"embed_tokens.weight.*shape \[700, 32\]"),
     "another layer count": (lambda f: edit(f, num_hidden_layers=3), "model.layers.3.*is no tensor of this model"),
-    "another vocabulary": (lambda f: edit(f, vocab_size=701), "701 in config.json.*700 rows"),
+    "another vocabulary": (
+        lambda f: edit(f, vocab_size=701),
+        r"embed_tokens.weight: has shape \[700, 32\], config.json means \[701, 32\]",
+    ),
     "an unknown architecture": (lambda f: edit(f, architectures=["BertModel"]), "BertModel.*isn't supported"),
     "another activation": (lambda f: edit(f, hidden_act="gelu"), "hidden_act = 'gelu'"),
     "an unknown scaling": (lambda f: edit(f, rope_scaling={"rope_type": "yarn", "factor": 2}), "rope_scaling.*yarn"),
@@ -217,7 +221,7 @@ def test_an_interrupted_conversion_leaves_nothing_and_goes_on(writer, native, tm
     damaged = sorted(kept)[1]
     (tmp_path / "out.partial" / damaged).write_bytes(b"damaged meanwhile")
     written.clear()
-    monkeypatch.setattr(outputs.WeightFile, "finish", written.original)
+    monkeypatch.setattr(WeightFile, "finish", written.original)
     again = write(source, out, file_size=60_000)
     unchanged = [name for name in sorted(kept)[:3] if (out / name).stat().st_mtime_ns == kept[name]]
     assert unchanged == [name for name in sorted(kept)[:3] if name != damaged]
@@ -234,7 +238,7 @@ class Written(list):
 def count_files(monkeypatch, stop_after: int) -> Written:
     """Interrupts the conversion when more weight files than that are finished."""
     written = Written()
-    written.original = outputs.WeightFile.finish
+    written.original = WeightFile.finish
 
     def finish(self):
         if len(written) == stop_after:
@@ -242,7 +246,7 @@ def count_files(monkeypatch, stop_after: int) -> Written:
         written.append(self.path.name)
         return written.original(self)
 
-    monkeypatch.setattr(outputs.WeightFile, "finish", finish)
+    monkeypatch.setattr(WeightFile, "finish", finish)
     return written
 
 
@@ -352,19 +356,19 @@ def test_too_small_a_disk_is_told_before_and_during(writer, native, tmp_path, mo
     with pytest.raises(CheckpointError, match=r"needs .* bytes, the disk has 1,000 free"):
         write(source, tmp_path / "out")
     monkeypatch.undo()
-    monkeypatch.setattr(outputs.WeightFile, "write", full_disk)
+    monkeypatch.setattr(WeightFile, "write", full_disk)
     with pytest.raises(CheckpointError, match="No space left on device"):
         write(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def full_disk(self, data):
-    raise outputs._cant_write(self.path, OSError(28, "No space left on device"))
+    raise cant_write(self.path, OSError(28, "No space left on device"))
 
 
 def test_a_write_that_went_wrong_is_found(native, tmp_path, monkeypatch):
     """The read-back sees what is in the file, not what was meant."""
-    write = outputs.WeightFile.write
+    write = WeightFile.write
 
     def faulty(self, data):
         changed = bytearray(memoryview(data).cast("B"))
@@ -372,7 +376,7 @@ def test_a_write_that_went_wrong_is_found(native, tmp_path, monkeypatch):
             changed[2000] ^= 4
         return write(self, changed)
 
-    monkeypatch.setattr(outputs.WeightFile, "write", faulty)
+    monkeypatch.setattr(WeightFile, "write", faulty)
     with pytest.raises(CheckpointError, match=r"read back, differs from what was written"):
         write_hf(open_source(native("tp2")), tmp_path / "hf", file_size=10**9)
     with pytest.raises(CheckpointError, match=r"read back|refused|differs"):

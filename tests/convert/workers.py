@@ -19,11 +19,12 @@ def logits(info, folder: str):
     import torch
 
     from megatron_sky.checkpoint import state
+    from megatron_sky.checkpoint.description import read_description
     from megatron_sky.config.schema import ParallelConfig, PrecisionConfig
     from megatron_sky.distributed.context import open_context
     from megatron_sky.model.build import build_model
 
-    config = state.read_saved(Path(folder)).config
+    config = read_description(Path(folder)).config
     with open_context(ParallelConfig(), info) as context:
         built = build_model(
             config.model.model_copy(update={"hidden_dropout": 0.0, "attention_dropout": 0.0}),

@@ -12,6 +12,7 @@ from megatron_sky.data.loader import DocumentBounds, TrainData, ValidationData, 
 from megatron_sky.data.sampling.mixture import SessionMixture
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path
 from megatron_sky.data.tokens.meta import meta_path
+from megatron_sky.data.tokens.sources import open_source
 from megatron_sky.errors import ConfigError, DataError
 from tests.data.helpers import write_pair
 
@@ -33,7 +34,13 @@ def sources(tmp_path):
 
 def build(config, **more):
     sessions = [SessionMixture(0, more.pop("total_samples", 200))]
-    return TrainData(config, **({"seq_length": SEQ, "vocab_size": 6000, "sessions": sessions} | more))
+    sources = [open_source(each.path, vocab_size=6000) for each in config.train]
+    return TrainData(config, sources, **({"seq_length": SEQ, "vocab_size": 6000, "sessions": sessions} | more))
+
+
+def held_out(prefix, vocab_size: int, **more) -> ValidationData:
+    source = open_source(prefix, vocab_size=vocab_size)
+    return ValidationData(source, **({"seq_length": SEQ, "vocab_size": vocab_size} | more))
 
 
 def test_batches_hold_consecutive_tokens_and_their_successors(sources):
@@ -81,7 +88,8 @@ def test_mixtures_that_can_not_be_used(sources, change, error, message):
 
 
 def test_no_weight_at_all(tmp_path):
-    config = DataConfig(train=({"name": "a", "path": str(tmp_path / "a"), "weight": 0.0},))
+    path = write_pair(tmp_path / "a", [list(range(100))])
+    config = DataConfig(train=({"name": "a", "path": str(path), "weight": 0.0},))
     with pytest.raises(ConfigError, match="all weights are 0"):
         build(config)
 
@@ -128,7 +136,7 @@ def test_a_held_out_set_keeps_documents_apart_as_training_does(tmp_path):
     prefix = str(write_pair(tmp_path / "d", documents))
     number_of = np.repeat(np.arange(len(documents)), [len(d) for d in documents])
     for bounds in (DocumentBounds(), DocumentBounds(mask_attention=True), DocumentBounds(True, True)):
-        data = ValidationData(prefix, seq_length=SEQ, vocab_size=10, bounds=bounds)
+        data = held_out(prefix, 10, bounds=bounds)
         batch = data.read(range(data.num_sequences + 1))  # the last row is filled up, and masked out
         assert (batch.document_ids is not None) == (batch.cu_seqlens is not None) == bounds.mask_attention
         scored = 0
@@ -205,30 +213,30 @@ def test_prefetch_raises_at_the_right_batch_and_ends():
 
 def test_validation_leaves_no_token_out(tmp_path):
     prefix = write_pair(tmp_path / "v", [list(range(100, 121))])
-    data = ValidationData(str(prefix), seq_length=SEQ, vocab_size=200)
+    data = held_out(prefix, 200)
     assert data.num_sequences == 3
     batch = data.read([0, 1, 2, 3])
     labels = batch.labels[batch.loss_mask > 0]
     assert sorted(labels.tolist()) == list(range(101, 121))
     assert torch.equal(batch.tokens[batch.loss_mask > 0] + 1, labels)
     assert batch.loss_mask[3].sum() == 0
-    limited = ValidationData(str(prefix), seq_length=SEQ, vocab_size=200, max_sequences=2)
+    limited = held_out(prefix, 200, max_sequences=2)
     assert limited.num_sequences == 2 and limited.read([2]).loss_mask.sum() == 0
 
 
 def test_validation_names_bad_ids_and_lonely_tokens(tmp_path):
     prefix = write_pair(tmp_path / "v", [list(range(100, 121))])
     with pytest.raises(DataError, match="is 110, but"):
-        ValidationData(str(prefix), seq_length=SEQ, vocab_size=110).read([1])
+        held_out(prefix, 110).read([1])
     with pytest.raises(DataError, match="a loss needs two"):
-        ValidationData(str(write_pair(tmp_path / "w", [[1]])), seq_length=SEQ, vocab_size=110)
+        held_out(write_pair(tmp_path / "w", [[1]]), 110)
 
 
 def test_the_pair_of_the_corpus_is_read_whole(text_corpus, tmp_path):
     from megatron_sky.data.ingest.tokenize import tokenize_jsonl
 
     meta = tokenize_jsonl([text_corpus.files["test"]["code"]], tmp_path / "code", text_corpus.tokenizer)
-    data = ValidationData(str(tmp_path / "code"), seq_length=32, vocab_size=600)
+    data = held_out(tmp_path / "code", 600, seq_length=32)
     seen = data.read(range(data.num_sequences))
     with IndexedTokens(tmp_path / "code") as tokens:
         assert seen.labels[seen.loss_mask > 0].tolist() == tokens.read(1, meta.num_tokens - 1).tolist()

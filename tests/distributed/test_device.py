@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 
 from megatron_sky.distributed import device
 from megatron_sky.errors import NodeError
@@ -44,3 +45,13 @@ def test_too_few_gpus_are_left_out(num_gpus, left_out, monkeypatch):
     assert device.leave_gpus_out_below(2) is left_out
     assert device.has_gpu() is not left_out
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ("" if left_out else "0")
+
+
+def test_threads_are_the_recipes_then_the_environments_then_a_share(monkeypatch):
+    monkeypatch.setattr(device, "available_cores", lambda: 12)
+    monkeypatch.setenv("OMP_NUM_THREADS", "any")
+    assert device.choose_threads(3, 2) == 3
+    assert device.choose_threads(0, 2) == torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert device.choose_threads(0, 2) == 6
+    assert device.choose_threads(0, 100) == 1

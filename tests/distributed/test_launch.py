@@ -139,7 +139,7 @@ from megatron_sky.distributed import launch
 open(os.environ['PIDS'] + f'/{{os.getpid()}}', 'w').close()
 {wait}
 """
-HOLD = "launch.hold_leave_signals(); launch.watch_launcher()"
+HOLD = "launch.hold_stop_signals(); launch.watch_launcher()"
 SIGNAL_ITSELF = """
 def soon():
     while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL or len(os.listdir(os.environ['PIDS'])) < {ranks}:
@@ -158,20 +158,23 @@ def pids(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_request_before_there_are_ranks_reaches_them(broken_rank, pids):
-    told = "launch.leave_with(0, f'asked by {launch.held_leave_signals()}', 75)"
+    told = "launch.leave_with(0, f'asked by {launch.pending_stop_signals()}', 75)"
     broken_rank(RANK.format(begin=HOLD, wait=told))
     done = run(os.environ["RANK_CODE"], first=SIGNAL_ITSELF.format(ranks=0))
     assert done.returncode == 75, done.stderr
     assert done.stdout.strip().endswith("asked by [15]")
 
 
+@pytest.mark.slow
 def test_a_request_that_ends_a_rank_which_can_not_act_on_it_is_no_failure(broken_rank, pids):
     broken_rank(RANK.format(begin="", wait="time.sleep(60)"))
     done = run(os.environ["RANK_CODE"], first=SIGNAL_ITSELF.format(ranks=2))
     assert done.returncode == 75 and "stopped by SIGTERM" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_rank_that_starts_up_does_not_wait_for_one_that_has_failed(broken_rank, pids):
     fails = "if os.environ['RANK'] == '1': launch.leave_with(1, 'no data', 3)\ntime.sleep(100)"
     broken_rank(RANK.format(begin=HOLD, wait=fails))
@@ -181,11 +184,15 @@ def test_a_rank_that_starts_up_does_not_wait_for_one_that_has_failed(broken_rank
     assert time.monotonic() - start < 25  # the launcher alone would kill it after 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("begin", "wait"),
     [
         (HOLD, "time.sleep(100)"),
-        (f"{HOLD}; launch.tell_started()", "while not launch._held: time.sleep(0.2)"),  # it is asked, as by a signal
+        (
+            f"{HOLD}; launch.mark_startup_complete()",
+            "while not launch._pending: time.sleep(0.2)",
+        ),  # it is asked, as by a signal
     ],
 )
 def test_ranks_do_not_outlive_their_launcher(begin, wait, broken_rank, pids):

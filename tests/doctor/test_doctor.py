@@ -6,10 +6,12 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from megatron_sky.distributed.requirements import Requirement, compare
 from megatron_sky.doctor import facts, findings, page, trials
 
 H100 = {
@@ -31,7 +33,8 @@ NODE = {
     "nvlink": 18,
     "infiniband": [{"device": "mlx5_0", "port": "1", "state": "ACTIVE", "rate": "400 Gb/sec (4X NDR)"}],
     "nccl": "2.27.3",
-    "packages": dict.fromkeys(facts.PACKAGES, "9.9") | {"megatron-core": "0.19.2"},
+    "packages": dict.fromkeys(facts.PACKAGES, "9.9"),
+    "requirements": [asdict(Requirement("megatron-core", ">=0.16.1,<0.20", "0.19.2"))],
     "transformer_engine_cuda": 13,
     "backend": "te",
     "backend_reason": "CUDA and Transformer Engine are present",
@@ -53,15 +56,35 @@ def test_a_good_node_has_nothing_to_tell():
     assert judged() == []
 
 
+def with_version(name: str, tested: str, version: str) -> dict:
+    return {"requirements": [asdict(compare(name, tested, version))]}
+
+
 def without(*names: str) -> dict:
     return {"packages": NODE["packages"] | dict.fromkeys(names)}
+
+
+def test_nltk_is_missed_where_sentences_are_split_and_nowhere_else():
+    (finding,) = judged(without("nltk"))
+    assert not finding.grave and "--split-sentences" in finding.costs
+    package = Path(findings.__file__).parents[1]
+    users = [
+        path.name
+        for path in package.rglob("*.py")
+        if "from nltk" in path.read_text() or "import nltk" in path.read_text()
+    ]
+    assert users == ["sentences.py"]
 
 
 @pytest.mark.parametrize(
     ("changed", "grave", "what"),
     [
         (without("megatron-core"), True, "megatron-core is not installed"),
-        ({"packages": NODE["packages"] | {"megatron-core": "0.14.0"}}, True, "megatron-core 0.14.0 is not one"),
+        (with_version("megatron-core", "<0.20,>=0.16.1", "0.14.0"), True, "megatron-core 0.14.0 is older than tested"),
+        (with_version("megatron-core", "<0.20,>=0.16.1", "0.20.0"), False, "megatron-core 0.20.0 is newer than tested"),
+        (with_version("torch", ">=2.10,<2.16", "2.9.0a0+nv25.09"), True, "torch 2.9.0a0+nv25.09 is older"),
+        (with_version("nltk", ">=3.9,<4", "3.8"), False, "nltk 3.8 is older"),
+        ({"requirements": []}, False, "megatron-sky is not installed"),
         (without("psutil"), True, "psutil"),
         (without("nltk"), False, "nltk"),
         (without("tensorboard"), False, "tensorboard"),
@@ -72,7 +95,7 @@ def without(*names: str) -> dict:
             "can't be",
         ),
         ({"gradient_accumulation_fusion": False}, False, "fused_weight_gradient_mlp_cuda"),
-        ({"python": "3.10.2"}, True, "Python 3.10.2"),
+        (with_version("Python", ">=3.11,<3.14", "3.10.2"), True, "Python 3.10.2"),
         (
             {"gpus": [], "torch": "2.13.0+cpu", "torch_cuda": None, "backend": "torch"},
             True,
@@ -104,6 +127,7 @@ def test_failed_trials_are_grave():
     assert [each.grave for each in slow] == [False] and "65 minutes" in slow[0].costs
     shown = page.text({"facts": NODE, "trials": {"ranks": ranks, "disk": disk}, "findings": [], "healthy": False})
     assert "FAILED, rank 3: timeout" in shown and "bf16 989.4" in shown
+    assert "megatron-core       9.9, tested >=0.16.1,<0.20" in shown
 
 
 TOPOLOGY = """
@@ -143,6 +167,7 @@ def doctor(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_command_finds_this_machine_fit(tmp_path):
     done = doctor("--json", "--disk-mib", "1", "--run-dir", str(tmp_path / "not_yet"))
     assert done.returncode == 0, done.stderr
@@ -152,6 +177,7 @@ def test_the_command_finds_this_machine_fit(tmp_path):
     assert report["facts"]["packages"]["megatron-core"] and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_exit_code_says_that_nothing_can_be_saved():
     if not Path("/proc/version").exists():
         pytest.skip("needs a folder that nobody may write")

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from megatron_sky.evaluate.overlap import find_overlaps, untold_data
+from megatron_sky.evaluate.overlap import find_overlaps, unverifiable_sources
 from megatron_sky.tokenizer.kinds import load_tokenizer
 
 
@@ -38,11 +38,11 @@ def test_files_without_a_description_are_told_as_such(corpus, source):
 
 
 def test_data_that_the_recipe_does_not_name_are_told():
-    assert untold_data({"a", "b"}, {"a": 10, "b": 0}, None) == []
-    assert untold_data({"a"}, {}, None) == []  # an order that keeps no count
-    (line,) = untold_data({"a"}, {"a": 10, "old": 5, "never": 0}, None)
+    assert unverifiable_sources({"a", "b"}, {"a": 10, "b": 0}, None) == []
+    assert unverifiable_sources({"a"}, {}, None) == []  # an order that keeps no count
+    (line,) = unverifiable_sources({"a"}, {"a": 10, "old": 5, "never": 0}, None)
     assert line.startswith("source old: can't be compared: it left the mixture")
-    (line,) = untold_data({"a"}, {"a": 10}, "runs/base")
+    (line,) = unverifiable_sources({"a"}, {"a": 10}, "runs/base")
     assert "runs/base" in line and "can't be looked at" in line
-    (line,) = untold_data(set(), {}, None)
+    (line,) = unverifiable_sources(set(), {}, None)
     assert "converted" in line

@@ -199,6 +199,7 @@ def test_a_folder_that_was_cut_off_is_refused_in_words(hf, data, ranks, tmp_path
     assert told.startswith(f"CheckpointError: {folder}: transformers can't load it")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tied", "gpt2"])
 def test_a_tied_weight_is_not_missing(kind, hf, native, data, ranks, tmp_path):
     models = [f"native={native(kind)}", f"exported={hf(kind)}"]

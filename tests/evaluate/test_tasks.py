@@ -63,10 +63,10 @@ def texts_in_a_rank(info, checkpoint: str, prompts: list[str], settings: dict) -
 
     from megatron_sky.config.schema import ParallelConfig
     from megatron_sky.distributed.context import open_context
-    from megatron_sky.evaluate.checkpoints import open_checkpoints
     from megatron_sky.evaluate.harness import HarnessModel
+    from megatron_sky.evaluate.models import open_models
 
-    (opened,) = open_checkpoints([checkpoint])
+    (opened,) = open_models([checkpoint])
     with open_context(ParallelConfig(distributed_optimizer=False), info) as context:
         model = HarnessModel(
             opened.load(context), opened.coder, context=opened.context, batch_tokens=200, gather=context.gather_objects
@@ -106,6 +106,7 @@ def test_the_harness_scores_the_same_with_its_own_model(scores, hf, folder, rank
     assert ranks(1, texts_in_a_rank, str(native("tp2")), prompts, settings)[0] == theirs["texts"]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(scores, native, folder, ranks):
     one, other = ranks(2, in_a_rank, [f"native={native('tp2')}"], str(folder))
     assert one == other
@@ -142,6 +143,7 @@ def test_what_was_scored_before_a_bad_model_is_kept(spoil, words, hf, ranks, fol
     assert {each.model for each in read_tasks(tmp_path / "out")} == {"good"}
 
 
+@pytest.mark.slow
 def test_what_can_not_be_asked_is_said(native, ranks, folder, tmp_path):
     with pytest.raises(ConfigError, match="knows no such task"):
         evaluate_tasks([str(native("tp2"))], ["sums_choice", "sums_choices"], include_path=folder)

@@ -70,9 +70,9 @@ def signal_in_validation(config) -> None:
 
     evaluate = Validator.evaluate
 
-    def patched(self, hurried):
+    def patched(self, stops_now):
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, hurried)
+        return evaluate(self, stops_now)
 
     Validator.evaluate = patched
 

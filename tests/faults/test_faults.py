@@ -87,6 +87,7 @@ def kill_at_a_step(child: int, config) -> None:
     kill_group(child)
 
 
+@pytest.mark.slow
 def test_killed_at_random_steps_again_and_again(hurt, run_dir, expected):
     codes = [hurt("checkpoint.interval=2 steps", watch=kill_at_a_step).code for _ in range(5)]
     assert -signal.SIGKILL in codes
@@ -107,6 +108,7 @@ class KillInASave:
         kill_group(child)
 
 
+@pytest.mark.slow
 def test_killed_at_ten_points_of_a_checkpoint_write(hurt, run_dir, expected):
     for point in range(10):
         shutil.rmtree(run_dir, ignore_errors=True)
@@ -161,6 +163,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, told, 
     assert losses(run_dir) == expected
 
 
+@pytest.mark.slow
 def test_retention_does_not_stumble_over_a_damaged_checkpoint(hurt, run_dir, expected):
     """The run goes on from step 4, as that of step 8 is damaged, is asked to leave at 6, and goes on from there."""
     assert hurt("train.max_steps=8").code == 0
@@ -232,6 +235,7 @@ def test_no_room_for_a_checkpoint_is_told_before_the_start(hurt, small_disk):
     assert ended.code == 5 and "one checkpoint needs about" in ended.message
 
 
+@pytest.mark.slow
 def test_a_full_disk_during_a_save(hurt, small_disk):
     """The run ends with the reason, at the save or where it can't write its metrics; what was whole stays whole."""
     run = small_disk / "run"
@@ -259,6 +263,7 @@ class MakeReadOnly:
         subprocess.run(["mount", "-o", "remount,ro", self.folder], check=False)
 
 
+@pytest.mark.slow
 def test_a_disk_that_turns_read_only(hurt, small_disk):
     ended = hurt(f"train.run_dir={small_disk}/run", "checkpoint.interval=2 steps", watch=MakeReadOnly(small_disk))
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
@@ -297,6 +302,7 @@ def test_nan_skipped(hurt, run_dir, expected):
     assert event["step"] == faults.BAD_STEP and event["action"] == "skip"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "policy"),
     [
@@ -360,6 +366,7 @@ def test_nothing_to_roll_back_to(hurt):
 # --- asked to leave ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "step", "more"),
     [
@@ -424,12 +431,14 @@ def train_as(info, texts: list[str], folder: str, slow: bool = False) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_ranks_with_different_recipes_are_told(ranks, recipe, tmp_path):
     texts = [dump_config(recipe()), dump_config(recipe("schedule.lr=0.5"))]
     for message in ranks(2, train_as, texts, str(tmp_path)):
         assert "rank 1: the recipe" in message
 
 
+@pytest.mark.slow
 def test_ranks_with_different_data_are_told(ranks, recipe, tmp_path, corpus):
     for rank, name in enumerate(("en_web", "zh_web")):
         (tmp_path / str(rank)).mkdir()
@@ -440,6 +449,7 @@ def test_ranks_with_different_data_are_told(ranks, recipe, tmp_path, corpus):
         assert "rank 1: data of source" in message
 
 
+@pytest.mark.slow
 def test_a_slow_rank_is_named(ranks, recipe, tmp_path, run_dir):
     text = dump_config(recipe("train.max_steps=4", "resilience.straggler_interval=4"))
     assert ranks(2, train_as, [text, text], str(tmp_path), True) == ["", ""]
@@ -485,6 +495,7 @@ def launched(recipe, tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_one_rank_killed_ends_the_job_and_is_named(launched, run_dir, hurt, expected):
     job = launched("import signal; os.kill(os.getpid(), signal.SIGKILL)")
     _, err = job.communicate(timeout=120)
@@ -496,6 +507,7 @@ def test_one_rank_killed_ends_the_job_and_is_named(launched, run_dir, hurt, expe
     assert max(abs(a - b) for a, b in zip(losses(run_dir), expected, strict=True)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_hung_rank_is_named_with_its_stack(launched):
     start = time.monotonic()
     job = launched("import time; time.sleep(3600)", "resilience.step_timeout_seconds=10")
@@ -506,6 +518,7 @@ def test_a_hung_rank_is_named_with_its_stack(launched):
     assert "sitecustomize.py" in err  # the stack shows where it sleeps
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_reaches_the_ranks(launched, run_dir):
     job = launched("pass")
     metrics = run_dir / "metrics.jsonl"

@@ -145,3 +145,17 @@ def test_a_continuation_that_the_context_ends_is_told(heard):
     assert short[0].startswith("The reader") and not told
     _, told = heard(["The reader"], 2 * SEQ_LENGTH)
     assert "ends at the context length" in told[-1]
+
+
+def texts_of_both(info, native_folder: str, hf_folder: str, prompts: list[str]) -> list[list[str]]:
+    from megatron_sky.inference.generate import Sampling, generate_texts
+
+    return [generate_texts(Path(folder), prompts, Sampling(max_tokens=6)) for folder in (native_folder, hf_folder)]
+
+
+def test_a_hugging_face_folder_is_continued_like_the_checkpoint_it_came_from(native, ranks, tmp_path):
+    pytest.importorskip("transformers")
+    exported = write_hf(open_source(native("one")), tmp_path / "hf").folder
+    prompts = ["The river", "清晨", ""]
+    ours, theirs = ranks(1, texts_of_both, str(native("one")), str(exported), prompts)[0]
+    assert ours == theirs and all(text.startswith(prompt) for text, prompt in zip(ours, prompts, strict=True))

@@ -1,6 +1,9 @@
 """Every rank's file keeps everything; the screen shows rank 0's own lines."""
 
 import logging
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -39,6 +42,23 @@ def test_rank_0_writes_screen_and_file(tmp_path, capsys):
     assert "failure" in shown and "worry" not in shown and "python warning" not in shown
     for part in ("rank 0 of 2", "loss [red]3.4", "worry", "failure", "a python warning"):
         assert part in kept
+
+
+IMPORTED = "import megatron_sky.cli.main; import torch, logging; "
+
+
+def heard(code, **environment):
+    """What `code` leaves on the screen where the command line's module was imported first."""
+    command = [sys.executable, "-c", IMPORTED + code]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+    return done.stderr
+
+
+def test_that_torch_finds_no_gpu_is_not_on_the_screen():
+    tell = "torch_log = logging.getLogger('torch.utils.cpp_extension'); torch_log.warning({!r}, '/usr/local/cuda')"
+    assert heard(tell.format("No CUDA runtime is found, using CUDA_HOME=%r")) == ""
+    assert "something else" in heard(tell.format("something else %s"))
+    assert heard("import torch.utils.cpp_extension", CUDA_HOME="/usr/local/cuda") == ""  # said by builds for CUDA alone
 
 
 def test_other_ranks_write_their_file_only(tmp_path, capsys):

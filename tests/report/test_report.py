@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -25,7 +27,7 @@ from megatron_sky.evaluate.results import (
     write_json,
 )
 from megatron_sky.monitor.metrics import MetricsWriter
-from megatron_sky.report import build_report
+from megatron_sky.report import build_report, content, page
 
 EVIL = "<script>alert('&')</script>"
 VOID = {"meta", "img", "br", "link"}
@@ -276,3 +278,8 @@ def test_import_draws_in_no_heavy_library():
         "import sys, megatron_sky.report; assert not {'matplotlib', 'torch', 'tensorboard', 'rich'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_kind_of_block_has_its_place_in_the_template():
+    text = (Path(page.__file__).parent / "templates/page.html").read_text(encoding="utf-8")
+    assert all(f'kind == "{block.__name__}"' in text for block in get_args(content.Block))

@@ -139,6 +139,8 @@ def test_files_that_are_given_come_after_and_count_once(tmp_path):
         ('{"kind": "loss", "format_version": 99}', "format_version 1"),
         ('{"kind": "loss", "format_version": 1}', "no whole loss file"),
         ('{"kind": "leakage", "format_version": 1, "models": 3}', "no whole leakage file"),
+        ('{"kind": "loss", "format_version": 1, "models": "m"}', "models = 'm': should be a valid tuple"),
+        ('{"kind": "tasks", "format_version": 2, "scores": []}', "format_version = 2: should be 1"),
         ('{"kind": "tasks", "format_version": 1, "scores": [3]}', "can't be read as task scores"),
         ('{"kind": "tasks", "format_version": 1, "scores": [{"value": "x", "stderr": 1}]}', "can't be read as task"),
     ],

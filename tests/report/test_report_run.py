@@ -88,7 +88,7 @@ def test_damaged_side_files_become_notes(tmp_path, write_run):
     assert run.samples == [] and run.facts == {} and run.config is None
     assert [note.split(":")[0] for note in run.notes] == ["samples.json", "config.yaml", "run.json"]
     (tmp_path / "samples.json").write_text(json.dumps([{"prompt": "x"}]))
-    assert "must be a list of objects with language, prompt, text" in load_run(tmp_path).notes[0]
+    assert "0.language: is required and not given; 0.text: is required" in load_run(tmp_path).notes[0]
 
 
 def test_as_text():

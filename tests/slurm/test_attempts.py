@@ -7,7 +7,7 @@ import pytest
 from megatron_sky.distributed import launch
 from megatron_sky.errors import RunError
 from megatron_sky.slurm import attempts
-from megatron_sky.trainer import run_folder
+from megatron_sky.trainer import run_record
 
 
 @pytest.fixture
@@ -93,15 +93,68 @@ def test_the_trainer_completes_the_entry_that_the_job_began(start, recipe, monke
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
     facts = {"layout": "DP2", "hosts": ["n1"], "device": "CPU", "resumed_from": None}
-    run_folder.describe(run_dir, recipe(), **facts)
+    run_record.describe(run_dir, recipe(), **facts)
     (attempt,) = told(folder)
     assert attempt["layout"] == "DP2" and attempt["slurm"]["job_id"] == "7"
-    run_folder.describe(run_dir, recipe(), **facts)  # a second start within one attempt is a start of its own
+    run_record.describe(run_dir, recipe(), **facts)  # a second start within one attempt is a start of its own
     monkeypatch.setenv("SLURM_JOB_ID", "9")
-    run_folder.describe(run_dir, recipe(), **facts)
+    run_record.describe(run_dir, recipe(), **facts)
     assert [each.get("slurm", {}).get("job_id") for each in told(folder)] == ["7", None, None]
 
 
 def test_not_in_a_job(recipe):
     with pytest.raises(RunError, match="SLURM_JOB_ID"):
         attempts.begin(recipe(), max_requeues=1, environ={})
+
+
+# --- a torn run.json ---
+
+
+def tear(folder, keep: float) -> None:
+    path = folder.parents[1] / "run.json"
+    path.write_text(path.read_text()[: int(len(path.read_text()) * keep)])
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
+def test_a_torn_history_is_told_kept_aside_and_still_counts(keep, start, caplog):
+    """Two failures of a job that may be requeued once: the second ends it, whatever of run.json is left."""
+    attempts.end(start(0), 1, max_requeues=1)
+    folder = start(1, step=10)
+    before, content = told(folder), None
+    tear(folder, keep)
+    content = (folder.parents[1] / "run.json").read_text()
+    (folder.parents[1] / "checkpoints/step_0000020").mkdir()
+    decision, _ = attempts.end(folder, 1, max_requeues=1)
+    assert decision.action == "stop" and "failure 2 of this job" in decision.reason
+    assert told(folder)[:1] == before[:1] and told(folder)[1]["step_before"] == 10
+    assert (folder.parents[1] / "run.json.torn-1").read_text() == content
+    assert "run.json: is torn" in caplog.text and "kept as run.json.torn-1" in caplog.text
+
+
+def test_a_second_tear_is_kept_beside_the_first(start):
+    folder = start(0)
+    for number in (1, 2):
+        tear(folder, 0.5)
+        attempts.end(folder, 75, max_requeues=1)
+        assert (folder.parents[1] / f"run.json.torn-{number}").is_file()
+
+
+def test_an_attempt_that_left_nothing_but_its_folder_is_counted_as_taken_away(start, caplog):
+    attempts.end(start(0), 75, max_requeues=1)
+    folder = start(1, step=10)
+    tear(folder, 0.0)
+    (folder.parents[1] / "slurm/job_7_attempt_0/attempt.json").unlink()
+    (folder.parents[1] / "checkpoints/step_0000020").mkdir()
+    decision, _ = attempts.end(folder, 1, max_requeues=1)
+    assert decision.action == "requeue" and "failure 1 of this job" in decision.reason
+    first, second = told(folder)
+    assert first["ended"]["exit_code"] is None and first["slurm"]["attempt"] == 0
+    assert second["step_before"] == 10 and "what became of this attempt is lost" in caplog.text
+
+
+def test_looking_at_a_run_moves_nothing(start, caplog):
+    folder = start(0)
+    tear(folder, 0.5)
+    found = attempts.read_run(folder.parents[1])
+    assert [each["slurm"]["attempt"] for each in found] == [0]
+    assert not (folder.parents[1] / "run.json.torn-1").exists() and "is torn" in caplog.text

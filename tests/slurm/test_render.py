@@ -115,3 +115,25 @@ def test_apptainer():
     with_gpus = render(job("train", gpus_per_node=8), site)
     assert shell(parts(with_gpus)[1], 'echo "${CONTAINER_COMMAND[@]:0:3}"') == "apptainer exec --nv"
     assert shell(parts(with_gpus)[1], 'echo "${#CONTAINER_FLAGS[@]}"') == "0"
+
+
+def test_evaluation_takes_finished_checkpoints_alone(tmp_path):
+    """What cut-off saves and deletions left beside them is none."""
+    run, calls = tmp_path / "my run", tmp_path / "calls.txt"
+    for name in ("step_0000002", "step_0000003.tmp", "step_0000004.deleted", "step_10000000", "step_0000002.copy"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+    srun = tmp_path / "srun"
+    srun.write_text(f'#!/bin/bash\nprintf "%s|" "$@" >>"{calls}"\necho >>"{calls}"\n')
+    srun.chmod(0o755)
+    script = tmp_path / "evaluate.sbatch"
+    evaluation = Job("evaluate", "sky", (str(run), "--data", "a=a.jsonl"), folder="/work", output="out.txt")
+    script.write_text(render(evaluation, Site()))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_TASK_COUNT": "1"}
+    done = subprocess.run(
+        ["bash", str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    evaluated = [line.split("|")[5:8:2] for line in calls.read_text().splitlines()]
+    assert evaluated == [
+        [f"{run}/checkpoints/{step}", f"{run}/eval/{step}"] for step in ("step_0000002", "step_10000000")
+    ]

@@ -12,6 +12,8 @@ from megatron_sky.slurm.render import Job, as_output, render, scripts
 from megatron_sky.slurm.site import Container, Site
 from tests.slurm.cluster import wait_until
 
+pytestmark = pytest.mark.slow
+
 PYTHON_FIRST = f"{Path(sys.executable).parent}{os.pathsep}"
 
 

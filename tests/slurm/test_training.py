@@ -20,6 +20,8 @@ from tests.conftest import SEQ_LENGTH
 from tests.slurm.cluster import wait_until
 from tests.slurm.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 STEP_TOKENS = 8 * SEQ_LENGTH
 STEPS = 100
 ONE_TASK_A_NODE = ("--nodes", "2", "--gpus-per-node", "0")  # and no more than a site profile's defaults

@@ -42,6 +42,7 @@ def test_a_mixture_changed_on_resume_goes_on(train, corpus, recipe):
     assert "the mixture or its length has changed" in (Path(recipe().train.run_dir) / "logs/rank_00000.log").read_text()
 
 
+@pytest.mark.slow
 def test_megatron_cores_order(train, recipe):
     one = train("data.sampling=megatron", f"train.run_dir={recipe().train.run_dir}_one")
     two = train("data.sampling=megatron", world_size=2)

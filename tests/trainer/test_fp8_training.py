@@ -4,6 +4,8 @@ import pytest
 
 from tests.trainer.test_parity import run_training
 
+pytestmark = pytest.mark.slow
+
 STEPS = 24
 DELAYED = "precision.fp8={recipe: delayed, amax_history_len: 8}"
 TENSORWISE = "precision.fp8={recipe: tensorwise}"

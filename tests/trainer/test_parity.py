@@ -4,6 +4,7 @@ import pytest
 
 from megatron_sky.config import Config, load_config
 from megatron_sky.monitor.metrics import read_metrics
+from tests.slow import slow_except
 
 STEPS = 6
 
@@ -62,7 +63,7 @@ def reference(ranks, corpus, tmp_path_factory):
     return {}
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", slow_except(LAYOUTS, "tp2", "pp2", "dp2", "cp2"))
 def test_layout_trains_as_one_process(name, trained, reference):
     if "one" not in reference:
         reference["one"] = trained(1, "one")
@@ -89,7 +90,7 @@ OTHER_MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHER_MODELS)
+@pytest.mark.parametrize("name", slow_except(OTHER_MODELS, "gpt"))
 def test_other_models_in_a_layout(name, trained):
     one = trained(1, "one", *OTHER_MODELS[name])
     four = trained(4, "four", "parallel.tp_size=2", "parallel.pp_size=2", *OTHER_MODELS[name])
@@ -98,10 +99,12 @@ def test_other_models_in_a_layout(name, trained):
         assert abs(norm - norm_one) <= 1e-4 * norm_one
 
 
+@pytest.mark.slow
 def test_recomputation_changes_nothing(trained):
     assert trained(1, "plain") == trained(1, "full", "train.recompute=full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_low_precision_learns_as_fp32(dtype, trained):
     fp32 = trained(1, "fp32")
@@ -110,6 +113,7 @@ def test_low_precision_learns_as_fp32(dtype, trained):
         assert abs(loss - loss_fp32) <= 0.05
 
 
+@pytest.mark.slow
 def test_resume_in_the_same_layout_is_bit_exact(trained):
     dropout = ["model.hidden_dropout=0.1", "model.attention_dropout=0.1"]  # random numbers must be resumed as well
     whole = trained(2, "whole", "parallel.tp_size=2", *dropout)
@@ -126,7 +130,7 @@ RESHARD = {
 }
 
 
-@pytest.mark.parametrize("name", RESHARD)
+@pytest.mark.parametrize("name", slow_except(RESHARD, "one_to_tp2"))
 def test_resume_in_another_layout(name, trained, reference):
     if "one" not in reference:
         reference["one"] = trained(1, "one")

@@ -14,6 +14,7 @@ from megatron_sky.trainer.garbage import GarbageCollection
 from tests.trainer.test_parity import run_training
 
 
+@pytest.mark.slow
 def test_chosen_steps_of_chosen_ranks_are_traced(ranks, recipe, tmp_path):
     from megatron_sky.config import dump_config
 

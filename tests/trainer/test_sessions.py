@@ -65,6 +65,7 @@ def test_one_job_goes_through_all(ranks, staged):
     assert {3, 5, 7} <= validated
 
 
+@pytest.mark.slow
 def test_a_job_for_each_session_gives_the_same(ranks, staged, tmp_path):
     whole = staged(f"train.run_dir={tmp_path}/whole", "train.micro_batch_size=4")
     ranks(1, run_training, dump_config(whole))
@@ -74,6 +75,7 @@ def test_a_job_for_each_session_gives_the_same(ranks, staged, tmp_path):
     assert history(part) == history(whole)
 
 
+@pytest.mark.slow
 def test_a_session_begun_from_weights_elsewhere_gives_the_same(ranks, staged, tmp_path):
     whole = staged(f"train.run_dir={tmp_path}/whole")
     ranks(2, run_training, dump_config(whole))
@@ -86,6 +88,7 @@ def test_a_session_begun_from_weights_elsewhere_gives_the_same(ranks, staged, tm
     assert history(alone) == history(whole)[5:]
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_middle_of_each_session_changes_nothing(ranks, staged, tmp_path):
     whole = staged(f"train.run_dir={tmp_path}/whole")
     ranks(2, run_training, dump_config(whole))

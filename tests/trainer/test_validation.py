@@ -7,7 +7,7 @@ import pytest
 from megatron_sky.config import dump_config
 from megatron_sky.errors import ConfigError, DataError
 from megatron_sky.monitor.metrics import read_metrics
-from megatron_sky.trainer.run import check_before
+from megatron_sky.trainer.preflight import preflight
 from megatron_sky.trainer.validation import read_references
 from tests.trainer.test_parity import run_training
 
@@ -74,6 +74,6 @@ def test_bad_references_are_named(recipe, references, text, message):
 
 def test_missing_files_are_named_before_the_start(recipe):
     with pytest.raises(ConfigError, match=r"validation\.references.*can't be read"):
-        check_before(recipe("validation.references=/nowhere.csv"), 1)
+        preflight(recipe("validation.references=/nowhere.csv"), 1).raise_errors()
     with pytest.raises(DataError, match=r"/nowhere\.model"):
-        check_before(recipe("validation.reference_tokenizer=/nowhere.model"), 1)
+        preflight(recipe("validation.reference_tokenizer=/nowhere.model"), 1).raise_errors()

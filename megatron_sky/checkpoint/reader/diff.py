@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_sky.checkpoint.description import CheckpointDescription, read_description
 from megatron_sky.checkpoint.reader.lazy import LazyTensor, as_float32
 from megatron_sky.checkpoint.reader.torch_dist import read_stored, weight_tensors
-from megatron_sky.checkpoint.state import Saved, read_saved
 
 
 def differences(first: Path, second: Path) -> list[str]:
     """A line for each differing key of recipe and progress, and for each differing weight; empty where all is equal."""
-    a, b = read_saved(first), read_saved(second)
+    a, b = read_description(first), read_description(second)
     lines = [*_values("recipe", _flat(_recipe(a)), _flat(_recipe(b))), *_values("progress", a.progress, b.progress)]
     weights_a, weights_b = (weight_tensors(folder, read_stored(folder)) for folder in (first, second))
     for name in sorted(weights_a.keys() | weights_b.keys()):
@@ -22,7 +22,7 @@ def differences(first: Path, second: Path) -> list[str]:
     return lines
 
 
-def _recipe(saved: Saved) -> dict:
+def _recipe(saved: CheckpointDescription) -> dict:
     return saved.config.model_dump(mode="json")
 
 

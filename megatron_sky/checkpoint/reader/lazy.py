@@ -4,6 +4,7 @@ Conversion moves weights and never computes with them, so a bf16 element is a ui
 what went in, and torch is not needed. Only `as_float32` reads the bits as numbers.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,11 @@ ITEM_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2} | {
     **{"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1},
     **{"F8_E4M3": 1, "F8_E5M2": 1},
 }
+TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | {
+    **{"I64": "int64", "U64": "uint64", "I32": "int32", "U32": "uint32", "I16": "int16", "U16": "uint16"},
+    **{"I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+}
+FORMAT_OF_TORCH = {name: dtype for dtype, name in TORCH_NAMES.items()} | {"half": "F16"}
 _COMPARED = 1 << 17  # words compared at once: 1 MiB stays in the processor's cache
 _BITS = {8: np.uint64, 4: np.uint32, 2: np.uint16, 1: np.uint8}
 
@@ -45,7 +51,7 @@ class LazyTensor:
 
     @property
     def num_bytes(self) -> int:
-        return ITEM_SIZE[self.dtype] * int(np.prod(self.shape, dtype=np.int64))
+        return ITEM_SIZE[self.dtype] * math.prod(self.shape)
 
     def rows(self, start: int, stop: int) -> "LazyTensor":
         """The rows of this tensor from `start` to before `stop`."""
@@ -54,15 +60,42 @@ class LazyTensor:
         return LazyTensor(self.dtype, (stop - start, *self.shape[1:]), lambda: self.load()[start:stop], self.place)
 
     def joined_with(self, others: list["LazyTensor"], axis: int) -> "LazyTensor":
-        """This tensor and `others`, side by side along `axis`."""
+        """This tensor and `others`, side by side along `axis`. Raises CheckpointError where they don't fit together."""
         parts = [self, *others]
         if len(parts) == 1:
             return self
-        shape = list(self.shape)
-        shape[axis] = sum(part.shape[axis] for part in parts)
+        for part in others:
+            if part.dtype != self.dtype or _without(part.shape, axis) != _without(self.shape, axis):
+                raise CheckpointError(
+                    f"{part.place}: is {part.dtype} {list(part.shape)}, which does not go beside {self.dtype} "
+                    f"{list(self.shape)} of {self.place}\n  fix: restore the checkpoint from a copy"
+                )
+        shape = (*self.shape[:axis], sum(part.shape[axis] for part in parts), *self.shape[axis + 1 :])
         return LazyTensor(
-            self.dtype, tuple(shape), lambda: np.concatenate([part.load() for part in parts], axis=axis), self.place
+            self.dtype, shape, lambda: np.concatenate([part.load() for part in parts], axis=axis), self.place
         )
+
+    def widened(self, dtype: str) -> "LazyTensor":
+        """The same numbers in a format of which `common_format` says that it holds them all."""
+        if dtype == self.dtype:
+            return self
+        return LazyTensor(dtype, self.shape, lambda: _widened(self.load(), self.dtype, dtype), self.place)
+
+
+def common_format(dtypes: Iterable[str]) -> str:
+    """The narrowest format of weights that holds every number of all `dtypes`, which are formats of weights."""
+    kinds = set(dtypes)
+    return kinds.pop() if len(kinds) == 1 else "F64" if "F64" in kinds else "F32"
+
+
+def _widened(bits: np.ndarray, dtype: str, wider: str) -> np.ndarray:
+    values = as_float32(bits, dtype)  # exact: F64 is never widened
+    return values.astype(np.float64).view(np.uint64) if wider == "F64" else values.view(np.uint32)
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """The sizes along all axes but `axis`; one that lacks it fits beside none that has it."""
+    return (*shape[:axis], len(shape), *shape[axis + 1 :])
 
 
 def read_into(path: Path, offset: int, target: np.ndarray, what: str) -> None:
@@ -119,6 +152,22 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     if not (a.flags.c_contiguous and b.flags.c_contiguous):
         return bool(np.array_equal(a, b))
     return same_bytes(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))
+
+
+def same_numbers(a: LazyTensor, b: LazyTensor) -> bool:
+    """Whether two tensors of weights' or equal formats hold the same numbers, whichever format each has."""
+    if a.dtype != b.dtype:
+        if not (a.is_weight and b.is_weight):
+            return False
+        dtype = common_format((a.dtype, b.dtype))
+        a, b = a.widened(dtype), b.widened(dtype)
+    return a.shape == b.shape and same_bits(a.load(), b.load())
+
+
+def count_not_finite(bits: np.ndarray, dtype: str) -> int:
+    """How many of the numbers that `bits` stand for are infinite or none."""
+    exponent = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}.get(dtype)
+    return 0 if exponent is None else int(np.count_nonzero((bits & bits.dtype.type(exponent)) == exponent))
 
 
 def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:

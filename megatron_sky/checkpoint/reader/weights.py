@@ -44,6 +44,15 @@ def canonical(name: str) -> str:
     return name
 
 
+def put(found: dict[str, LazyTensor], name: str, tensor: LazyTensor) -> None:
+    """Enters a tensor under its canonical name. Raises CheckpointError where another has that name already."""
+    if name in found:
+        raise CheckpointError(
+            f"{tensor.place}: is {name}, and so is {found[name].place}\n  fix: restore the checkpoint from a copy"
+        )
+    found[name] = tensor
+
+
 def units(model: ModelConfig) -> list[dict[str, tuple[int, ...]]]:
     """Name -> shape of every weight, in order: one dict for the embeddings, one per layer, one for the output."""
     h = model.hidden_size
@@ -84,15 +93,25 @@ def _norm(prefix: str, model: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {f"{prefix}weight": (model.hidden_size,)} | bias
 
 
-def settle(found: dict[str, LazyTensor], model: ModelConfig, where: Path) -> dict[str, LazyTensor]:
-    """`found` with the vocabulary's padding rows cut off, proven to be exactly the weights that `model` has.
+def check_num_layers(model: ModelConfig, num_tensors: int, where: Path) -> None:
+    """Raises CheckpointError where a model is said to have more layers than there are tensors, before any is named."""
+    if model.num_layers > num_tensors:
+        raise CheckpointError(
+            f"{where}: is said to have {model.num_layers:,} layers, but holds {num_tensors:,} tensors\n"
+            "  fix: restore its description, or the weights that are missing"
+        )
+
+
+def validate_and_trim(found: dict[str, LazyTensor], model: ModelConfig, where: Path) -> dict[str, LazyTensor]:
+    """`found` with the vocabulary's padding rows cut off, which are then exactly the weights that `model` has.
 
     Raises CheckpointError naming every tensor that is missing, unknown, or of a shape that contradicts the model.
     """
+    check_num_layers(model, len(found), where)
     expected = {name: shape for unit in units(model) for name, shape in unit.items()}
     wrong = [f"{name}: is missing" for name in expected if name not in found]
     wrong += [f"{found[name].place}: is no tensor of this model" for name in found if name not in expected]
-    settled = {}
+    trimmed = {}
     for name, shape in expected.items():
         if name not in found:
             continue
@@ -103,10 +122,10 @@ def settle(found: dict[str, LazyTensor], model: ModelConfig, where: Path) -> dic
             tensor = tensor.rows(0, shape[0])
         if tensor.shape != shape:
             wrong.append(f"{tensor.place}: has shape {list(tensor.shape)}, the model's is {list(shape)}")
-        settled[name] = tensor
+        trimmed[name] = tensor
     if wrong:
         raise CheckpointError(f"{where}: does not hold the weights of the model it describes:\n{_listed(wrong)}")
-    return settled
+    return trimmed
 
 
 def no_weight(tensor: LazyTensor) -> str:

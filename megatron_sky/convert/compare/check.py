@@ -1,15 +1,16 @@
 """Two checkpoints compared by what they compute: hidden states layer by layer, then logits, on real text.
 
 Each side runs with its own library's modules in float32: a native or Megatron-LM checkpoint with megatron-core's, a
-Hugging Face folder with transformers' and under the names in its files. Only one layer of each side is in memory at a
-time (beside the embeddings), so a 13 B model fits on one machine. Where the hidden states first part, the weights of
-that layer are compared one by one, and where those are equal, the two descriptions of the model.
+Hugging Face folder loaded and run by transformers alone. Only one layer of each side is in float32 at a time, beside
+the embeddings, so a 13 B model fits on one machine. Where the hidden states first part, the weights of that layer are
+compared one by one, and where those are equal, the two descriptions of the model.
 """
 
 import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,15 @@ from megatron_sky.checkpoint.reader import weights
 from megatron_sky.checkpoint.reader.lazy import LazyTensor, as_float32, same_bits
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert.sources import HF, Source, open_source
-from megatron_sky.errors import CheckpointError, DataError, MissingDependency
+from megatron_sky.errors import CheckpointError, DataError
+from megatron_sky.inference.hf_folder import transformers_for
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer.kinds import load_tokenizer
 from megatron_sky.tokenizer.sample_text import SAMPLES
 
 log = get_logger(__name__)
 
-_PARTED = (
+_DIVERGED = (
     1e-4  # hidden states part where they differ by this fraction of their largest value; rounding stays below 1e-5
 )
 _COMPUTED = [
@@ -49,7 +51,7 @@ class Report:
     tolerance: float
     stages: list[tuple[str, float]]
     """(embedding or layer, largest difference of its hidden states as a fraction of their largest value)."""
-    parted_at: str | None = None
+    first_divergence: str | None = None
     causes: list[str] = field(default_factory=list)
     tokenizer_note: str | None = None
 
@@ -64,8 +66,8 @@ class Report:
             f"{self.num_tokens} tokens: largest difference of logits {self.largest_difference:.2e} (largest logit "
             f"{self.largest_logit:.3g}), same next token at {self.next_token_agreement:.2%}",
         ]
-        if self.parted_at is not None:
-            lines.append(f"hidden states part at: {self.parted_at}")
+        if self.first_divergence is not None:
+            lines.append(f"hidden states part at: {self.first_divergence}")
             lines += [f"  likely cause: {cause}" for cause in self.causes]
         if self.tokenizer_note is not None:
             lines.append(f"tokenizers: {self.tokenizer_note}")
@@ -120,8 +122,8 @@ def _run(runners: list, sources: list[Source], passages: list[list[int]], tolera
         np.concatenate([runner.logits(each) for each in states]) for runner, states in zip(runners, hidden, strict=True)
     ]
     report = Report(
-        a=f"{sources[0].folder} ({sources[0].kind})",
-        b=f"{sources[1].folder} ({sources[1].kind})",
+        a=_described(sources[0]),
+        b=_described(sources[1]),
         num_tokens=len(logits[0]),
         largest_difference=_largest(logits[0] - logits[1]),
         largest_logit=_largest(logits[0]),
@@ -130,11 +132,16 @@ def _run(runners: list, sources: list[Source], passages: list[list[int]], tolera
         stages=stages,
     )
     if not report.largest_difference <= tolerance:
-        report.parted_at = next(
-            (name for name, difference in stages if not difference <= _PARTED), "final norm or output"
+        report.first_divergence = next(
+            (name for name, difference in stages if not difference <= _DIVERGED), "final norm or output"
         )
-        report.causes = _causes(sources, report.parted_at)
+        report.causes = _causes(sources, report.first_divergence)
     return report
+
+
+def _described(source: Source) -> str:
+    by = f", loaded by transformers {version('transformers')}" if source.kind == HF else ""
+    return f"{source.folder} ({source.kind}{by})"
 
 
 def _largest(values: np.ndarray) -> float:
@@ -146,10 +153,16 @@ def _relative(a: list[np.ndarray], b: list[np.ndarray]) -> float:
     return max(_largest(x - y) for x, y in zip(a, b, strict=True)) / (scale or 1.0)
 
 
-def _causes(sources: list[Source], parted_at: str) -> list[str]:
+def _causes(sources: list[Source], first_divergence: str) -> list[str]:
     """The weights that differ where the hidden states part, the largest difference first; or else the descriptions."""
     units = weights.units(sources[0].model)
-    number = 0 if parted_at == "embedding" else int(parted_at.split()[1]) + 1 if parted_at.startswith("layer") else -1
+    number = (
+        0
+        if first_divergence == "embedding"
+        else int(first_divergence.split()[1]) + 1
+        if first_divergence.startswith("layer")
+        else -1
+    )
     found = []
     for name in units[number]:
         difference = _weight_difference(*(source.weights.get(name) for source in sources))
@@ -248,14 +261,10 @@ def _open_single():
 
 def _runner(source: Source, single: Callable):
     if source.kind == HF:
-        try:
-            from megatron_sky.convert.compare.run_transformers import TransformersRunner
+        transformers_for(source.folder)
+        from megatron_sky.convert.compare.run_transformers import TransformersRunner
 
-            return TransformersRunner(source)
-        except ImportError:
-            raise MissingDependency(
-                "transformers", "running a Hugging Face folder", "pip install 'megatron-sky[hf]'"
-            ) from None
+        return TransformersRunner(source)
     from megatron_sky.convert.compare.run_megatron import MegatronRunner
 
     return MegatronRunner(source, single())

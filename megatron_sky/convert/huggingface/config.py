@@ -1,30 +1,58 @@
 """A Hugging Face folder's config.json and generation_config.json, and the recipe's `model` section, from each other.
 
 Reading, a key that changes what the model computes and that no field of ours stands for is refused by name; nothing is
-assumed where a key is missing except transformers' own defaults. The folder's Python files are never looked at.
+assumed where a key is missing except transformers' own defaults. The folder's Python files are never looked at. What
+says nothing of the weights (stop tokens, sampling settings, notes of other tools) a native checkpoint keeps as it was,
+in the folder `hugging_face`, and an export gives it back.
 """
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert.huggingface.families import ARCHITECTURES, GPT2, LLAMA, SKYWORK
+from megatron_sky.convert.json_object import read_object
 from megatron_sky.convert.model_section import build_model
 from megatron_sky.errors import CheckpointError
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+KEPT = "hugging_face"  # of a native checkpoint: where the two files of the folder that it came from lie
 _MODEL_TYPES = {LLAMA: "llama", SKYWORK: "skywork", GPT2: "gpt2"}
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Keys that tell of the folder itself: where it was, what wrote it and in which number format, which of its code to run.
+_OF_THE_FOLDER = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map"}
 # The settings of LLaMA 3's scaling that megatron-core fixes.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _TANH_GELU = ("gelu_new", "gelu_pytorch_tanh")
 
 
-def build_config(model: ModelConfig, *, architecture: str, dtype: str, special_ids: dict[str, int]) -> dict:
-    """The content of config.json. `special_ids`: `bos_token_id` and the like, as far as the tokenizer has them."""
+@dataclass(frozen=True)
+class Settings:
+    """The content of config.json, and of generation_config.json where the folder has one."""
+
+    config: dict
+    generation: dict | None
+
+
+def read_settings(folder: Path) -> Settings:
+    """Raises CheckpointError naming a file that is missing or can't be read."""
+    return Settings(
+        read_object(folder / CONFIG), read_object(folder / GENERATION) if (folder / GENERATION).exists() else None
+    )
+
+
+def build_config(
+    model: ModelConfig, *, architecture: str, dtype: str, special_ids: dict[str, int], kept: Settings | None
+) -> dict:
+    """The content of config.json.
+
+    `special_ids`: `bos_token_id` and the like, as far as the tokenizer has them. `kept`: the folder that the model came
+    from, whose ids go before those, and whose further keys stay.
+    """
     shape = _gpt2_shape(model) if architecture == GPT2 else _llama_shape(model)
-    return {
+    built = {
         "architectures": [architecture],
         "model_type": _MODEL_TYPES[architecture],
         "vocab_size": model.vocab_size,
@@ -32,16 +60,16 @@ def build_config(model: ModelConfig, *, architecture: str, dtype: str, special_i
         "initializer_range": model.init_std,
         "tie_word_embeddings": model.tie_embeddings,
         "torch_dtype": TORCH_NAMES[dtype],
-        "use_cache": True,
-        "bos_token_id": special_ids.get("bos_token_id"),
-        "eos_token_id": special_ids.get("eos_token_id"),
-        "pad_token_id": special_ids.get("pad_token_id"),
     }
+    if kept is None:
+        return built | {"use_cache": True} | {name: special_ids.get(name) for name in _TOKEN_IDS}
+    return built | {name: value for name, value in kept.config.items() if name not in built.keys() | _OF_THE_FOLDER}
 
 
-def build_generation_config(special_ids: dict[str, int]) -> dict:
-    """The content of generation_config.json."""
-    return {**special_ids, "do_sample": False}
+def build_generation_config(special_ids: dict[str, int], kept: Settings | None) -> dict | None:
+    """The content of generation_config.json; None where the folder that the model came from had none, since a new one
+    would hide what its config.json says of generation."""
+    return {**special_ids, "do_sample": False} if kept is None else kept.generation
 
 
 def _llama_shape(model: ModelConfig) -> dict:
@@ -61,7 +89,7 @@ def _llama_shape(model: ModelConfig) -> dict:
         "rope_parameters": {"rope_theta": theta, **(scaling or {"rope_type": "default"})},
         "attention_bias": model.add_bias_linear,
         "mlp_bias": model.add_bias_linear,
-        "attention_dropout": 0.0,
+        "attention_dropout": model.attention_dropout,
     }
 
 
@@ -87,25 +115,20 @@ def _gpt2_shape(model: ModelConfig) -> dict:
     }
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, str]:
+def describe_model(settings: Settings, folder: Path) -> tuple[ModelConfig, str]:
     """(the model that config.json describes, its architecture). Raises CheckpointError naming what isn't supported."""
-    path = folder / CONFIG
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        (architecture,) = found["architectures"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: is missing\n  fix: give a whole Hugging Face folder") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: names no architecture, or can't be read: {error}") from error
-    if architecture not in ARCHITECTURES:
+    path, config = folder / CONFIG, settings.config
+    listed = config.get("architectures")
+    if not isinstance(listed, list) or len(listed) != 1 or listed[0] not in ARCHITECTURES:
         raise CheckpointError(
-            f"{path}: architectures = {architecture!r}: isn't supported\n  fix: one of {', '.join(ARCHITECTURES)}"
+            f"{path}: architectures = {listed!r}: isn't supported\n  fix: one of {', '.join(ARCHITECTURES)}"
         )
-    reader = _Reader(path, found)
-    fields = _read_gpt2(reader) if architecture == GPT2 else _read_llama(reader)
-    if found.get("quantization_config") is not None:
+    (architecture,) = listed
+    if config.get("quantization_config") is not None:
         raise CheckpointError(f"{path}: describes quantised weights\n  fix: convert the unquantised checkpoint")
-    tied = found.get("tie_word_embeddings", architecture == GPT2)
+    reader = _Reader(path, config)
+    fields = _read_gpt2(reader) if architecture == GPT2 else _read_llama(reader)
+    tied = config.get("tie_word_embeddings", architecture == GPT2)
     tied = False if tied is None else tied  # as transformers takes null
     return build_model(fields | {"vocab_size": reader.get("vocab_size"), "tie_embeddings": tied}, path), architecture
 
@@ -134,6 +157,7 @@ class _Reader:
 
 def _read_llama(reader: _Reader) -> dict:
     reader.demand("hidden_act", ("silu", "swish"), "silu")
+    reader.demand("partial_rotary_factor", (None, 1.0), None)
     bias = reader.demand("attention_bias", (True, False), False)
     if reader.demand("mlp_bias", (True, False), False) != bias:
         raise CheckpointError(f"{reader.path}: attention_bias and mlp_bias differ, which isn't supported")
@@ -152,6 +176,7 @@ def _read_llama(reader: _Reader) -> dict:
         "rotary_base": theta,
         "rope_scaling": scaling,
         "add_bias_linear": bias,
+        "attention_dropout": reader.get("attention_dropout", 0.0),
     }
 
 
@@ -163,10 +188,12 @@ def _read_rope(reader: _Reader) -> tuple[float, dict | None]:
     parameters = reader.content.get("rope_parameters") or {}
     theta = parameters.get("rope_theta") or reader.get("rope_theta", 10_000.0)
     given = reader.content.get("rope_scaling") or parameters
+    where = f"{reader.path}: rope_scaling = {given}"
+    if given.get("partial_rotary_factor") not in (None, 1.0):
+        raise CheckpointError(f"{where}: partial_rotary_factor must be 1.0; heads rotated in part aren't supported")
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind == "default":
         return theta, None
-    where = f"{reader.path}: rope_scaling = {given}"
     if kind not in ("linear", "llama3"):
         raise CheckpointError(f"{where}: only linear and llama3 scaling are supported")
     if kind == "llama3" and any(given.get(key) != value for key, value in _LLAMA3.items()):

@@ -12,22 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from megatron_sky.checkpoint.reader import weights
-from megatron_sky.checkpoint.reader.lazy import read_ahead, same_bits
+from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES, read_ahead, same_bits
 from megatron_sky.convert.huggingface import config as hf_config
 from megatron_sky.convert.huggingface import families
-from megatron_sky.convert.huggingface.safetensors_file import Entry, build_header, read_tensors
-from megatron_sky.convert.output import (
-    DEFAULT_FILE_SIZE,
-    Converted,
-    Expected,
-    Output,
-    WeightFile,
-    converted_already,
-    describe_source,
-    plan_files,
-    prepared,
-)
+from megatron_sky.convert.huggingface.safetensors_file import Entry, build_header
+from megatron_sky.convert.output import DEFAULT_FILE_SIZE, Converted, Output, convert, plan_files, write_weights
 from megatron_sky.convert.sources import Source
+from megatron_sky.convert.weight_file import Expected, WeightFile
 from megatron_sky.errors import CheckpointError
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import to_huggingface
@@ -46,46 +37,53 @@ def write_hf(
     file_size: int = DEFAULT_FILE_SIZE,
     card: Callable[[Path], str] | None = None,
 ) -> Converted:
-    """Writes `source` as a Hugging Face folder and proves every tensor. Raises CheckpointError; then `out` isn't there.
+    """Writes `source` as a Hugging Face folder and verifies it. Raises CheckpointError; then `out` isn't there.
 
     `architecture` None: the one of transformers that computes the same (`families.architecture_for`). `card` gives the
     text of README.md from the folder whose weight files are written.
     """
     architecture = architecture or families.architecture_for(source.model)
     families.check_architecture(source.model, architecture)
-    conversion = {"to": architecture, "file_size": file_size, **describe_source(source)}
-    if done := converted_already(out, conversion):
-        log.info("%s: is converted and whole already", out)
-        return done
-    with prepared(out, conversion) as output:
-        return _write(source, output, architecture, file_size, card)
+    conversion = {"to": architecture, "file_size": file_size}
+    return convert(source, out, conversion, lambda output: _write(source, output, architecture, file_size, card))
 
 
-def _write(source: Source, output: Output, architecture: str, file_size: int, card: Callable | None) -> Converted:
+def _write(source: Source, output: Output, architecture: str, file_size: int, card: Callable | None) -> dict:
     plan = plan_files(source, file_size)
-    names = _file_names(len(plan))
-    todo = [
-        weight for file, listed in zip(names, plan, strict=True) if file not in output.finished for weight in listed
-    ]
-    output.check_space(sum(source.weights[weight].num_bytes for weight in todo))
-    for file, listed in zip(names, plan, strict=True):
-        if file not in output.finished:
-            output.add(file, _write_file(source, output.folder / file, listed, architecture))
-            log.info("%s: %d tensors written and proven", file, len(listed))
-    _write_index(source, output, plan, names, architecture)
+    files = dict(zip(_file_names(len(plan)), plan, strict=True))
+    write_weights(source, output, files, lambda path, names: _write_file(source, path, names, architecture))
+    if len(files) > 1:
+        output.write_text(INDEX, _json(_index(source, files, architecture)))
+    if card is not None:
+        output.write_text("README.md", card(output.folder))
+    _write_settings(source, output, architecture)
+    return {"made_from": source.kind, "progress": source.progress}
+
+
+def _write_settings(source: Source, output: Output, architecture: str) -> None:
+    """config.json, generation_config.json and the tokenizer's files."""
     special_ids = {}
     if source.tokenizer is None:
         log.warning("%s: has no tokenizer, so the folder gets none; --tokenizer FILE adds it", source.folder)
     else:
         special_ids = to_huggingface.write(source.tokenizer, output.folder, adds_begin=source.adds_begin)
+    kept = source.hugging_face
     config = hf_config.build_config(
-        source.model, architecture=architecture, dtype=source.dtype, special_ids=special_ids
+        source.model, architecture=architecture, dtype=source.dtype, special_ids=special_ids, kept=kept
     )
-    if card is not None:
-        output.write_text("README.md", card(output.folder))
-    output.write_text(hf_config.GENERATION, _json(hf_config.build_generation_config(special_ids)))
+    if len(source.formats) > 1:
+        sizes = ", ".join(f"{name} {size:,} bytes" for name, size in source.formats.most_common())
+        log.warning(
+            "%s: its weights are of several number formats (%s), kept as they are; config.json names %s, in which "
+            "transformers loads all of them unless it is asked for another",
+            source.folder,
+            sizes,
+            TORCH_NAMES[source.dtype],
+        )
+    generation = hf_config.build_generation_config(special_ids, kept)
+    if generation is not None:
+        output.write_text(hf_config.GENERATION, _json(generation))
     output.write_text(hf_config.CONFIG, _json(config))
-    return output.publish(len(source.weights), source.num_bytes, made_from=source.kind, progress=source.progress)
 
 
 def _file_names(count: int) -> list[str]:
@@ -94,51 +92,42 @@ def _file_names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def _write_file(source: Source, path: Path, listed: list[str], architecture: str) -> dict:
-    rules = [families.rule_for(name, source.model, architecture) for name in listed]
+def _write_file(source: Source, path: Path, names: list[str], architecture: str) -> dict:
+    rules = [families.rule_for(name, source.model, architecture) for name in names]
     entries = [
         Entry(name, source.weights[weight].dtype, shape)
-        for weight, rule in zip(listed, rules, strict=True)
+        for weight, rule in zip(names, rules, strict=True)
         for name, shape in zip(rule.names, rule.shapes, strict=True)
     ]
     with WeightFile(path) as file:
         file.write(build_header(entries))
-        loaded = read_ahead(source.weights[weight] for weight in listed)
-        for weight, rule, bits in zip(listed, rules, loaded, strict=True):
-            _write_weight(file, bits, rule, prove_rule=not weight.startswith(_LATER_LAYERS))
-        _prove_header(path, entries)
+        loaded = read_ahead(source.weights[weight] for weight in names)
+        for weight, rule, bits in zip(names, rules, loaded, strict=True):
+            prove_rule = not weight.startswith(_LATER_LAYERS)
+            _write_weight(file, bits, source.weights[weight].dtype, rule, prove_rule=prove_rule)
         return file.finish()
 
 
-def _write_weight(file: WeightFile, bits: np.ndarray, rule: families.Rule, *, prove_rule: bool) -> None:
+def _write_weight(file: WeightFile, bits: np.ndarray, dtype: str, rule: families.Rule, *, prove_rule: bool) -> None:
     """Writes one weight's parts and has them read back; `prove_rule`: proves first that they join to the weight."""
     parts = [np.ascontiguousarray(part) for part in rule.split(bits)]
     if prove_rule and not same_bits(rule.join(parts), bits):
         raise CheckpointError(f"{file.path}: {', '.join(rule.names)} don't join to the weight again")
     expected = []
     for name, part in zip(rule.names, parts, strict=True):
-        expected.append(Expected(file.size, part, name))
+        expected.append(Expected(file.size, part, dtype, name))
         file.write(part.reshape(-1))
-    file.prove(expected)
+    file.verify_written(expected)
 
 
-def _prove_header(path: Path, entries: list[Entry]) -> None:
-    """The finished file, opened as any reader does, lists just these tensors."""
-    found = {name: (tensor.dtype, tensor.shape) for name, tensor in read_tensors(path).items()}
-    if found != {entry.name: (entry.dtype, entry.shape) for entry in entries}:
-        raise CheckpointError(f"{path}: read back, its header lists other tensors than were written")
-
-
-def _write_index(source: Source, output: Output, plan: list[list[str]], names: list[str], architecture: str) -> None:
-    if len(names) == 1:
-        return
+def _index(source: Source, files: dict[str, list[str]], architecture: str) -> dict:
     listed = {
         name: file
-        for file, held in zip(names, plan, strict=True)
+        for file, held in files.items()
         for weight in held
         for name in families.rule_for(weight, source.model, architecture).names
     }
-    output.write_text(INDEX, _json({"metadata": {"total_size": source.num_bytes}, "weight_map": listed}))
+    return {"metadata": {"total_size": source.num_bytes}, "weight_map": listed}
 
 
 def _json(content: dict) -> str:

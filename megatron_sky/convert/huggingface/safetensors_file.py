@@ -9,14 +9,15 @@ for all tensors of a file at once.
 """
 
 import json
+import math
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from megatron_sky.checkpoint.reader.lazy import ITEM_SIZE, LazyTensor, in_file
+from megatron_sky.checkpoint.reader.pickles import counts
+from megatron_sky.convert.json_object import only_once
 from megatron_sky.errors import CheckpointError
 
 _LENGTH = struct.Struct("<Q")
@@ -33,7 +34,7 @@ class Entry:
 
     @property
     def num_bytes(self) -> int:
-        return ITEM_SIZE[self.dtype] * int(np.prod(self.shape, dtype=np.int64))
+        return ITEM_SIZE[self.dtype] * math.prod(self.shape)
 
 
 def build_header(entries: list[Entry]) -> bytes:
@@ -52,24 +53,33 @@ def build_header(entries: list[Entry]) -> bytes:
 def read_tensors(path: Path) -> dict[str, LazyTensor]:
     """Name -> tensor of a file, of any number format: not all that lies in a file is a weight.
 
-    Raises CheckpointError where the file is missing, truncated, or no such file.
+    Raises CheckpointError where the file is missing, truncated, or no such file, and where its tensors overlap or leave
+    bytes between them.
     """
     header, start = _read_header(path)
     header.pop("__metadata__", None)
-    found, end = {}, 0
-    for name, each in header.items():
+    found, spans = {}, []
+    for name, entry in header.items():
         try:
-            dtype, shape, (begin, stop) = each["dtype"], tuple(each["shape"]), each["data_offsets"]
+            dtype, shape = str(entry["dtype"]), counts(entry["shape"], "shape")
+            begin, end = counts(entry["data_offsets"], "data_offsets")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: {name}: its description can't be read: {error}") from error
-        tensor = in_file(path, start + begin, dtype, shape, name)
-        if begin < 0 or (dtype in ITEM_SIZE and tensor.num_bytes != stop - begin):
-            needed = f"needs {tensor.num_bytes:,} bytes, not {stop - begin:,}"
-            raise CheckpointError(f"{path}: {name}: shape {list(shape)} {needed}")
-        found[name], end = tensor, max(end, stop)
-    if path.stat().st_size != start + end:
+        if dtype in ITEM_SIZE and ITEM_SIZE[dtype] * math.prod(shape) != end - begin:
+            needed = f"{ITEM_SIZE[dtype] * math.prod(shape):,}"
+            raise CheckpointError(f"{path}: {name}: shape {list(shape)} needs {needed} bytes, not {end - begin:,}")
+        found[name] = in_file(path, start + begin, dtype, shape, name)
+        spans.append((begin, end, name))
+    reached = 0
+    for begin, end, name in sorted(spans):
+        if begin != reached or end < begin:
+            raise CheckpointError(
+                f"{path}: {name}: begins at byte {begin:,}, where the tensor before ends at {reached:,}"
+            )
+        reached = end
+    if path.stat().st_size != start + reached:
         raise CheckpointError(
-            f"{path}: has {path.stat().st_size:,} bytes, its header describes {start + end:,}: truncated or damaged"
+            f"{path}: has {path.stat().st_size:,} bytes, its header describes {start + reached:,}: truncated or damaged"
         )
     return found
 
@@ -82,10 +92,10 @@ def _read_header(path: Path) -> tuple[dict, int]:
             length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else _MAX_HEADER + 1
             if length > min(_MAX_HEADER, os.fstat(file.fileno()).st_size):
                 raise CheckpointError(f"{path}: is no safetensors file, or truncated within its header")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=only_once)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: can't be read as a safetensors file: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: can't be read as a safetensors file: its header is no table of tensors")

@@ -10,18 +10,22 @@ stage. The split of each tensor is undone: rows side by side for the first linea
 for the second, and a gated fc1 half by half, since every rank holds a part of the gate and a part of the up projection.
 """
 
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_sky.checkpoint.reader import weights
-from megatron_sky.checkpoint.reader.lazy import LazyTensor
-from megatron_sky.checkpoint.reader.torch_files import TensorRef, TorchArchive, settings_of
+from megatron_sky.checkpoint.reader.lazy import LazyTensor, same_numbers
+from megatron_sky.checkpoint.reader.pickles import TensorRef
+from megatron_sky.checkpoint.reader.torch_files import TorchArchive, settings_of
 from megatron_sky.errors import CheckpointError
 
 FILE = "model_optim_rng.pt"
 _FOLDER = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")
 _COLUMNS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+_LONGEST_NAME = 1000  # of a tensor, with the tables that it stands in
 _WHOLE = ("layer_norm_weight", "layer_norm_bias", "linear_proj.bias", "linear_fc2.bias", "final_layernorm", "position_")
 
 # The nested spelling, piece by piece; the order matters where one pattern is part of another.
@@ -75,10 +79,11 @@ def open_split(folder: Path) -> SplitCheckpoint:
         if match := _FOLDER.fullmatch(each.name):
             paths[int(match[1]), int(match[2] or 0)] = each / FILE
     tp_size, pp_size = (1 + max(key[axis] for key in paths) for axis in (0, 1))
-    missing = [(tp, pp) for tp in range(tp_size) for pp in range(pp_size) if (tp, pp) not in paths]
-    if missing:
+    if len(paths) != tp_size * pp_size:
+        every = itertools.product(range(tp_size), range(pp_size))
+        missing = itertools.islice((key for key in every if key not in paths), 5)
         raise CheckpointError(
-            f"{folder}: has files of {tp_size} tensor-parallel ranks and {pp_size} pipeline stages, but none for "
+            f"{folder}: has files of {tp_size:,} tensor-parallel ranks and {pp_size:,} pipeline stages, but none for "
             f"(tensor rank, stage) {', '.join(map(str, missing))}"
         )
     settings, ranks = None, {}
@@ -88,22 +93,43 @@ def open_split(folder: Path) -> SplitCheckpoint:
     return SplitCheckpoint(settings, ranks)
 
 
-def whole_tensors(checkpoint: SplitCheckpoint, *, gated: bool, tied: bool) -> dict[str, LazyTensor]:
-    """Canonical name -> whole tensor (`weights`), padding rows included. `gated`: fc1 is SwiGLU's gate and up."""
+def whole_tensors(checkpoint: SplitCheckpoint, *, gated: bool, tied: bool) -> tuple[dict[str, LazyTensor], list[str]]:
+    """(canonical name -> whole tensor (`weights`), padding rows included; lines of warning).
+
+    `gated`: fc1 is SwiGLU's gate and up. Raises CheckpointError where a tied model's last stage has another embedding.
+    """
     found: dict[str, LazyTensor] = {}
+    copies: list[LazyTensor] = []
+    parted: list[str] = []
     first_layer = 0
     num_chunks = max(len(rank.chunks) for rank in checkpoint.ranks.values())
     for chunk in range(num_chunks):
         for stage in range(checkpoint.pp_size):
             parts = [checkpoint.ranks[tp, stage].chunks[chunk] for tp in range(checkpoint.tp_size)]
             joined = _join_ranks(parts, gated, [checkpoint.ranks[tp, stage].path for tp in range(checkpoint.tp_size)])
+            parted += [name for name in joined if _differs(name, [part[name] for part in parts])]
             layers = {_layer_of(name) for name in joined} - {None}
             for name, tensor in joined.items():
                 if tied and name == weights.OUTPUT_LAYER:
-                    continue  # the last stage's copy of the embedding
-                found[_renumbered(name, first_layer)] = tensor
+                    copies.append(tensor)  # the last stage's copy of the embedding
+                else:
+                    weights.put(found, _renumbered(name, first_layer), tensor)
             first_layer += len(layers)
-    return found
+    for copy in copies:
+        if weights.WORD_EMBEDDING not in found or not same_numbers(found[weights.WORD_EMBEDDING], copy):
+            raise CheckpointError(
+                f"{copy.place}: is another tensor than the embedding, to which args ties it\n"
+                "  fix: describe the model by --recipe FILE, with tie_embeddings: false, if the head is its own"
+            )
+    told = (
+        f"{', '.join(parted[:5])}: differ between tensor-parallel ranks (in all {len(parted)} tensors): rank 0's taken"
+    )
+    return found, [told] if parted else []
+
+
+def _differs(name: str, parts: list[LazyTensor]) -> bool:
+    """Whether a tensor that all tensor-parallel ranks hold whole is not the same on all of them."""
+    return any(mark in name for mark in _WHOLE) and not all(same_numbers(parts[0], part) for part in parts[1:])
 
 
 def _open_rank(path: Path) -> tuple[dict, _RankFile]:
@@ -130,20 +156,26 @@ def _chunk_keys(content: dict) -> list[str]:
 
 
 def _tensors(archive: TorchArchive, model: object) -> dict[str, LazyTensor]:
-    return {
-        _canonical(name): archive.tensor(ref, name)
-        for name, ref in _flat(model, "")
-        if not name.endswith(("_extra_state", "inv_freq"))
-    }
+    found: dict[str, LazyTensor] = {}
+    for name, ref in _flat(model, archive.path):
+        if not name.endswith(("_extra_state", "inv_freq")):
+            weights.put(found, _canonical(name), archive.tensor(ref, name))
+    return found
 
 
-def _flat(node: object, prefix: str):
+def _flat(model: object, path: Path) -> Iterator[tuple[str, TensorRef]]:
     """(dotted name, TensorRef) of every tensor in nested tables."""
-    if isinstance(node, TensorRef):
-        yield prefix, node
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    seen: set[int] = set()
+    rest = [("", model)]
+    while rest:
+        prefix, node = rest.pop()
+        if isinstance(node, TensorRef):
+            yield prefix, node
+        elif isinstance(node, dict):
+            if id(node) in seen or len(prefix) > _LONGEST_NAME:
+                raise CheckpointError(f"{path}: {prefix[:80]}: tables within tables without an end: is no model")
+            seen.add(id(node))
+            rest += [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in reversed(node.items())]
 
 
 def _canonical(name: str) -> str:

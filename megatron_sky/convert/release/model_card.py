@@ -12,7 +12,7 @@ from megatron_sky.model.flops import num_parameters
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card tells."""
+    """What a card says."""
 
     name: str
     step: int
@@ -61,8 +61,10 @@ def _validation(facts: Facts) -> str:
 
 def _recipe(config: Config) -> str:
     """The recipe without the machine's own: paths and services."""
-    told = {"model", "parallel", "precision", "optimizer", "schedule"} | ({"sessions"} if config.sessions else set())
-    content = config.model_dump(mode="json", include=told)
+    included = {"model", "parallel", "precision", "optimizer", "schedule"} | (
+        {"sessions"} if config.sessions else set()
+    )
+    content = config.model_dump(mode="json", include=included)
     content["train"] = config.train.model_dump(mode="json", exclude={"run_dir", "num_threads"})
     content["data"] = {"train": [source.model_dump(mode="json", exclude={"path"}) for source in config.data.train]}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

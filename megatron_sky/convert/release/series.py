@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sky.checkpoint import state as native
-from megatron_sky.checkpoint import store
-from megatron_sky.config.units import format_count, parse_count
+from megatron_sky.checkpoint import description, store
+from megatron_sky.config.units import SCALES, format_count, parse_count
 from megatron_sky.convert.huggingface.folder import write_hf
 from megatron_sky.convert.output import DEFAULT_FILE_SIZE, finished_record, whole_conversion
 from megatron_sky.convert.release.model_card import Facts, build_card
 from megatron_sky.convert.sources import open_source
 from megatron_sky.data.sampling.run_plan import tokens_given
 from megatron_sky.errors import CheckpointError, MissingDependency
+from megatron_sky.files import write_json
 from megatron_sky.log import get_logger
 from megatron_sky.monitor.metrics import METRICS_FILE, read_metrics
 
@@ -46,7 +46,7 @@ class Mark:
 
 def mark_label(tokens: int) -> str:
     """1_500_000_000_000 -> `1.5T`, exact."""
-    for suffix, scale in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+    for suffix, scale in SCALES:
         if tokens >= scale and tokens * 1000 % scale == 0:
             return f"{tokens / scale:.3f}".rstrip("0").rstrip(".") + suffix
     return str(tokens)
@@ -70,25 +70,25 @@ def release_run(
     name = name or (_name_before(run_dir / "release") if out is None else None) or run_dir.resolve().name
     out = out or run_dir / "release"
     checkpoints = _readable_checkpoints(run_dir)
-    wanted = _wanted(run_dir, checkpoints, marks)
-    folders = {mark: out / f"{name}-{mark_label(mark)}" for mark in wanted}
+    due = _due_marks(run_dir, checkpoints, marks)
+    folders = {mark: out / f"{name}-{mark_label(mark)}" for mark in due}
     done = {mark: folder for mark, folder in folders.items() if _is_exported(folder, architecture)}
-    found = _stand_for(checkpoints, [mark for mark in wanted if mark not in done])
-    if not done and not found:
+    reached = _checkpoints_for(checkpoints, [mark for mark in due if mark not in done])
+    if not done and not reached:
         raise CheckpointError(
-            f"{run_dir}: no checkpoint stands for any of {', '.join(map(mark_label, wanted))}; it has checkpoints at "
+            f"{run_dir}: no checkpoint stands for any of {', '.join(map(mark_label, due))}; it has checkpoints at "
             f"{', '.join(f'{tokens:,}' for tokens, _ in checkpoints)} tokens"
         )
-    for mark in found:
+    for mark in reached:
         _export(mark, run_dir, folders[mark.tokens], name, architecture, file_size)
-    exported = [mark for mark in wanted if mark in done or mark in {each.tokens for each in found}]
+    exported = [mark for mark in due if mark in done or mark in {each.tokens for each in reached}]
     _write_series(out, name)
     if push is not None:
         _push(push, {mark: folders[mark] for mark in exported})
     return [folders[mark] for mark in exported]
 
 
-def _readable_checkpoints(run_dir: Path) -> list[tuple[int, native.Saved]]:
+def _readable_checkpoints(run_dir: Path) -> list[tuple[int, description.CheckpointDescription]]:
     """(consumed tokens, what it says of itself) of every checkpoint of the run that has all its files, oldest first.
 
     The others are told and passed over. Raises CheckpointError where there is none.
@@ -100,7 +100,7 @@ def _readable_checkpoints(run_dir: Path) -> list[tuple[int, native.Saved]]:
     for _, folder in listed:
         try:
             store.check_sizes(folder)
-            found.append((store.consumed_tokens(folder), native.read_saved(folder)))
+            found.append((store.consumed_tokens(folder), description.read_description(folder)))
         except CheckpointError as error:
             log.warning("passed over: %s", error)
     if not found:
@@ -108,17 +108,19 @@ def _readable_checkpoints(run_dir: Path) -> list[tuple[int, native.Saved]]:
     return found
 
 
-def _wanted(run_dir: Path, checkpoints: list[tuple[int, native.Saved]], marks: Sequence[int] | None) -> list[int]:
+def _due_marks(
+    run_dir: Path, checkpoints: list[tuple[int, description.CheckpointDescription]], marks: Sequence[int] | None
+) -> list[int]:
     recipe = checkpoints[-1][1].config.checkpoint
-    wanted = sorted(set(recipe.release_marks if marks is None else marks))
-    if not wanted:
+    due = sorted(set(recipe.release_marks if marks is None else marks))
+    if not due:
         raise CheckpointError(
             f"{run_dir}: its recipe sets no checkpoint.release_marks\n  fix: set them there, or give --marks 500B,1T"
         )
-    return wanted
+    return due
 
 
-def _stand_for(checkpoints: list[tuple[int, native.Saved]], marks: list[int]) -> list[Mark]:
+def _checkpoints_for(checkpoints: list[tuple[int, description.CheckpointDescription]], marks: list[int]) -> list[Mark]:
     """For each mark that the run has passed the first checkpoint at or after it, if it is near enough; tells if not."""
     config = checkpoints[-1][1].config
     step_tokens = config.train.global_batch_size * config.model.seq_length
@@ -168,7 +170,7 @@ def _export(mark: Mark, run_dir: Path, out: Path, name: str, architecture: str |
 
 
 def _facts(mark: Mark, run_dir: Path, name: str) -> Facts:
-    saved = native.read_saved(mark.folder)
+    saved = description.read_description(mark.folder)
     return Facts(
         name=f"{name}-{mark.label}",
         step=saved.progress["step"],
@@ -202,14 +204,12 @@ def _write_series(out: Path, name: str) -> None:
     """`series.json`: all exported marks of the model that stand in `out`, whichever call made them."""
     content = {
         "name": name,
-        "checkpoints": [entry for _, entry in sorted(_standing(out, name), key=lambda each: each[0])],
+        "checkpoints": [entry for _, entry in sorted(_exported_marks(out, name), key=lambda each: each[0])],
     }
-    temporary = out / (SERIES + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(out / SERIES)
+    write_json(out / SERIES, content, indent=2)
 
 
-def _standing(out: Path, name: str) -> Iterator[tuple[int, dict]]:
+def _exported_marks(out: Path, name: str) -> Iterator[tuple[int, dict]]:
     for folder in out.iterdir():
         label = folder.name.removeprefix(f"{name}-")
         if label == folder.name or not _LABEL.fullmatch(label) or (record := finished_record(folder)) is None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
-import xxhash
 
 from megatron_sky.data.ingest.documents import Reject, parse_block
 from megatron_sky.data.ingest.inputs import MAX_DOCUMENT_BYTES, Block, unreadable
 from megatron_sky.data.ingest.sentences import SentenceSplitter
 from megatron_sky.data.tokens.indexed import token_dtype
+from megatron_sky.files import hash_range
 from megatron_sky.tokenizer.encoder import BatchEncoder
 from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
 
@@ -92,7 +92,7 @@ class BlockEncoder:
             empty=tuple(int((encoded.sequences == 0).sum()) for encoded in texts),
             rejects=parsed.rejects,
             notes=parsed.notes,
-            source_xxh3=_hash_range(block) if block.end else None,
+            source_xxh3=_hash(block) if block.end else None,
         )
 
     def _column(self, column: Sequence[str | list[str]]) -> EncodedTexts:
@@ -117,11 +117,9 @@ class BlockEncoder:
         return list(chain.from_iterable(parts)), list(map(len, parts))
 
 
-def _hash_range(block: Block) -> str:
+def _hash(block: Block) -> str:
     try:
-        with open(block.path, "rb") as file:
-            file.seek(block.start)
-            return xxhash.xxh3_128_hexdigest(file.read(block.end - block.start))
+        return hash_range(block.path, block.start, block.end - block.start)
     except OSError as error:
         raise unreadable(block.path, error) from error
 

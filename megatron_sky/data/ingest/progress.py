@@ -1,13 +1,13 @@
 """How far a tokenizing job has come: what `<prefix>.progress.json` holds, from which an interrupted one goes on."""
 
 import json
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from megatron_sky.data.ingest.encode import EncodedBlock
 from megatron_sky.data.ingest.inputs import Block
+from megatron_sky.files import write_json
 
 
 @dataclass
@@ -46,9 +46,7 @@ class Progress:
         return saved if saved.fingerprint == fingerprint else None
 
     def save(self, path: Path) -> None:
-        temporary = Path(f"{path}.tmp")
-        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(path, asdict(self), indent=None, sync=True)
 
     def begin(self, block: Block) -> None:
         if self.path != block.path:

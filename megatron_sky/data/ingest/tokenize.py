@@ -43,6 +43,7 @@ from megatron_sky.data.tokens.meta import (
 from megatron_sky.data.tokens.scan import describe
 from megatron_sky.data.tokens.writer import PARTS, IndexedWriter, WriterState, finish_pair
 from megatron_sky.errors import DataError
+from megatron_sky.files import remove_leftovers
 from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, Tokenizer, gigatoken_for, load_tokenizer
 
 KEPT_REJECTS = 1000
@@ -207,6 +208,8 @@ class _Job:
             meta.write(name)
         self._put_rejects_in_place(progress)
         self.progress_path.unlink(missing_ok=True)
+        for path in (self.progress_path, *map(meta_path, self.names)):
+            remove_leftovers(path)
         return metas
 
     def _write_pairs(self, progress: Progress, report: Callable[[int, int], None]) -> None:

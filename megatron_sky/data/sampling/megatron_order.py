@@ -16,8 +16,7 @@ from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.loader import Batch, check_ids, make_batch
 from megatron_sky.data.sampling.mixture import SessionMixture, check_weights
 from megatron_sky.data.sampling.run_plan import check_sampling
-from megatron_sky.data.tokens.indexed import IndexedTokens
-from megatron_sky.data.tokens.meta import Meta, check_source
+from megatron_sky.data.tokens.sources import OpenSource
 from megatron_sky.errors import ConfigError, Problem
 
 
@@ -68,47 +67,41 @@ class MegatronTrainData:
 
     Args:
         config: the recipe's data section; `config.validate` has checked that this order knows what it asks for.
+        sources: its training sources, opened, in its order.
         total_samples: of the whole run; with another number the order is another.
         cache: folder of the index files.
 
     Raises:
         ConfigError: no source, or no weight above 0.
-        DataError: a file is missing, damaged, or contradicts its meta file or the model.
     """
 
     def __init__(
         self,
         config: DataConfig,
+        sources: Sequence[OpenSource],
         *,
         seq_length: int,
         vocab_size: int,
         total_samples: int,
         cache: str | Path,
-        tokenizer_sha256: str | None = None,
     ):
         check_weights(config, [SessionMixture(0, total_samples)])
-        self.seq_length, self.vocab_size = seq_length, vocab_size
-        self.metas: list[Meta | None] = [
-            check_source(source.path, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256)
-            for source in config.train
-        ]
-        self.files = [IndexedTokens(source.path) for source in config.train]
+        self.sources, self.seq_length, self.vocab_size = sources, seq_length, vocab_size
         self._dataset = _build(config, seq_length, vocab_size, total_samples, str(cache))
-        sources = [
-            SimpleNamespace(name=source.name, num_tokens=file.num_tokens)
-            for source, file in zip(config.train, self.files, strict=True)
-        ]
         self.plan = MegatronPlan(
             self._dataset,
-            sources,
+            [
+                SimpleNamespace(name=source.name, num_tokens=opened.tokens.num_tokens)
+                for source, opened in zip(config.train, sources, strict=True)
+            ],
             {
                 "sampling": "megatron",
                 "seed": config.seed,
                 "seq_length": seq_length,
                 "total_samples": total_samples,
                 "sources": [
-                    {"name": source.name, "weight": source.weight, "num_tokens": file.num_tokens}
-                    for source, file in zip(config.train, self.files, strict=True)
+                    {"name": source.name, "weight": source.weight, "num_tokens": opened.tokens.num_tokens}
+                    for source, opened in zip(config.train, sources, strict=True)
                 ],
             },
         )
@@ -126,7 +119,7 @@ class MegatronTrainData:
         for number in sample_numbers:
             sample = self._dataset[self.plan.index_of(number)]
             rows.append(np.append(sample["tokens"].numpy(), sample["labels"].numpy()[-1]))
-            check_ids(rows[-1], self.files[self.plan.source_of(number)], 0, self.vocab_size)
+            check_ids(rows[-1], self.sources[self.plan.source_of(number)].tokens, 0, self.vocab_size)
         return make_batch(rows)
 
 

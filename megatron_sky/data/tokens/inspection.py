@@ -10,6 +10,7 @@ import numpy as np
 from megatron_sky.data.tokens.indexed import IndexedTokens
 from megatron_sky.data.tokens.meta import Meta, read_meta
 from megatron_sky.errors import DataError
+from megatron_sky.palette import COLOURS
 from megatron_sky.tokenizer.kinds import Tokenizer
 from megatron_sky.tokenizer.language import LANGUAGES, language_of
 
@@ -79,10 +80,10 @@ def draw(overviews: Sequence[Overview], path: str | Path) -> None:
     axes = figure.subplots(len(overviews), 2, squeeze=False)
     for (left, right), view in zip(axes, overviews, strict=True):
         labels = [f"{low:,}" for low in view.edges[:-1]]
-        left.bar(labels, view.documents, color="#3465a4")
+        left.bar(labels, view.documents, color=COLOURS[0])
         left.set(title=f"{Path(view.prefix).name}: documents by length", xlabel="tokens, at least", ylabel="documents")
         left.tick_params(axis="x", rotation=60)
-        right.barh(LANGUAGES, [view.language_tokens.get(name, 0) for name in LANGUAGES], color="#73a946")
+        right.barh(LANGUAGES, [view.language_tokens.get(name, 0) for name in LANGUAGES], color=COLOURS[2])
         right.set(title=f"tokens by language, {view.sampled:,} documents", xlabel="tokens")
     figure.savefig(path, dpi=110)
 

@@ -7,19 +7,19 @@ place is found without a second copy.
 """
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from megatron_sky.data.tokens.index_check import check_index_once
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path
 from megatron_sky.errors import DataError
+from megatron_sky.files import hash_range, write_json
+from megatron_sky.records import BadRecord, read_record
 
 FORMAT_VERSION = 2
 HASH_BLOCK = 32 << 20  # bytes
@@ -131,14 +131,9 @@ class Meta:
     def write(self, prefix: str | Path) -> None:
         """Write the meta file of `prefix`, whole or not at all."""
         path = meta_path(prefix)
-        temporary = Path(f"{path}.tmp")
         try:
-            text = json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n"
-            # A file's name that is no UTF-8 has lone surrogates, whose escape here is JSON's as well.
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-            os.replace(temporary, path)
+            write_json(path, asdict(self))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise DataError(f"{path} can't be written: {error.strerror}") from error
 
 
@@ -185,25 +180,10 @@ def _parse(path: Path, given: object) -> Meta:
             f"{path}: format_version is {version!r}; this program knows {FORMAT_VERSION}\n  fix: make the files again "
             "with this version, or remove the meta file to use them unchecked"
         )
-    known = {entry.name for entry in fields(Meta)}
     try:
-        values = {name: given[name] for name in given if name in known}
-        values["tokenizer"] = TokenizerRecord(**given["tokenizer"])
-        values["documents"] = DocumentCounts(**given["documents"])
-        values["bin_blocks"] = tuple(given.get("bin_blocks", ()))
-        values["sources"] = tuple(
-            FileRecord(file["path"], file["size"], tuple(file["blocks"])) for file in given.get("sources", ())
-        )
-        values["shard"] = ShardRecord(**given["shard"]) if given.get("shard") else None
-        values["files"] = _parse_files(given["files"]) if given.get("files") else None
-        return Meta(**values)
-    except (KeyError, TypeError) as error:
+        return read_record(Meta, given)
+    except BadRecord as error:
         raise BrokenMeta(path, error) from error
-
-
-def _parse_files(given: dict) -> FileCounts:
-    passed_over = tuple(PassedOver(**file) for file in given["passed_over_files"])
-    return FileCounts(given["found"], given["read"], given["passed_over"], passed_over)
 
 
 def shared_source(one: Meta | None, other: Meta | None) -> str | None:
@@ -217,7 +197,15 @@ def shared_source(one: Meta | None, other: Meta | None) -> str | None:
 def check_source(
     prefix: str | Path, *, vocab_size: int, tokenizer_sha256: str | None = None, eod_id: int | None = None
 ) -> Meta | None:
-    """Compare a pair with its meta file and with the model that is to read it.
+    """Open a pair, `check_tokens` it, and close it."""
+    with IndexedTokens(prefix) as tokens:
+        return check_tokens(tokens, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256, eod_id=eod_id)
+
+
+def check_tokens(
+    tokens: IndexedTokens, *, vocab_size: int, tokenizer_sha256: str | None = None, eod_id: int | None = None
+) -> Meta | None:
+    """Compare an opened pair with its meta file and with the model that is to read it.
 
     In constant time where the meta file vouches for the index; an index without one, or changed since, is read.
 
@@ -232,8 +220,7 @@ def check_source(
     Raises:
         DataError: they contradict each other; the message says which and how.
     """
-    with IndexedTokens(prefix) as tokens:
-        meta = checked_meta(tokens)
+    prefix, meta = tokens.prefix, checked_meta(tokens)
     if meta is None:
         return None
     if meta.max_token_id >= vocab_size:
@@ -303,19 +290,4 @@ def hash_blocks(path: Path, block: int = HASH_BLOCK) -> tuple[str, ...]:
 
     starts = range(0, path.stat().st_size, block)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return tuple(pool.map(lambda start: _hash_range(path, start, block), starts))
-
-
-def hash_file(path: Path) -> str:
-    """XXH3 (128 bits) of a whole file."""
-    return _hash_range(path, 0, math.inf)
-
-
-def _hash_range(path: Path, start: int, size: float) -> str:
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        file.seek(start)
-        while size > 0 and (piece := file.read(int(min(size, 4 << 20)))):
-            digest.update(piece)
-            size -= len(piece)
-    return digest.hexdigest()
+        return tuple(pool.map(lambda start: hash_range(path, start, block), starts))

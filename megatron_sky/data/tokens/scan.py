@@ -23,8 +23,8 @@ from megatron_sky.data.tokens.meta import (
     ShardRecord,
     TokenizerRecord,
     entropy,
-    hash_file,
 )
+from megatron_sky.files import hash_range
 from megatron_sky.tokenizer.kinds import Tokenizer
 
 LARGEST_COUNTED_ID = 1 << 22  # ids beyond are not counted one by one
@@ -133,7 +133,7 @@ def describe(
             bin_size=bin_path(prefix).stat().st_size,
             idx_size=idx_path(prefix).stat().st_size,
             bin_blocks=scan.blocks,
-            idx_xxh3=hash_file(idx_path(prefix)),
+            idx_xxh3=hash_range(idx_path(prefix)),
             sources=sources,
             rejected=dict(rejected or {}),
             notes=dict(notes or {}),

@@ -13,9 +13,10 @@ import numpy as np
 
 from megatron_sky.data.tokens.index_check import check_index
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, chunks, idx_path
-from megatron_sky.data.tokens.meta import HASH_BLOCK, BrokenMeta, Meta, check_meta, hash_file, meta_path, read_meta
+from megatron_sky.data.tokens.meta import HASH_BLOCK, BrokenMeta, Meta, check_meta, meta_path, read_meta
 from megatron_sky.data.tokens.scan import ScannedBlock, TokenScan, scan_tokens
 from megatron_sky.errors import DataError
+from megatron_sky.files import hash_range
 from megatron_sky.tokenizer.kinds import Tokenizer
 
 _ENDS_AT_ONCE = 1 << 20
@@ -179,7 +180,7 @@ def _check_totals(prefix: str | Path, meta: Meta | None, scan: TokenScan, checke
         return
     if len(meta.bin_blocks) != len(scan.blocks):
         raise DataError(f"{meta_path(prefix)}: has {len(meta.bin_blocks)} hashes for {len(scan.blocks)} blocks")
-    if meta.idx_xxh3 is not None and meta.idx_xxh3 != hash_file(idx_path(prefix)):
+    if meta.idx_xxh3 is not None and meta.idx_xxh3 != hash_range(idx_path(prefix)):
         raise DataError(f"{idx_path(prefix)}: the content differs from the one that was written ({meta_path(prefix)})")
     if meta.max_token_id != scan.max_id:
         raise DataError(f"{meta_path(prefix)}: max_token_id is {meta.max_token_id}, the tokens have {scan.max_id}")

@@ -3,10 +3,9 @@
 Lengths and document ends are spilled to disk, so that memory does not grow with the number of documents.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,10 @@ import numpy as np
 from megatron_sky.data.tokens.index_check import check_bounds
 from megatron_sky.data.tokens.indexed import CODE_OF_DTYPE, IndexedTokens, IndexHeader, bin_path, chunks, idx_path
 from megatron_sky.errors import DataError
+from megatron_sky.files import InUse, hold
+from megatron_sky.log import get_logger
+
+log = get_logger(__name__)
 
 PARTS = ("bin", "lengths", "bounds", "idx")  # of an `IndexedWriter`'s temporary files
 _COPY_BYTES = 8 << 20
@@ -56,19 +59,24 @@ class IndexedWriter:
 
     def __enter__(self) -> "IndexedWriter":
         self._files: dict[str, BinaryIO] = {}
+        self._lock = ExitStack()
         sizes = {
             "bin": self.num_tokens * self.dtype.itemsize,
             "lengths": 4 * self.num_sequences,
             "bounds": 8 * (self.num_documents + 1) if self.num_documents else 0,
         }
         try:
+            self._lock.enter_context(hold(self._temporary("bin"), log.warning))
             for part, size in sizes.items():
                 file = self._files[part] = self._open(part)
-                self._lock(file)
                 if file.seek(0, os.SEEK_END) < size:
                     raise DataError(f"{self._temporary(part)} is shorter than it was left; remove it to begin again")
                 file.truncate(size)
                 file.seek(size)
+        except InUse:
+            raise DataError(
+                f"{self.prefix}: another process is writing these files\n  fix: wait for it, or choose another name"
+            ) from None
         except OSError as error:
             self._discard()
             raise DataError(f"{self._temporary('bin')} can't be written: {error.strerror}") from error
@@ -106,17 +114,9 @@ class IndexedWriter:
             self._discard()
 
     def _open(self, part: str) -> BinaryIO:
-        """A temporary file with what it holds: it may be another process's, which only the lock tells."""
+        """A temporary file with what an earlier writer left in it."""
         number = os.open(self._temporary(part), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         return open(number, "rb+", buffering=_PENDING_BYTES)
-
-    def _lock(self, file: BinaryIO) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{self.prefix}: another process is writing these files\n  fix: wait for it, or choose another name"
-            ) from None
 
     def add_document(self, tokens: np.ndarray, lengths: Sequence[int] | None = None) -> None:
         """Append one document.
@@ -211,11 +211,12 @@ class IndexedWriter:
         for file in self._files.values():
             with suppress(OSError):  # a full disk fails the last flush again; the first failure is under way already
                 file.close()
+        self._lock.close()
 
     def _discard(self) -> None:
-        self._close()
         for part in PARTS:
             self._temporary(part).unlink(missing_ok=True)
+        self._close()
 
 
 def _byte_runs(source: IndexedTokens, pointers: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -1,8 +1,9 @@
 """What a machine can't do for a recipe, told before anything is built. Pure: from the machine's facts."""
 
 from megatron_sky.config.schema import KernelsConfig, PrecisionConfig
-from megatron_sky.distributed.machine import Machine, release
+from megatron_sky.distributed.machine import Machine
 from megatron_sky.errors import Problem
+from megatron_sky.versions import release
 
 # The first Transformer Engine that has each recipe (megatron-core's fp8_utils asks for the same).
 _TE_RECIPES = {"delayed": (1, 0), "mxfp8": (2, 1), "tensorwise": (2, 2), "blockwise": (2, 3)}

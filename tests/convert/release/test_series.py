@@ -49,6 +49,7 @@ def test_labels_are_exact():
     assert {tokens: mark_label(tokens) for tokens in marks} == marks
 
 
+@pytest.mark.slow
 def test_the_series(run, tmp_path):
     folders = release_run(run, tmp_path / "series")
     assert [folder.name for folder in folders] == ["tiny-256", "tiny-768"]
@@ -178,6 +179,7 @@ def test_push_to_what_is_no_repository_says_so(run, tmp_path, monkeypatch, caplo
     assert "256: not uploaded: " in caplog.text
 
 
+@pytest.mark.slow
 def test_the_card_tells_the_sessions(ranks, corpus, tmp_path):
     recipe = recipe_of(corpus, tmp_path / "staged", {}, {}, "fp32")
     del recipe["train"]["tokens"]

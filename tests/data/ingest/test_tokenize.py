@@ -273,6 +273,7 @@ def killed_at(step, work):
     return process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_killed_at_any_point_of_its_end_goes_on(text_corpus, tmp_path, monkeypatch, overwrite):
     lines = [{"q": f"question {n}", "a": "" if n == 2 else f"答{n}"} for n in range(5)] + [{"q": "no answer"}]

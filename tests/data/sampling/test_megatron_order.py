@@ -8,6 +8,7 @@ from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.loader import TrainData
 from megatron_sky.data.sampling.megatron_order import MegatronTrainData
 from megatron_sky.data.sampling.mixture import SessionMixture
+from megatron_sky.data.tokens.sources import open_source
 from megatron_sky.distributed import device
 from megatron_sky.errors import ConfigError, DataError
 from tests.data.helpers import write_pair
@@ -28,7 +29,12 @@ def make(tmp_path, names, **more):
         train=tuple({"name": n, "path": str(tmp_path / n), "weight": weights[n]} for n in names), sampling="megatron"
     )
     given = {"seq_length": SEQ, "vocab_size": 6000, "total_samples": 150, "cache": tmp_path / "cache"} | more
-    return MegatronTrainData(config.model_copy(update=given.pop("change", {})), **given)
+    config = config.model_copy(update=given.pop("change", {}))
+    return MegatronTrainData(config, opened(config), **given)
+
+
+def opened(config):
+    return [open_source(each.path, vocab_size=6000) for each in config.train]
 
 
 @pytest.mark.parametrize("names", ["a", "ab"])
@@ -69,7 +75,7 @@ def test_what_decides_the_order_can_not_change(tmp_path, names, change, rule):
 def test_a_run_changes_neither_into_this_order_nor_out_of_it(tmp_path):
     megatron = make(tmp_path, "ab")
     config = DataConfig(train=({"name": "a", "path": str(tmp_path / "a")},), max_epochs=100)
-    planned = TrainData(config, seq_length=SEQ, vocab_size=6000, sessions=[SessionMixture(0, 150)])
+    planned = TrainData(config, opened(config), seq_length=SEQ, vocab_size=6000, sessions=[SessionMixture(0, 150)])
     for data, other, was, now in ((megatron, planned, "plan", "megatron"), (planned, megatron, "megatron", "plan")):
         rule = rf"data\.sampling = '{now}': was {was} when the run began(.*\n)*.*fix: set data\.sampling={was}"
         with pytest.raises(ConfigError, match=rule):

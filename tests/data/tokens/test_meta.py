@@ -18,7 +18,6 @@ from megatron_sky.data.tokens.meta import (
     check_source,
     entropy,
     hash_blocks,
-    hash_file,
     meta_path,
     read_meta,
 )
@@ -94,6 +93,18 @@ def test_broken_meta_files_are_named_with_a_fix_that_fixes(text_corpus, pair, te
     assert check_source(prefix, vocab_size=600, tokenizer_sha256=text_corpus.tokenizer.sha256) == written
 
 
+def test_the_field_of_a_broken_meta_file_is_named_with_its_value_and_its_rule(pair):
+    prefix, _ = pair
+    given = json.loads(meta_path(prefix).read_text())
+    given["sources"][0]["size"] = "big"
+    del given["documents"]["read"]
+    meta_path(prefix).write_text(json.dumps(given))
+    with pytest.raises(BrokenMeta) as caught:
+        read_meta(prefix)
+    for part in ("stem.meta.json", "sources.0.size = 'big': should be a valid integer", "documents.read: is required"):
+        assert part in str(caught.value)
+
+
 def test_a_meta_file_that_may_not_be_read_is_not_called_broken(pair, monkeypatch):
     def refuse(*arguments, **more):
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -141,4 +152,3 @@ def test_hash_blocks_cover_the_file(pair, tmp_path):
     whole = path.read_bytes()
     expected = tuple(xxhash.xxh3_128_hexdigest(whole[start : start + 1000]) for start in range(0, len(whole), 1000))
     assert hash_blocks(path, 1000) == expected
-    assert hash_file(path) == xxhash.xxh3_128_hexdigest(whole)

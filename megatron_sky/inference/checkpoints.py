@@ -1,23 +1,29 @@
-"""The models to evaluate, described before any weight is read: a native checkpoint, a run, or a Hugging Face folder."""
+"""A checkpoint of any kind as a model that gives text: a native checkpoint, a run's latest, or a Hugging Face folder.
 
-from collections.abc import Sequence
+It is described first (`open_checkpoint`): what it is, how long its texts may be, what its tokenizer does. `load` then
+reads the weights, by megatron-core or by transformers.
+"""
+
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from megatron_sky.checkpoint import state, store
-from megatron_sky.errors import CheckpointError, ConfigError, Problem
-from megatron_sky.evaluate.results import file_name
+from megatron_sky.checkpoint import description, store
+from megatron_sky.errors import CheckpointError
 from megatron_sky.inference.hf_folder import HF_CONFIG, hf_settings, is_skywork, transformers_for
+from megatron_sky.inference.model import Model
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
 from megatron_sky.tokenizer.coder import TextCoder, file_coder
 from megatron_sky.tokenizer.kinds import find_in_hugging_face
 
+if TYPE_CHECKING:
+    from megatron_sky.distributed.context import ParallelContext
+
 log = get_logger(__name__)
 
 NATIVE, HF = "native", "hugging_face"
-BEGINS = ("auto", "bos", "eod", "none")
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,8 @@ class Checkpoint:
         """Its tokenizer. Raises CheckpointError where it has none."""
         return _hf_coder(self.path) if self.kind == HF else _native_coder(self)
 
-    def load(self, context):
-        """The model with its weights, on this rank of `context` (a ParallelContext): a `scoring.Model`."""
+    def load(self, context: "ParallelContext") -> Model:
+        """The model with its weights, on this rank of `context`."""
         if self.kind == HF:
             from megatron_sky.inference.hf_model import HfModel
 
@@ -47,37 +53,20 @@ class Checkpoint:
         return NativeModel(self.path, context)
 
 
-def open_checkpoints(given: Sequence[str]) -> list[Checkpoint]:
-    """The checkpoints that `PATH` or `NAME=PATH` arguments mean, each under a name of its own.
+def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
+    """The checkpoint in `folder`, or the latest of the run that it is; `name` None: its folder's.
 
-    Raises:
-        CheckpointError: a path is neither a checkpoint, nor a run with one, nor a Hugging Face folder.
-        ConfigError: two would have the same name.
+    Raises CheckpointError where it is neither a checkpoint, nor a run with one, nor a Hugging Face folder.
     """
-    opened = [_open(each) for each in given]
-    names = [file_name(each.name) for each in opened]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(
-            Problem("CHECKPOINT", "two of them have this name", "give names: a=PATH b=PATH", ", ".join(twice))
-        )
-    return opened
-
-
-def _open(given: str) -> Checkpoint:
-    name, equals, path = given.partition("=")
-    if not equals or Path(given).exists():
-        name, path = "", given
-    folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(f"{path}: is no folder\n  fix: give a checkpoint, a run or a Hugging Face folder")
+        raise CheckpointError(f"{folder}: is no folder\n  fix: give a checkpoint, a run or a Hugging Face folder")
     if (folder / HF_CONFIG).is_file() and not (folder / store.MANIFEST).is_file():
         return Checkpoint(name or folder.resolve().name, folder, HF, _hf_context(folder), None, None)
     found = store.resolve(folder, log.warning)
-    saved = state.read_saved(found)
+    saved = description.read_description(found)
     progress = saved.progress
-    name = name or _native_name(found)
     seq_length = saved.config.model.seq_length
+    name = name or _native_name(found)
     return Checkpoint(name, found, NATIVE, seq_length, progress.get("step"), progress.get("consumed_tokens"))
 
 
@@ -92,7 +81,7 @@ def _native_coder(checkpoint: Checkpoint) -> TextCoder:
 
     Of a checkpoint that was only converted, the settings tell what its training did.
     """
-    path = state.tokenizer_in(checkpoint.path)
+    path = description.tokenizer_in(checkpoint.path)
     return file_coder(path, adds_bos=not checkpoint.consumed_tokens and tokenizer_files.adds_begin(path))
 
 
@@ -118,6 +107,7 @@ def _hf_coder(folder: Path) -> TextCoder:
         raise CheckpointError(f"{folder}: its tokenizer can't be loaded: {error}") from error
     beside = file_coder(found).sha256 if found is not None else ""
     return TextCoder(
+        vocab_size=1 + max(loaded.get_vocab().values()),
         name=found.name if found is not None else type(loaded).__name__,
         sha256=beside,
         encode=lambda text: loaded(text, add_special_tokens=False, verbose=False)["input_ids"],

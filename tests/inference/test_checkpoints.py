@@ -8,17 +8,18 @@ import pytest
 from megatron_sky.checkpoint import store
 from megatron_sky.convert.native import write_native
 from megatron_sky.convert.sources import open_source
-from megatron_sky.evaluate.checkpoints import open_checkpoints
 from megatron_sky.evaluate.results import read_loss
+from megatron_sky.inference.checkpoints import open_checkpoint
+from tests.convert.conftest import hf, native
 from tests.evaluate import workers
 from tests.tokenizer.test_to_huggingface import with_begin
 
+__all__ = ["hf", "native"]
 pytest.importorskip("transformers")
 
 
 def begin_of(folder) -> int:
-    (opened,) = open_checkpoints([str(folder)])
-    return opened.coder.begin_id("auto")
+    return open_checkpoint(folder).coder.begin_id("auto")
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ def llama_like(hf, tmp_path):
     return tmp_path / "hf"
 
 
+@pytest.mark.slow
 def test_a_converted_checkpoint_is_evaluated_as_the_folder_it_came_from(llama_like, corpus, ranks, tmp_path):
     native = write_native(open_source(llama_like), tmp_path / "native").folder
     assert begin_of(llama_like) == begin_of(native) == 1

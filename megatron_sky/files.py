@@ -1,0 +1,166 @@
+"""Files that are written whole, held by one process, and hashed; and JSON that may hold any number.
+
+A file is written beside its place, under a name that nobody can foresee, and then renamed: a reader sees the old file
+or the new one, and a link that lies in wait is not followed. A lock is the kernel's: it ends with the process that
+holds it, so a killed job leaves none behind, and the helper processes that a holder forks do not keep it.
+
+JSON has no NaN and no infinity; they are written as the strings "nan", "inf" and "-inf".
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_TEMPORARY = re.compile(r"\.(.*)\.[0-9a-f]{16}\.tmp")
+_LONGEST_STEM = 58  # characters of a name, of up to 4 bytes, in its temporary name, which has at most 255 bytes
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without locks
+_PATIENCE = 0.5  # seconds: another process that only asks whether a lock is free has it for less
+_READ_BYTES = 4 << 20
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, *, sync: bool = False) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when the block ends, and is deleted when the block raises.
+
+    `sync`: its content, and its new name, are on the disk when the block has ended. Raises OSError.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:_LONGEST_STEM]}.{secrets.token_hex(8)}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with open(handle, "wb") as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if sync:
+        sync_to_disk(path.parent)
+
+
+def write_bytes(path: str | Path, content: bytes, *, sync: bool = False) -> None:
+    """Writes a file, whole or not at all. Raises OSError."""
+    with replacing(path, sync=sync) as file:
+        file.write(content)
+
+
+def write_text(path: str | Path, text: str, *, sync: bool = False) -> None:
+    """Writes a file in UTF-8, whole or not at all; what has no such form, as in a folder's name, becomes a `?`.
+
+    Raises OSError.
+    """
+    write_bytes(path, text.encode("utf-8", "replace"), sync=sync)
+
+
+def write_json(path: str | Path, value: object, *, indent: int | None = 1, sync: bool = False) -> None:
+    """Writes `value` as JSON, whole or not at all. Raises OSError."""
+    text = json_text(value, indent=indent) + "\n"
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)  # JSON's own escape, of a file's odd name
+
+
+def leftovers(path: str | Path) -> list[Path]:
+    """Unfinished files that stand beside `path` to take its place: of killed processes, where none writes it now."""
+    path = Path(path)
+    stem = path.name[:_LONGEST_STEM]
+    matches = [(_TEMPORARY.fullmatch(file.name), file) for file in path.parent.iterdir()]
+    return sorted(file for match, file in matches if match and match.group(1) == stem)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Deletes the `leftovers` of `path`. For who alone writes it."""
+    for file in leftovers(path):
+        file.unlink(missing_ok=True)
+
+
+def sync_to_disk(path: str | Path) -> None:
+    """Flushes a file or a folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class InUse(Exception):
+    """Another live process holds a file."""
+
+
+@contextlib.contextmanager
+def hold(path: str | Path, warn: Callable[[str], None], *, note: str = "") -> Iterator[bool]:
+    """Holds the file `path`, made where it is missing, for this process alone; it must not be replaced meanwhile.
+
+    `note` replaces the file's content, for others to read who holds it. False: the file system has no locks, which
+    `warn` is told; nothing is known of other processes then. Raises InUse, and OSError where the file can't be opened
+    for writing.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    path.parent.stat()  # the library would make the folder
+    write_note = (lambda handle: _replace_content(handle, note)) if note else None
+    lock = FileLock(path, timeout=_PATIENCE, thread_local=False, fallback_to_soft=False, on_acquired=write_note)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InUse(f"{path}: another live process holds it") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warn(f"{path}: this file system has no locks ({error.strerror}); make sure that nothing else uses it")
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _replace_content(handle: int, text: str) -> None:
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{text}\n".encode(), 0)
+
+
+def hash_range(path: str | Path, start: int = 0, size: float = math.inf) -> str:
+    """XXH3 (128 bits, as hex) of `size` bytes of a file from `start` on, or of those that it has there."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        file.seek(start)
+        while size > 0 and (piece := file.read(int(min(size, _READ_BYTES)))):
+            digest.update(piece)
+            size -= len(piece)
+    return digest.hexdigest()
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """`value` as JSON, in which `read_numbers` finds every number again."""
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def read_numbers(value: object) -> object:
+    """`value`, from JSON, with numbers for the strings "nan", "inf" and "-inf"."""
+    if isinstance(value, str):
+        return _NOT_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {name: read_numbers(item) for name, item in value.items()}
+    return [read_numbers(item) for item in value] if isinstance(value, list) else value

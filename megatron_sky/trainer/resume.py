@@ -1,0 +1,137 @@
+"""Where a job begins: at the run's own last checkpoint, from another run's weights, or at the first token."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_sky.checkpoint import shared_check, store
+from megatron_sky.checkpoint import state as checkpoint_state
+from megatron_sky.checkpoint.description import CheckpointDescription, check_same_model, read_description
+from megatron_sky.config.schema import CheckpointConfig, ModelConfig, TrainConfig
+from megatron_sky.data.loader import TrainData
+from megatron_sky.distributed.context import ParallelContext
+from megatron_sky.log import get_logger
+from megatron_sky.optim.schedule import run_length
+from megatron_sky.trainer.sessions import Sessions
+from megatron_sky.trainer.state import TrainState, plan_number
+from megatron_sky.trainer.step import StepRunner
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the job begins. `own`: the run's checkpoint that it continues; `weights`: another one's weights alone."""
+
+    state: TrainState
+    own: CheckpointDescription | None = None
+    weights: CheckpointDescription | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the weights are drawn anew."""
+        return self.own is None and self.weights is None
+
+
+@dataclass(frozen=True)
+class TakenUp:
+    """A run's progress at a checkpoint; `is_changed`: the mixture or its length is another since."""
+
+    state: TrainState
+    is_changed: bool
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """What this job has before it: steps, and the tokens that will have been consumed at its end."""
+
+    steps: int
+    end_token: int
+
+
+def find_start(
+    checkpoint: CheckpointConfig,
+    *,
+    model: ModelConfig,
+    sessions: Sessions,
+    data: TrainData,
+    run_dir: Path,
+    context: ParallelContext,
+) -> Start:
+    """Where the job begins, by checkpoints that are verified by all ranks together. Collective.
+
+    Raises CheckpointError where none is whole or one holds another model, ConfigError where the data or the session
+    can't go on from there.
+    """
+    folder = shared_check.find_latest(run_dir, context, log.warning)
+    if folder is not None:
+        own = read_description(folder)
+        check_same_model(own.config.model, model, folder)
+        taken = take_up(own, data)
+        if context.rank == 0 and taken.is_changed:
+            log.warning(
+                "the mixture or its length has changed since %s: each source goes on from where it stopped", folder.name
+            )
+        if context.rank == 0 and checkpoint.init_from:
+            log.info("checkpoint.init_from is not used: the run continues from its own %s", folder.name)
+        start = Start(taken.state, own=own)
+    elif checkpoint.init_from is not None:
+        source = shared_check.resolve(Path(checkpoint.init_from), context, log.warning)
+        weights = read_description(source)
+        check_same_model(weights.config.model, model, source)
+        first = sessions.first
+        start = Start(TrainState(first.first_step, first.first_sample, first.first_token), weights=weights)
+    else:
+        start = Start(TrainState())
+    sessions.check_begin(start.state.consumed_samples)
+    return start
+
+
+def load_start(start: Start, runner: StepRunner, context: ParallelContext) -> None:
+    """Weights and optimizer from the run's own checkpoint, or weights alone from another's. Collective."""
+    if start.own is not None:
+        load_everything(start.own.folder, runner, context)
+    elif start.weights is not None:
+        checkpoint_state.load(start.weights.folder, context=context, chunks=runner.model.chunks)
+        runner.optimizer.reload_model_params()
+        log.info("weights from %s", start.weights.folder)
+
+
+def load_everything(folder: Path, runner: StepRunner, context: ParallelContext) -> None:
+    """Weights, optimizer and 8-bit scales from the checkpoint in `folder`. Collective."""
+    model = runner.model
+    checkpoint_state.load(folder, context=context, chunks=model.chunks, optimizer=runner.optimizer, fp8=model.fp8)
+
+
+def take_up(checkpoint: CheckpointDescription, data: TrainData) -> TakenUp:
+    """Has `data` go on where the checkpoint stands. Raises ConfigError where that would repeat or skip samples."""
+    state = TrainState.from_dict(checkpoint.progress)
+    return TakenUp(state, data.continue_from(checkpoint.data, plan_number(state.consumed_samples, state.skipped)))
+
+
+def check_start(
+    checkpoint: CheckpointConfig, *, model: ModelConfig, run_dir: Path, warn: Callable[[str], None]
+) -> None:
+    """Raises CheckpointError where the checkpoint to start from is not whole (by its sizes) or holds another model.
+
+    Quick, for one process before others are started: the run's own newest checkpoint, else `checkpoint.init_from`.
+    """
+    source = store.find_latest(run_dir, warn, check=store.check_sizes)
+    if source is None and checkpoint.init_from is not None:
+        source = store.resolve(Path(checkpoint.init_from), warn, check=store.check_sizes)
+    if source is not None:
+        check_same_model(read_description(source).config.model, model, source)
+
+
+def remaining_steps(train: TrainConfig, *, seq_length: int, sessions: Sessions, state: TrainState) -> Remaining:
+    """What is left from `state` to the end of what this job trains."""
+    limit = train.max_steps
+    steps, samples = run_length(
+        sessions.last.end_token,
+        seq_length=seq_length,
+        full_size=train.global_batch_size,
+        rampup=train.batch_rampup,
+        consumed_samples=state.consumed_samples,
+        max_steps=None if limit is None else max(0, limit - state.step),
+    )
+    return Remaining(steps, samples * seq_length)

@@ -1,0 +1,127 @@
+"""Where a job begins, and how far it has to go."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_sky.config import dump_config, load_config
+from megatron_sky.config.schema import CheckpointConfig
+from megatron_sky.errors import CheckpointError, ConfigError
+from megatron_sky.trainer.preflight import preflight
+from megatron_sky.trainer.resume import Remaining, check_start, find_start, remaining_steps, take_up
+from megatron_sky.trainer.sessions import sessions_of
+from megatron_sky.trainer.state import TrainState
+from tests.trainer.test_parity import run_training
+
+STEP = 8 * 32  # tokens
+
+
+def found_start(info, config_text: str, folder: str):
+    """(state, name of the own checkpoint, name of the weights') of a job's start, or what it was refused with."""
+    from megatron_sky.distributed.context import open_context
+
+    path = Path(folder, f"rank_{info.rank}.yaml")
+    path.write_text(config_text)
+    config = load_config([path])
+    seen = preflight(config, info.world_size, leads=False).raise_errors()
+    with open_context(config.parallel, info) as context:
+        try:
+            start = find_start(
+                config.checkpoint,
+                model=config.model,
+                sessions=seen.sessions,
+                data=seen.data,
+                run_dir=Path(config.train.run_dir),
+                context=context,
+            )
+        except (CheckpointError, ConfigError) as error:
+            return str(error)
+    return start.state, *(each and each.folder.name for each in (start.own, start.weights))
+
+
+@pytest.fixture
+def start(ranks, tmp_path):
+    """`start(config, world_size=1)`: what every rank finds."""
+    return lambda config, world_size=1: ranks(world_size, found_start, dump_config(config), str(tmp_path))
+
+
+@pytest.fixture
+def trained(ranks, recipe):
+    """A run of two steps with a checkpoint after each."""
+    config = recipe("train.max_steps=2", "checkpoint.interval=1 steps")
+    ranks(1, run_training, dump_config(config))
+    return config
+
+
+def test_a_new_run_begins_at_the_first_token(start, recipe):
+    assert start(recipe(), 2) == [(TrainState(), None, None)] * 2
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(start, trained):
+    ((state, own, weights),) = start(trained)
+    assert (state.step, state.consumed_samples, own, weights) == (2, 16, "step_0000002", None)
+
+
+def test_its_own_checkpoint_counts_more_than_other_weights(start, trained, recipe):
+    ((_, own, weights),) = start(recipe(f"checkpoint.init_from={trained.train.run_dir}/checkpoints/step_0000001"))
+    assert (own, weights) == ("step_0000002", None)
+
+
+def test_weights_of_another_run_begin_a_new_one(start, trained, recipe, tmp_path):
+    other = recipe(f"train.run_dir={tmp_path}/other", f"checkpoint.init_from={trained.train.run_dir}")
+    for state, own, weights in start(other, 2):
+        assert (state, own, weights) == (TrainState(), None, "step_0000002")
+
+
+def test_another_model_or_order_is_refused_alike_on_all_ranks(start, trained, recipe):
+    for override, message in (("model.num_layers=2", "holds another model"), ("data.seed=5", "data.seed")):
+        found = start(recipe(override), 2)
+        assert found[0] == found[1] and message in found[0]
+
+
+def test_the_quick_look_before_a_start(trained, recipe, tmp_path):
+    run_dir = Path(trained.train.run_dir)
+    arguments = {"model": trained.model, "warn": pytest.fail}
+    check_start(CheckpointConfig(), run_dir=run_dir, **arguments)
+    check_start(CheckpointConfig(), run_dir=tmp_path / "nothing", **arguments)
+    with pytest.raises(CheckpointError, match="neither a checkpoint nor a run folder"):
+        check_start(CheckpointConfig(init_from="/nowhere"), run_dir=tmp_path / "nothing", **arguments)
+    with pytest.raises(CheckpointError, match="another model"):
+        check_start(
+            CheckpointConfig(init_from=str(run_dir)),
+            run_dir=tmp_path / "nothing",
+            model=recipe("model.num_layers=2").model,
+            warn=pytest.fail,
+        )
+
+
+def test_a_changed_mixture_is_taken_up_and_said(recipe):
+    before, after = (preflight(recipe(*change), 1).data for change in ([], ["data.train.0.weight=0.2"]))
+    checkpoint = _described(recipe(), before)
+    assert not take_up(checkpoint, preflight(recipe(), 1).data).is_changed
+    taken = take_up(checkpoint, after)
+    assert taken.is_changed and taken.state.consumed_samples == 16
+
+
+def _described(config, data):
+    from megatron_sky.checkpoint.description import CheckpointDescription
+
+    return CheckpointDescription(
+        Path("x"), config, TrainState(2, 16, 2 * STEP).to_dict(), data.plan.fingerprint(), "one process"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "state", "remaining"),
+    [
+        ([], TrainState(), Remaining(40, 40 * STEP)),
+        ([], TrainState(38, 38 * 8, 38 * STEP), Remaining(2, 40 * STEP)),
+        ([], TrainState(40, 40 * 8, 40 * STEP), Remaining(0, 40 * STEP)),
+        (["train.max_steps=5"], TrainState(3, 24, 3 * STEP), Remaining(2, 5 * STEP)),
+        (["train.max_steps=5"], TrainState(7, 56, 7 * STEP), Remaining(0, 7 * STEP)),
+        ([f"train.tokens={10 * STEP + 1}"], TrainState(), Remaining(11, 11 * STEP)),
+    ],
+)
+def test_what_is_left(overrides, state, remaining, recipe):
+    config = recipe(*overrides)
+    assert remaining_steps(config.train, seq_length=32, sessions=sessions_of(config), state=state) == remaining
