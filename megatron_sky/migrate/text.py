@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Sequence
 
 from megatron_sky.errors import ConfigError, Problem
-from megatron_sky.migrate.translation import Translation
 from megatron_sky.migrate.shell import Script, read_script
+from megatron_sky.migrate.translation import Translation
 from megatron_sky.migrate.tree import MAX_BYTES
 
 
