@@ -34,7 +34,7 @@ BASE = [
 TRANSFORMERS = "transformers>=4.46,<6"
 EXTRAS = {
     "hf": [TRANSFORMERS, "safetensors>=0.4,<1", "accelerate>=1.0,<2"],
-    "corpus": ["gigatoken>=0.10,<0.11", "msgspec>=0.18,<1", "zstandard>=0.22,<1", "pyarrow>=15,<27"],
+    "corpus": ["gigatoken>=0.10,<0.11", "zstandard>=0.22,<1", "pyarrow>=15,<27"],
     "wandb": ["wandb>=0.17,<1"],
     "eval": ["lm-eval>=0.4.13,<0.5", TRANSFORMERS],
     "gpu": ["transformer-engine[pytorch]>=2.2,<3"],  # once torch is there, with --no-build-isolation: built for it

@@ -65,7 +65,8 @@ def write_text(path: str | Path, text: str, *, sync: bool = False) -> None:
 
 def write_json(path: str | Path, value: object, *, indent: int | None = 1, sync: bool = False) -> None:
     """Writes `value` as JSON, whole or not at all. Raises OSError."""
-    write_text(path, json_text(value, indent=indent) + "\n", sync=sync)
+    text = json_text(value, indent=indent) + "\n"
+    write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)  # JSON's own escape, of a file's odd name
 
 
 def leftovers(path: str | Path) -> list[Path]:
