@@ -22,7 +22,8 @@ def write_tokens(prefix: Path, num_tokens: int, seed: int = 1234) -> None:
     """A learnable .bin/.idx pair: half of the tokens follow from the one before, the rest are Zipf-distributed."""
     import numpy as np
 
-    from megatron_sky.data.tokens.indexed import IndexedWriter, token_dtype
+    from megatron_sky.data.tokens.indexed import token_dtype
+    from megatron_sky.data.tokens.writer import IndexedWriter
 
     vocab_size = SHAPE["vocab_size"]
     rng = np.random.default_rng(seed)

@@ -17,8 +17,8 @@ import numpy as np
 from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.loader import TrainData
 from megatron_sky.data.sampling.mixture import SessionMixture
-from megatron_sky.data.tokens.indexed import IndexedWriter
 from megatron_sky.data.tokens.sources import open_source
+from megatron_sky.data.tokens.writer import IndexedWriter
 
 
 def write_pairs(folder: Path, num_tokens: int, num_sources: int) -> list[str]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_sky.data.tokens.indexed import IndexedWriter, bin_path, idx_path
+from megatron_sky.data.tokens.indexed import bin_path, idx_path
 from megatron_sky.data.tokens.meta import DocumentCounts, TokenizerRecord
 from megatron_sky.data.tokens.scan import describe
 from megatron_sky.data.tokens.verify import verify
+from megatron_sky.data.tokens.writer import IndexedWriter
 
 
 def make_cold(path: Path) -> None:

@@ -12,6 +12,7 @@ Recipe = Annotated[
     list[str],
     typer.Argument(metavar="RECIPE... KEY=VALUE...", help="YAML files, layered left to right; then overrides."),
 ]
+INPUTS_HELP = "JSONL or .txt files (also .gz, .bz2, .xz, .zst), Parquet files, folders of such, globs."
 Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many processes on this machine.")]
 
 

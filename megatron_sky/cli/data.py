@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_sky.cli._common import ProgressBar, Recipe, verb_group
+from megatron_sky.cli._common import INPUTS_HELP, ProgressBar, Recipe, verb_group
 
 app = verb_group("Token files: tokenize, verify, merge, inspect, and plan the mixture.")
 
@@ -18,7 +18,7 @@ TokenizerPath = Annotated[
 
 @app.command()
 def tokenize(
-    inputs: Annotated[list[str], typer.Argument(help="JSONL (.gz, .zst), Parquet or .txt files, folders, globs.")],
+    inputs: Annotated[list[str], typer.Argument(help=INPUTS_HELP)],
     out: Annotated[Path, typer.Option(help="Path prefix of the pair to write.")],
     tokenizer: Annotated[Path, typer.Option(help="SentencePiece .model, tokenizer.json or .tiktoken file.")],
     key: Annotated[list[str] | None, typer.Option(help="Name of the text; several give a pair each.")] = None,
@@ -31,6 +31,9 @@ def tokenize(
     ] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first document that is rejected.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
+    parse_special: Annotated[
+        bool, typer.Option(help="Control tokens spelt in a text become those tokens, not characters.")
+    ] = False,
     encoder: Annotated[str, typer.Option(help="auto, fast (gigatoken) or library (the tokenizer's own).")] = "auto",
     max_document_bytes: Annotated[int, typer.Option(help="Longer documents are rejected.")] = 64 << 20,
 ) -> None:
@@ -48,6 +51,7 @@ def tokenize(
         shard=part,
         strict=strict,
         overwrite=overwrite,
+        parse_special=parse_special,
         fast=_parse_choice(encoder, {"auto": None, "fast": True, "library": False}),
         max_document_bytes=max_document_bytes,
     )
@@ -75,12 +79,12 @@ def verify(
         raise typer.BadParameter("--write-meta needs --tokenizer")
     for prefix in map(_without_ending, prefixes):
         with ProgressBar(f"verifying {prefix}") as bar:
-            found = prove(prefix, tokenizer=loaded, without_broken_meta=write_meta, report=bar)
-        known = "agrees with its meta file" if found.meta else "has no meta file to agree with: structure and ids only"
-        ends = "" if found.num_unended is None else f", {found.num_unended:,} not ended by the end-of-document id"
-        typer.echo(f"{prefix}: whole; {found.num_documents:,} documents{ends}, {found.num_tokens:,} tokens; {known}")
-        if write_meta and found.meta is None:
-            write_meta_of(found, loaded)
+            pair = prove(prefix, tokenizer=loaded, without_broken_meta=write_meta, report=bar)
+        known = "agrees with its meta file" if pair.meta else "has no meta file to agree with: structure and ids only"
+        ends = "" if pair.num_unended is None else f", {pair.num_unended:,} not ended by the end-of-document id"
+        typer.echo(f"{prefix}: whole; {pair.num_documents:,} documents{ends}, {pair.num_tokens:,} tokens; {known}")
+        if write_meta and pair.meta is None:
+            write_meta_of(pair, loaded)
             typer.echo(f"{prefix}.meta.json written")
 
 
@@ -188,7 +192,11 @@ def _without_ending(prefix: str) -> str:
 
 
 def _print_counts(meta) -> None:
+    from megatron_sky.data.ingest.input_files import describe_files
+
     documents = meta.documents
+    if meta.files is not None:
+        typer.echo(describe_files(meta.files))
     typer.echo(
         f"documents: {documents.read:,} read = {documents.written:,} written + {documents.empty:,} empty + "
         f"{documents.rejected:,} rejected; {meta.num_tokens:,} tokens"
@@ -209,5 +217,5 @@ def _print_overview(view) -> None:
     for low, count in zip(view.edges, view.documents, strict=False):
         typer.echo(f"  {low:>10,} tokens or more {count:>12,} {'#' * round(40 * count / most)}")
     total = sum(view.language_tokens.values())
-    for name, count in sorted(view.language_tokens.items(), key=lambda each: -each[1]):
+    for name, count in sorted(view.language_tokens.items(), key=lambda item: -item[1]):
         typer.echo(f"  {name}: {count / total:.1%} of the tokens of {view.sampled:,} documents")

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from megatron_sky.cli._common import verb_group
+from megatron_sky.cli._common import INPUTS_HELP, verb_group
 
 app = verb_group("Tokenizers: build, extend, check.")
 
-Inputs = Annotated[list[str], typer.Argument(help="JSONL (.gz, .zst), Parquet or .txt files, folders, globs.")]
+Inputs = Annotated[list[str], typer.Argument(help=INPUTS_HELP)]
 Out = Annotated[Path, typer.Option(help="The .model file to write.")]
 Size = Annotated[int, typer.Option(help="Exact number of tokens.")]
 Key = Annotated[str, typer.Option(help="Name of the text in an object or table.")]
@@ -35,8 +35,8 @@ def build(
 
     _check_free(out, overwrite)
     texts = sample_texts(inputs, key=key, max_bytes=max_bytes)
-    made = train_tokenizer(texts, out, vocab_size, reserved=reserved_symbols(reserved))
-    typer.echo(f"{out}: {made.vocab_size:,} tokens, sha256 {made.sha256[:12]}")
+    built = train_tokenizer(texts, out, vocab_size, reserved=reserved_symbols(reserved))
+    typer.echo(f"{out}: {built.vocab_size:,} tokens, sha256 {built.sha256[:12]}")
 
 
 @app.command()
@@ -60,7 +60,7 @@ def extend(
     loaded = load_tokenizer(base)
     if not isinstance(loaded, SentencePieceTokenizer):
         raise typer.BadParameter(f"--base {base}: only a SentencePiece .model can be extended")
-    made = extend_tokenizer(
+    extended = extend_tokenizer(
         loaded,
         sample_texts(inputs, key=key, max_bytes=max_bytes),
         out,
@@ -68,7 +68,7 @@ def extend(
         num_characters=characters,
         reserved=reserved_symbols(reserved),
     )
-    typer.echo(f"{out}: {made.vocab_size:,} tokens, {made.vocab_size - loaded.vocab_size:,} of them new")
+    typer.echo(f"{out}: {extended.vocab_size:,} tokens, {extended.vocab_size - loaded.vocab_size:,} of them new")
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -95,7 +95,7 @@ def check(
 
     texts = list(sample_texts(text, key=key, max_bytes=max_bytes)) if text else []
     checks = check_tokenizer(load_tokenizer(tokenizer), texts)
-    for each in checks:
-        typer.echo(f"{'ok  ' if each.holds else 'FAIL'} {each.rule}: {each.seen}")
-    if not all(each.holds for each in checks):
+    for result in checks:
+        typer.echo(f"{'ok  ' if result.holds else 'FAIL'} {result.rule}: {result.seen}")
+    if not all(result.holds for result in checks):
         raise typer.Exit(3)

@@ -54,11 +54,11 @@ class DocumentBounds:
     """What batches make of the places where documents end.
 
     Attributes:
-        apart: attention stays within a document, and positions begin anew (`data.document_mask`).
+        mask_attention: attention stays within a document, and positions begin anew (`data.document_mask`).
         mask_ends: no loss where the label is the next document's first token (`data.mask_document_ends`).
     """
 
-    apart: bool = False
+    mask_attention: bool = False
     mask_ends: bool = False
 
     @classmethod
@@ -66,15 +66,15 @@ class DocumentBounds:
         return cls(config.document_mask, config.mask_document_ends)
 
     @property
-    def matter(self) -> bool:
-        return self.apart or self.mask_ends
+    def needed(self) -> bool:
+        return self.mask_attention or self.mask_ends
 
     def batch(self, rows: Sequence[np.ndarray], starts: Sequence[np.ndarray], mask: torch.Tensor | None) -> Batch:
-        """The batch of `rows` with their documents' `starts` (see `document_starts`; not looked at if none matter)."""
+        """The batch of `rows` with their documents' `starts` (`IndexedTokens.document_starts`), where needed."""
         if self.mask_ends:
             within = torch.from_numpy(1.0 - np.stack(starts)[:, 1:].astype(np.float32))
             mask = within if mask is None else mask * within
-        return make_batch(rows, mask, np.stack(starts) if self.apart else None)
+        return make_batch(rows, mask, np.stack(starts) if self.mask_attention else None)
 
 
 class TrainData:
@@ -141,26 +141,9 @@ class TrainData:
             tokens = source.tokens.read(offset, self.seq_length + 1)
             check_ids(tokens, source.tokens, offset, self.vocab_size)
             rows.append(tokens)
-            if self._bounds.matter:
-                starts.append(document_starts(source, offset, tokens))
+            if self._bounds.needed:
+                starts.append(source.tokens.document_starts(offset, len(tokens)))
         return self._bounds.batch(rows, starts, None)
-
-
-def document_starts(source: OpenSource, offset: int, row: np.ndarray) -> np.ndarray:
-    """Where a document begins in the `row` read at `offset`: bool `[s + 1]`, the row's first token apart.
-
-    By the end-of-document tokens where the meta file says that they were written, otherwise by the index.
-    """
-    starts, meta, file = np.zeros(len(row), dtype=bool), source.meta, source.tokens
-    if meta is not None and meta.append_eod:
-        starts[1:] = row[:-1] == meta.tokenizer.eod_id
-        return starts
-    number = file.document_at(offset)
-    while (begin := file.document_offset(number)) < offset + len(row):
-        if begin > offset:
-            starts[begin - offset] = True
-        number += 1
-    return starts
 
 
 class ValidationData:
@@ -205,8 +188,8 @@ class ValidationData:
             check_ids(tokens, self.file, offset, self.vocab_size)
             rows[row, :count] = tokens
             mask[row, : count - 1] = 1.0
-            if self._bounds.matter:
-                starts[row, :count] = document_starts(self.source, offset, tokens)
+            if self._bounds.needed:
+                starts[row, :count] = self.file.document_starts(offset, count)
         return self._bounds.batch(list(rows), list(starts), torch.from_numpy(mask))
 
 
@@ -259,7 +242,7 @@ def make_batch(rows: Sequence[np.ndarray], mask: torch.Tensor | None = None, sta
         labels[number] = row[1:]
     ones, steps = _constant_parts(count, length)
     batch = Batch(torch.from_numpy(tokens), torch.from_numpy(labels), ones if mask is None else mask, steps)
-    return batch if starts is None else _kept_apart(batch, starts[:, :-1])
+    return batch if starts is None else _with_documents(batch, starts[:, :-1])
 
 
 @lru_cache(maxsize=8)
@@ -268,7 +251,7 @@ def _constant_parts(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor
     return torch.ones(count, length), torch.arange(length).repeat(count, 1)
 
 
-def _kept_apart(batch: Batch, starts: np.ndarray) -> Batch:
+def _with_documents(batch: Batch, starts: np.ndarray) -> Batch:
     """The batch with positions, numbers and bounds of its documents."""
     count, length = starts.shape
     steps = np.arange(length)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_sky.data.ingest.documents import REASONS, parse_block
-from megatron_sky.data.ingest.inputs import blocks_of, cut_pieces, find_files
+from megatron_sky.data.ingest.input_files import find_files
+from megatron_sky.data.ingest.inputs import blocks_of, cut_pieces
 from megatron_sky.errors import ConfigError, DataError, Problem
 from megatron_sky.log import get_logger
 

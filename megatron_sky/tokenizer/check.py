@@ -1,18 +1,22 @@
 """What a tokenizer must keep to, tried on texts of every kind: the proofs behind `megatron-sky tokenizer check`.
 
-Round trip, ids within the size, single digits, special symbols in one piece, the same ids from every library that can
-read it, and characters per token in each language.
+Round trip, ids within the size, single digits, reserved symbols in one piece, no control token from text, the same ids
+from every library that can read it, and characters per token in each language.
 """
 
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
+from operator import contains
 
 from megatron_sky.errors import MissingDependency
 from megatron_sky.tokenizer.encoder import BatchEncoder
-from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, Tokenizer
+from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, Tokenizer, any_of
 from megatron_sky.tokenizer.language import language_of
+from megatron_sky.tokenizer.to_huggingface import Unconvertible, to_tokenizers
 
+_HUGGING_FACE, _SAME_IDS = "Hugging Face tokenizers", "gives the same ids"
 SPACE_SIGN = "\u2581"  # SentencePiece spells a space with it, so a text that holds it comes back with a space
 
 _HARD = (
@@ -48,7 +52,8 @@ def check_tokenizer(
         _round_trip(tokenizer, tried),
         _within_size(tokenizer, tried),
         _single_digits(tokenizer),
-        _whole_specials(tokenizer),
+        _whole_symbols(tokenizer),
+        *_no_control_from_text(tokenizer),
         *_same_ids(tokenizer, tried),
         *_compression(tokenizer, texts),
     ]
@@ -64,15 +69,12 @@ def _random_texts(seed: int, count: int) -> Iterable[str]:
 
 
 def _round_trip(tokenizer: Tokenizer, texts: Sequence[str]) -> Check:
-    is_sentencepiece = isinstance(tokenizer, SentencePieceTokenizer)
-    outside = (SPACE_SIGN,) if is_sentencepiece else (SPACE_SIGN, *tokenizer.special_texts)
-    texts = [text for text in texts if not any(each in text for each in outside)]
+    symbols = any_of((SPACE_SIGN, *tokenizer.reserved_tokens))
+    texts = [text for text in texts if not symbols.search(text)]
     lost = [text for text in texts if tokenizer.decode(tokenizer.encode(text)) != text]
     seen = f"{len(texts):,} texts come back" if not lost else f"{len(lost):,} don't, as {lost[0][:60]!r}"
-    if is_sentencepiece:
+    if isinstance(tokenizer, SentencePieceTokenizer):
         seen += "; U+2581 alone comes back as a space, as in every SentencePiece model"
-    else:
-        seen += "; texts that spell special symbols are not counted, as the library takes them for the symbols"
     return Check("every valid UTF-8 text comes back", not lost, seen)
 
 
@@ -86,69 +88,70 @@ def _within_size(tokenizer: Tokenizer, texts: Sequence[str]) -> Check:
 
 
 def _single_digits(tokenizer: Tokenizer) -> Check:
-    long = [i for i in range(tokenizer.vocab_size) if _digits(tokenizer.piece(i)) > 1 and not _is_special(tokenizer, i)]
-    seen = f"{len(long):,} tokens hold more, as {tokenizer.piece(long[0])!r}" if long else "no token holds two"
+    texts = (tokenizer.decode([token_id]) for token_id in range(tokenizer.vocab_size))
+    long = [text for text in texts if sum(map(str.isdigit, text)) > 1 and text not in tokenizer.special_texts]
+    seen = f"{len(long):,} tokens hold more, as {long[0]!r}" if long else "no token holds two"
     return Check("digits are single", not long, seen)
 
 
-def _digits(piece: str | None) -> int:
-    if piece is None or (piece.startswith("<0x") and piece.endswith(">")):
-        return 0
-    return sum(char.isdigit() for char in piece)
+def _whole_symbols(tokenizer: Tokenizer) -> Check:
+    symbols = tokenizer.reserved_tokens
+    split = [symbol for symbol, token_id in symbols.items() if token_id not in tokenizer.encode(f"a{symbol}b")]
+    seen = f"{len(symbols)} symbols" if not split else f"{len(split)} are split, as {split[0]!r}"
+    return Check("reserved symbols are never split", not split, seen)
 
 
-def _is_special(tokenizer: Tokenizer, token_id: int) -> bool:
-    return tokenizer.piece(token_id) in tokenizer.special_texts
-
-
-def _whole_specials(tokenizer: Tokenizer) -> Check:
-    """Reserved symbols are one token in any surroundings; control tokens of SentencePiece never come from text."""
-    split, made = [], []
-    for number in range(tokenizer.vocab_size):
-        symbol = tokenizer.piece(number)
-        if symbol not in tokenizer.special_texts:
-            continue
-        found = number in tokenizer.encode(f"a{symbol}b")
-        if isinstance(tokenizer, SentencePieceTokenizer) and not tokenizer.is_reserved(number):
-            made += [symbol] if found else []
-        elif not found:
-            split.append(symbol)
-    seen = f"{len(tokenizer.special_texts)} symbols"
-    if split or made:
-        seen = f"split: {split[:5]}; made from text: {made[:5]}"
-    return Check("special symbols are never split, control tokens never made from text", not split and not made, seen)
+def _no_control_from_text(tokenizer: Tokenizer) -> list[Check]:
+    """By the tokenizer's own library and by what encodes a corpus; and that the option does give the tokens."""
+    control = tokenizer.control_tokens
+    ids = set(control.values())
+    texts = {symbol: [f"a{symbol}b", symbol, f" {symbol} ", symbol * 2, f"\n{symbol}\n"] for symbol in control}
+    fast = BatchEncoder(tokenizer)
+    with_token, not_parsed = [], []
+    for symbol, token_id in control.items():
+        encoded = [*map(tokenizer.encode, texts[symbol]), *_split(*fast(texts[symbol]))]
+        with_token += [] if ids.isdisjoint(chain.from_iterable(encoded)) else [symbol]
+        parsed = [tokenizer.encode(text, parse_special=True) for text in (symbol, f" {symbol} ")]
+        not_parsed += [symbol] if not all(map(contains, parsed, repeat(token_id))) else []
+    return [
+        Check(
+            rule, not wrong, f"{len(control)} tokens" if not wrong else f"{len(wrong)} are otherwise, as {wrong[0]!r}"
+        )
+        for rule, wrong in (
+            ("text never makes a control token", with_token),
+            ("asked for (--parse-special), it does", not_parsed),
+        )
+    ]
 
 
 def _same_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Check]:
-    checks = []
     texts = [text for text in texts if text]
     expected = [tokenizer.encode(text) for text in texts]
-    for name, encode in _other_encoders(tokenizer):
-        differ = [text for text, ids, other in zip(texts, expected, encode(texts), strict=True) if ids != other]
-        seen = f"{len(texts):,} texts" if not differ else f"{len(differ):,} differ, as {differ[0][:60]!r}"
-        checks.append(Check(f"{name} gives the same ids", not differ, seen))
+    checks = []
+    fast = BatchEncoder(tokenizer, check_every=1 << 60)
+    if fast.is_fast:
+        checks.append(_compare("the fast encoder (gigatoken)", texts, expected, _split(*fast(texts))))
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        checks.append(_hugging_face(tokenizer, texts, expected))
     return checks
 
 
-def _other_encoders(tokenizer: Tokenizer):
-    fast = BatchEncoder(tokenizer, check_every=1 << 60)
-    if fast.is_fast:
-        yield "the fast encoder (gigatoken)", lambda texts: _split(*fast(texts))
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        try:
-            library = tokenizer.as_huggingface()
-        except MissingDependency:
-            return
-        special = tokenizer.special_texts
-        yield (
-            "Hugging Face tokenizers",
-            lambda texts: [
-                tokenizer.encode(text)
-                if any(each in text for each in special)
-                else library.encode(text, add_special_tokens=False).ids
-                for text in texts
-            ],
-        )
+def _hugging_face(tokenizer: SentencePieceTokenizer, texts: Sequence[str], expected: Sequence[list[int]]) -> Check:
+    """The form that an export ships; what it makes of special symbols in a text is its own."""
+    try:
+        library = to_tokenizers(tokenizer)
+    except (MissingDependency, Unconvertible) as error:
+        return Check(f"{_HUGGING_FACE} {_SAME_IDS}", True, "not tried: " + str(error).partition("\n")[0])
+    special = any_of(tokenizer.special_texts)
+    plain = [(text, ids) for text, ids in zip(texts, expected, strict=True) if not special.search(text)]
+    encoded = [library.encode(text, add_special_tokens=False).ids for text, _ in plain]
+    return _compare(_HUGGING_FACE, *zip(*plain, strict=True), encoded)
+
+
+def _compare(name: str, texts: Sequence[str], expected: Sequence[list[int]], encoded: Sequence[list[int]]) -> Check:
+    differ = [text for text, ids, other in zip(texts, expected, encoded, strict=True) if ids != other]
+    seen = f"{len(texts):,} texts" if not differ else f"{len(differ):,} differ, as {differ[0][:60]!r}"
+    return Check(f"{name} {_SAME_IDS}", not differ, seen)
 
 
 def _split(flat, lengths) -> list[list[int]]:

@@ -48,8 +48,8 @@ class TextCoder:
         the begin token; else nothing. Raises ConfigError where `begin` names a token that it has not.
         """
         if begin == "auto":
-            wanted = (self.bos_id, self.eod_id) if self.adds_bos else (self.eod_id, self.bos_id)
-            return next((each for each in wanted if each is not None), None)
+            order = (self.bos_id, self.eod_id) if self.adds_bos else (self.eod_id, self.bos_id)
+            return next((token for token in order if token is not None), None)
         token = {"bos": self.bos_id, "eod": self.eod_id, "none": None}[begin]
         if token is None and begin != "none":
             raise ConfigError(Problem("--begin", f"the tokenizer {self.name} has no such token", "use auto", begin))

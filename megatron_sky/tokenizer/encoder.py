@@ -1,17 +1,17 @@
 """Ids of many texts at once: gigatoken where it is installed, the tokenizer's own library elsewhere.
 
 gigatoken gives the same ids for ordinary text and is many times as fast, but it looks for control tokens inside a text
-(where `</s>` is just four characters to SentencePiece). Texts that hold one go through the library, and so does a
-sample of all others: the first difference stops the work.
+(where `</s>` is just four characters). Texts that hold one go through the library, and so does a sample of all others:
+the first difference stops the work.
 """
 
-import re
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
 from megatron_sky.errors import DataError, MissingDependency
-from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, TiktokenTokenizer, Tokenizer, gigatoken_for
+from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, TiktokenTokenizer, Tokenizer, any_of, gigatoken_for
 
 
 class BatchEncoder:
@@ -20,16 +20,19 @@ class BatchEncoder:
     Args:
         tokenizer: decides the ids.
         fast: True needs gigatoken, False does without, None takes it where it is installed.
+        parse_special: see `Tokenizer.encode`.
         check_every: one text in so many is encoded by the tokenizer's own library too and compared.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, fast: bool | None = None, check_every: int = 512):
+    def __init__(
+        self, tokenizer: Tokenizer, *, fast: bool | None = None, parse_special: bool = False, check_every: int = 512
+    ):
         self.tokenizer = tokenizer
+        self.parse_special = parse_special
         self.check_every = check_every
         self._fast = None if fast is False else _fast_library(tokenizer, needed=fast is True)
-        self._special = (
-            re.compile("|".join(map(re.escape, tokenizer.special_texts))) if tokenizer.special_texts else None
-        )
+        self._special = any_of(tokenizer.special_texts)
+        self._control_ids = np.array(sorted(tokenizer.control_tokens.values()), np.int64)
         self._seen = 0
 
     @property
@@ -41,16 +44,17 @@ class BatchEncoder:
         if not texts:
             return np.empty(0, np.uint32), np.empty(0, np.int64)
         if self._fast is None:
-            return _joined([self.tokenizer.encode(text) for text in texts])
+            return _joined([self._encode(text) for text in texts])
         flat, lengths = _encode_fast(self._fast, texts)
         ends = np.cumsum(lengths)
+        with_control = set(np.searchsorted(ends, np.flatnonzero(np.isin(flat, self._control_ids)), side="right"))
         replaced = {}
         for number, text in enumerate(texts):
-            special = self._special is not None and self._special.search(text) is not None
+            special = number in with_control or (self._special is not None and self._special.search(text) is not None)
             self._seen += 1
             if not special and (self._seen - 1) % self.check_every:
                 continue
-            expected = self.tokenizer.encode(text)
+            expected = self._encode(text)
             if special:
                 replaced[number] = expected
             elif flat[ends[number] - lengths[number] : ends[number]].tolist() != expected:
@@ -60,12 +64,15 @@ class BatchEncoder:
                 )
         return _with_replaced(flat, lengths, ends, replaced)
 
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, parse_special=self.parse_special)
+
 
 def _encode_fast(library, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     import awkward
 
-    found = library.encode_batch(list(texts), parallel=False)
-    return awkward.to_numpy(awkward.flatten(found)), awkward.to_numpy(awkward.num(found)).astype(np.int64)
+    ids = library.encode_batch(list(texts), parallel=False)
+    return awkward.to_numpy(awkward.flatten(ids)), awkward.to_numpy(awkward.num(ids)).astype(np.int64)
 
 
 def _with_replaced(
@@ -84,7 +91,7 @@ def _with_replaced(
 
 def _joined(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-    return np.fromiter((each for some in ids for each in some), np.int64, int(lengths.sum())), lengths
+    return np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum())), lengths
 
 
 def _fast_library(tokenizer: Tokenizer, *, needed: bool):

@@ -103,7 +103,7 @@ def _merges(runs: list[str], vocab_size: int) -> list[str] | None:
         proto = ModelProto.FromString(train_model(runs, vocab_size))
     except DataError:
         return None
-    return [each.piece for each in proto.pieces if len(each.piece) > 1 and _is_chinese(each.piece)]
+    return [entry.piece for entry in proto.pieces if len(entry.piece) > 1 and _is_chinese(entry.piece)]
 
 
 def _reachable_words(words: list[str] | None, known: set[str]) -> list[str] | None:

@@ -5,6 +5,7 @@ ranks (`NAME.tiktoken`, whose name may say the encoding) with `NAME.tiktoken.jso
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,41 @@ def is_json(path: Path) -> bool:
         return True
     with open(path, "rb") as file:
         return file.read(1) == b"{"
+
+
+def to_json(vocab: str, merges: str | None = "merges.txt") -> str:
+    """How to make a tokenizer.json of what the older tokenizers have: GPT-2's two files, or BERT's one."""
+    library, files = (
+        ("ByteLevelBPETokenizer", f"{vocab!r}, {merges!r}") if merges else ("BertWordPieceTokenizer", f"{vocab!r}")
+    )
+    return (
+        f"make a tokenizer.json of {vocab}{f' and {merges}' if merges else ''} and give that:\n"
+        f"       python -c \"from tokenizers import {library} as T; T({files}).save('tokenizer.json')\""
+    )
+
+
+def other_format(path: Path) -> str | None:
+    """What a file is that none of the three kinds of tokenizers reads, in words, with the fix; None where not known."""
+    data = path.read_bytes()
+    if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", data):
+        return (
+            "a file of tiktoken's ranks, which says neither how text is cut nor what the special tokens are\n"
+            f"  fix: give the tokenizer.json of the same model; or copy it to NAME{RANKS} and write NAME{RANKS}.json "
+            'beside it: {"pretokenizer": "cl100k", "special_tokens": {"<|end_of_text|>": 128001}} with its own values'
+        )
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return None
+    if isinstance(content, dict) and content and all(type(token_id) is int for token_id in content.values()):
+        return f"the vocabulary of a BPE without its merges (GPT-2's vocab.json)\n  fix: {to_json(str(path))}"
+    ranks = content.get("vocab") if isinstance(content, dict) else content
+    if isinstance(ranks, list) and ranks and isinstance(ranks[0], dict) and "token_bytes" in ranks[0]:
+        return (
+            "a list of ranks for tiktoken (tekken.json, Megatron-LM's TikTokenizer), which is not read\n"
+            "  fix: give the tokenizer.json of the same model"
+        )
+    return None
 
 
 def settings_of_ranks(path: Path) -> Path:
@@ -84,7 +120,8 @@ def _template(processor: dict | None) -> list | None:
     if processor is None:
         return None
     if processor.get("type") == "Sequence":
-        return next((found for each in processor["processors"] if (found := _template(each)) is not None), None)
+        templates = map(_template, processor["processors"])
+        return next((template for template in templates if template is not None), None)
     return processor.get("single") if processor.get("type") == "TemplateProcessing" else None
 
 
@@ -105,8 +142,8 @@ def copy(path: Path, folder: Path, *, settings: bool = False) -> None:
     `settings`: also what Hugging Face's libraries keep beside a tokenizer.model and training does not look at.
     Raises OSError.
     """
-    for each, name in files_of(path, settings=settings):
-        shutil.copyfile(each, folder / name)
+    for source, name in files_of(path, settings=settings):
+        shutil.copyfile(source, folder / name)
 
 
 def files_of(path: Path, *, settings: bool = False) -> list[tuple[Path, str]]:
@@ -114,7 +151,7 @@ def files_of(path: Path, *, settings: bool = False) -> list[tuple[Path, str]]:
     path = file_of(path)
     if path.suffix == RANKS:
         beside = settings_of_ranks(path)
-        return [(each, each.name) for each in [path, *([beside] if beside.is_file() else [])]]
+        return [(source, source.name) for source in (path, beside) if source == path or beside.is_file()]
     kept = JSON if is_json(path) else MODEL
     names = {JSON: BESIDE_JSON, MODEL: (JSON, *BESIDE_JSON) if settings else ()}[kept] if path.name == kept else ()
     beside = [(path.with_name(name), name) for name in names if path.with_name(name).is_file()]

@@ -2,12 +2,17 @@
 
 A tokenizer's vocabulary is what its file holds; rows added to an embedding so that it divides are the model's matter
 and never show here.
+
+A text never makes a control token: `</s>` or `<|endoftext|>` in a document is so many characters, whichever library
+reads the tokenizer. `parse_special` asks for the tokens.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,15 +29,39 @@ class Tokenizer:
     Attributes:
         name: the file's name.
         data: the file's bytes.
+        control_tokens: tokens that only a program puts into a sequence (begin, end, and the like), id by spelling.
+        reserved_tokens: tokens that are one token wherever their spelling stands in a text (user-defined or added
+            symbols), id by spelling.
     """
+
+    control_tokens: Mapping[str, int]
+    reserved_tokens: Mapping[str, int]
 
     def __init__(self, data: bytes, name: str):
         self.data = data
         self.name = name
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text; no begin or end token is added."""
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Token ids of a text; no begin or end token is added.
+
+        `parse_special`: the spelling of a control token in the text becomes that token; else it is characters.
+        """
+        return self._encode_parsed(text) if parse_special else self._encode_plain(text)
+
+    def _encode_plain(self, text: str) -> list[int]:
         raise NotImplementedError
+
+    def _encode_parsed(self, text: str) -> list[int]:
+        """What stands between control tokens is encoded on its own."""
+        ids, at = [], 0
+        for match in self._control_spelling.finditer(text) if self._control_spelling else ():
+            ids += [*self._encode_plain(text[at : match.start()]), self.control_tokens[match.group()]]
+            at = match.end()
+        return ids + self._encode_plain(text[at:])
+
+    @cached_property
+    def _control_spelling(self) -> re.Pattern | None:
+        return any_of(self.control_tokens)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that are no valid UTF-8 come out as U+FFFD."""
@@ -59,8 +88,8 @@ class Tokenizer:
 
     @property
     def special_texts(self) -> tuple[str, ...]:
-        """Spellings of control and reserved tokens, on which libraries differ when they occur in a text."""
-        raise NotImplementedError
+        """Spellings of control, reserved and unknown tokens, which libraries read in different ways."""
+        return (*self.control_tokens, *self.reserved_tokens)
 
     @cached_property
     def sha256(self) -> str:
@@ -76,11 +105,11 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__(data, name)
         self.processor = SentencePieceProcessor(model_proto=data)
 
-    def encode(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str) -> list[int]:
         return self.processor.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.processor.decode([int(each) for each in ids])
+        return self.processor.decode([int(token_id) for token_id in ids])
 
     def piece(self, token_id: int) -> str:
         return self.processor.id_to_piece(token_id)
@@ -97,27 +126,25 @@ class SentencePieceTokenizer(Tokenizer):
     def bos_id(self) -> int | None:
         return _known(self.processor.bos_id())
 
-    def is_reserved(self, token_id: int) -> bool:
-        """Whether a token is a symbol that stands for itself in a text (user-defined, in SentencePiece's words)."""
-        return self.piece(token_id) in self.special_texts and not (
-            self.processor.is_control(token_id) or self.processor.is_unknown(token_id)
-        )
+    @cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        return dict(self._pieces("CONTROL"))
 
-    def as_huggingface(self):
-        """The same vocabulary as a `tokenizers.Tokenizer`."""
-        try:
-            import tokenizers
-        except ImportError:
-            raise MissingDependency("tokenizers", "Hugging Face's form", "pip install 'megatron-sky[hf]'") from None
-        return _huggingface_bpe(tokenizers, self)
+    @cached_property
+    def reserved_tokens(self) -> Mapping[str, int]:
+        return dict(self._pieces("USER_DEFINED"))
 
     @cached_property
     def special_texts(self) -> tuple[str, ...]:
+        return (*super().special_texts, *dict(self._pieces("UNKNOWN")))
+
+    def _pieces(self, kind: str) -> Iterator[tuple[str, int]]:
         from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-        kinds = ModelProto.SentencePiece
-        special = (kinds.CONTROL, kinds.UNKNOWN, kinds.USER_DEFINED)
-        return tuple(each.piece for each in ModelProto.FromString(self.data).pieces if each.type in special)
+        wanted = ModelProto.SentencePiece.Type.Value(kind)
+        for token_id, piece in enumerate(ModelProto.FromString(self.data).pieces):
+            if piece.type == wanted:
+                yield piece.piece, token_id
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -140,15 +167,18 @@ class HuggingFaceTokenizer(Tokenizer):
         self.library.no_truncation()
         self.library.no_padding()
         self._vocab = self.library.get_vocab(with_added_tokens=True)
-        self._eod_id = self._special_id(settings, "eos_token", _EOD_NAMES)
-        self._bos_id = self._special_id(settings, "bos_token", _BOS_NAMES)
+        self._eod_id = self._role_id(settings, "eos_token", _EOD_NAMES)
+        self._bos_id = self._role_id(settings, "bos_token", _BOS_NAMES)
+        self._make_special(self._eod_id, self._bos_id)
+        self.library.encode_special_tokens = True  # as characters
 
-    def _special_id(self, settings: Mapping[str, object], field: str, usual: Sequence[str]) -> int | None:
+    def _role_id(self, settings: Mapping[str, object], field: str, usual: Sequence[str]) -> int | None:
+        """The id of the token with a role: the one that the settings name, else the first usual spelling."""
         named = settings.get(field)
         if isinstance(named, Mapping):
             named = named.get("content")
         if named is None:
-            return next((self._vocab[each] for each in usual if each in self._vocab), None)
+            return next((self._vocab[spelling] for spelling in usual if spelling in self._vocab), None)
         if named not in self._vocab:
             raise DataError(
                 f"{tokenizer_files.SETTINGS}: {field} = {named!r} is no token of the tokenizer {self.name} beside it\n"
@@ -156,11 +186,39 @@ class HuggingFaceTokenizer(Tokenizer):
             )
         return self._vocab[named]
 
-    def encode(self, text: str) -> list[int]:
-        return self.library.encode(text, add_special_tokens=False).ids
+    def _make_special(self, *ids: int | None) -> None:
+        """A token with a role is a control token, also where the file has it as a plain one."""
+        from tokenizers import AddedToken
+
+        added = self.library.get_added_tokens_decoder()
+        for token_id in set(ids) - {None}:
+            if token_id not in added or not added[token_id].special:
+                spelling = self.library.id_to_token(token_id)
+                self.library.add_special_tokens([AddedToken(spelling, normalized=False, special=True)])
+
+    def _encode_plain(self, text: str) -> list[int]:
+        encoding = self.library.encode(text, add_special_tokens=False)
+        if self._control_ids.isdisjoint(encoding.ids):
+            return encoding.ids
+        return self._encode_in_parts(text, encoding)
+
+    def _encode_in_parts(self, text: str, encoding) -> list[int]:
+        """For models in which a text reaches a control token's piece by itself (unigram, whole words): the text is cut
+        within each such spelling."""
+        places = zip(encoding.ids, encoding.offsets, strict=True)
+        cuts = [start + 1 for token_id, (start, _) in places if token_id in self._control_ids]
+        parts = (text[start:end] for start, end in pairwise([0, *cuts, len(text)]))
+        return [token_id for part in parts for token_id in self.library.encode(part, add_special_tokens=False).ids]
+
+    def _encode_parsed(self, text: str) -> list[int]:
+        self.library.encode_special_tokens = False
+        try:
+            return self.library.encode(text, add_special_tokens=False).ids
+        finally:
+            self.library.encode_special_tokens = True
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.library.decode([int(each) for each in ids], skip_special_tokens=False)
+        return self.library.decode([int(token_id) for token_id in ids], skip_special_tokens=False)
 
     def piece(self, token_id: int) -> str:
         return self.library.id_to_token(token_id)
@@ -178,8 +236,32 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._bos_id
 
     @cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        others = {self._unknown_id} - {self._eod_id, self._bos_id}
+        return {spelling: token_id for spelling, token_id in self._added(special=True) if token_id not in others}
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(self.control_tokens.values())
+
+    @cached_property
+    def reserved_tokens(self) -> Mapping[str, int]:
+        return dict(self._added(special=False))
+
+    @cached_property
     def special_texts(self) -> tuple[str, ...]:
         return tuple(token.content for token in self.library.get_added_tokens_decoder().values())
+
+    def _added(self, *, special: bool) -> Iterator[tuple[str, int]]:
+        for token_id, token in self.library.get_added_tokens_decoder().items():
+            if token.special == special:
+                yield token.content, token_id
+
+    @cached_property
+    def _unknown_id(self) -> int | None:
+        """The id of what the vocabulary lacks, which any text may have."""
+        model = json.loads(self.data)["model"]
+        return model.get("unk_id", self._vocab.get(model.get("unk_token")))
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -197,33 +279,35 @@ class TiktokenTokenizer(Tokenizer):
         settings = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
         if settings:
             self.data += beside.read_bytes()
-        self.library = gigatoken.Tokenizer.from_tiktoken(path, **settings)
-        self._special = dict(settings.get("special_tokens") or self.library.as_tiktoken()._special_tokens)
+        self._whole = gigatoken.Tokenizer.from_tiktoken(path, **settings)
+        # gigatoken has no way of reading a special token's spelling as text, but one that knows none does.
+        self.library = gigatoken.Tokenizer.from_tiktoken(path, **{**settings, "special_tokens": {}})
+        self.control_tokens = dict(settings.get("special_tokens") or self._whole.as_tiktoken()._special_tokens)
+        self.reserved_tokens = {}
 
-    def encode(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str) -> list[int]:
         return self.library.encode(text).tolist()
 
+    def _encode_parsed(self, text: str) -> list[int]:
+        return self._whole.encode(text).tolist()
+
     def decode(self, ids: Iterable[int]) -> str:
-        return bytes(self.library.decode([int(each) for each in ids])).decode("utf-8", "replace")
+        return bytes(self._whole.decode([int(token_id) for token_id in ids])).decode("utf-8", "replace")
 
     def piece(self, token_id: int) -> str:
-        return bytes(self.library.decode([token_id])).decode("utf-8", "backslashreplace")
+        return bytes(self._whole.decode([token_id])).decode("utf-8", "backslashreplace")
 
     @property
     def vocab_size(self) -> int:
-        return self.library.vocab_size
+        return self._whole.vocab_size
 
     @property
     def eod_id(self) -> int | None:
-        return next((self._special[name] for name in _EOD_NAMES if name in self._special), None)
+        return next((self.control_tokens[name] for name in _EOD_NAMES if name in self.control_tokens), None)
 
     @property
     def bos_id(self) -> int | None:
-        return next((self._special[name] for name in _BOS_NAMES if name in self._special), None)
-
-    @property
-    def special_texts(self) -> tuple[str, ...]:
-        return tuple(self._special)
+        return next((self.control_tokens[name] for name in _BOS_NAMES if name in self.control_tokens), None)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -253,9 +337,23 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         ) from error
     except (DataError, MissingDependency):
         raise
-    except Exception as error:  # the libraries raise bare Exception for a file they can't parse
+    except BaseException as error:  # the libraries raise bare Exception for a file they can't parse, or panic
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        other = None if path.suffix == tokenizer_files.RANKS else tokenizer_files.other_format(path)
+        if other is not None:
+            raise DataError(f"tokenizer {path} is {other}") from error
         what = {".json": "tokenizer.json", ".tiktoken": "tiktoken file"}.get(path.suffix, "SentencePiece model")
-        raise DataError(f"tokenizer {path} is no {what} that can be read: {error}") from error
+        raise DataError(
+            f"tokenizer {path} is no {what} that can be read: {error}\n  fix: fetch or copy it again, or give a "
+            "SentencePiece .model, a tokenizer.json or a .tiktoken file"
+        ) from error
+
+
+def any_of(spellings: Iterable[str]) -> re.Pattern | None:
+    """Matches any of the spellings, the longest where several begin at one place; None where there are none."""
+    ordered = sorted(spellings, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
 def _settings_beside(path: Path) -> Mapping[str, object]:
@@ -268,11 +366,11 @@ def find_in_hugging_face(folder: Path) -> Path | None:
 
     Chat's symbols are often added to the one and not to the other. Raises DataError where one can't be read.
     """
-    found = tokenizer_files.find_named(folder)
+    named = tokenizer_files.find_named(folder)
     whole = folder / tokenizer_files.JSON
-    if found is None or found == whole or not whole.is_file():
-        return found
-    return whole if tokenizer_files.json_size(whole) > load_tokenizer(found).vocab_size else found
+    if named is None or named == whole or not whole.is_file():
+        return named
+    return whole if tokenizer_files.json_size(whole) > load_tokenizer(named).vocab_size else named
 
 
 def gigatoken_for(needed_for: str):
@@ -282,37 +380,6 @@ def gigatoken_for(needed_for: str):
     except ImportError:
         raise MissingDependency("gigatoken", needed_for, "pip install 'megatron-sky[corpus]'") from None
     return gigatoken
-
-
-def _huggingface_bpe(tokenizers, source: SentencePieceTokenizer):
-    """A BPE with SentencePiece's merges: every pair of pieces that joins to a piece, best score first."""
-    pieces = [source.piece(number) for number in range(source.vocab_size)]
-    scores = [source.processor.get_score(number) for number in range(source.vocab_size)]
-    vocab = {piece: number for number, piece in enumerate(pieces)}
-    merges = []
-    for number, piece in enumerate(pieces):
-        pairs = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-        known = [(vocab[left], vocab[right], left, right) for left, right in pairs if left in vocab and right in vocab]
-        merges += [(-scores[number], number, *pair) for pair in sorted(known)]
-    merges.sort()
-    model = tokenizers.models.BPE(
-        vocab, [(left, right) for *_, left, right in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True
-    )
-    made = tokenizers.Tokenizer(model)
-    made.normalizer = tokenizers.normalizers.Sequence(
-        [tokenizers.normalizers.Prepend("\u2581"), tokenizers.normalizers.Replace(" ", "\u2581")]
-    )
-    made.decoder = tokenizers.decoders.Sequence(
-        [
-            tokenizers.decoders.Replace("\u2581", " "),
-            tokenizers.decoders.ByteFallback(),
-            tokenizers.decoders.Fuse(),
-            tokenizers.decoders.Strip(" ", 1, 0),
-        ]
-    )
-    special = [each for number, each in enumerate(pieces) if each in source.special_texts]
-    made.add_special_tokens([tokenizers.AddedToken(each, normalized=False, special=True) for each in special])
-    return made
 
 
 def _known(token_id: int) -> int | None:

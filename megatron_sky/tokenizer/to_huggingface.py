@@ -4,11 +4,15 @@ A SentencePiece model goes along as `tokenizer.model`, and is written a second t
 `tokenizers` package is installed, for transformers' fast tokenizers. That file is kept only after it has given
 SentencePiece's ids on sample text. Chat's symbols become added tokens: text between them is encoded on its own, each
 piece with SentencePiece's leading space, which is how the published Skywork chat code encodes a conversation.
+
+`to_tokenizers` needs the `tokenizers` package alone. transformers has a converter of its own that gives the same ids;
+it is an inner function of its latest versions, which the versions before lack, and makes no added tokens of symbols.
 """
 
 import json
 from pathlib import Path
 
+from megatron_sky.errors import MissingDependency
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
 from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, load_tokenizer
@@ -65,7 +69,7 @@ def _without_template(processor: dict | None) -> dict | None:
         return None
     if processor["type"] != "Sequence":
         return processor
-    kept = [left for each in processor["processors"] if (left := _without_template(each)) is not None]
+    kept = [left for part in processor["processors"] if (left := _without_template(part)) is not None]
     return processor | {"processors": kept} if kept else None
 
 
@@ -106,12 +110,9 @@ def _write_sentencepiece(
 def _write_fast(tokenizer: SentencePieceTokenizer, folder: Path, adds_begin: bool) -> bool:
     """Writes tokenizer.json if it can be made and gives SentencePiece's ids; says why where it isn't written."""
     try:
-        import tokenizers  # noqa: F401 (asked for here, so that a missing package is told once)
-    except ImportError:
-        log.warning("no tokenizer.json: the package tokenizers is not installed (pip install 'megatron-sky[hf]')")
-        return False
-    fast = _build_fast(tokenizer)
-    if fast is None:
+        fast = to_tokenizers(tokenizer)
+    except (MissingDependency, Unconvertible) as error:
+        log.warning("no tokenizer.json: %s", error)
         return False
     for text in SAMPLES:
         if fast.encode(text, add_special_tokens=False).ids != tokenizer.encode(text):
@@ -128,35 +129,59 @@ def _write_fast(tokenizer: SentencePieceTokenizer, folder: Path, adds_begin: boo
     return True
 
 
-def _build_fast(tokenizer: SentencePieceTokenizer):
-    """The `tokenizers` object that does what the SentencePiece model does, or None for kinds it has no equal of."""
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+class Unconvertible(Exception):
+    """A SentencePiece model of a kind that the `tokenizers` package has no equal of; the text says which."""
+
+
+def to_tokenizers(tokenizer: SentencePieceTokenizer):
+    """The `tokenizers.Tokenizer` that does what the SentencePiece model does.
+
+    Raises:
+        MissingDependency: the package is not installed.
+        Unconvertible: it has no such kind of model.
+    """
+    try:
+        from tokenizers import AddedToken, Tokenizer, decoders
+    except ImportError:
+        raise MissingDependency("tokenizers", "Hugging Face's form", "pip install 'megatron-sky[hf]'") from None
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
     proto = ModelProto.FromString(tokenizer.data)
-    if proto.trainer_spec.model_type != TrainerSpec.BPE:
-        log.warning("no tokenizer.json: only SentencePiece's BPE models are turned into one")
-        return None
     kinds = ModelProto.SentencePiece
-    vocab = {piece.piece: token_id for token_id, piece in enumerate(proto.pieces)}
-    unknown = proto.pieces[tokenizer.processor.unk_id()].piece
-    fast = Tokenizer(
-        models.BPE(
-            vocab,
-            _merges(proto, kinds.NORMAL),
-            unk_token=unknown,
-            fuse_unk=True,
-            byte_fallback=any(piece.type == kinds.BYTE for piece in proto.pieces),
-        )
-    )
+    fast = Tokenizer(_model(proto, tokenizer.processor.unk_id()))
     fast.normalizer = _normalizer(proto.normalizer_spec)
     strip = [decoders.Strip(content=" ", left=1)] if proto.normalizer_spec.add_dummy_prefix else []
     fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    control = [AddedToken(p.piece, normalized=False, special=True) for p in proto.pieces if p.type == kinds.CONTROL]
-    own = [AddedToken(p.piece, normalized=False, special=False) for p in proto.pieces if p.type == kinds.USER_DEFINED]
-    fast.add_special_tokens([AddedToken(unknown, normalized=False, special=True), *control])
-    fast.add_tokens(own)
+    by_kind = {
+        kind: [
+            AddedToken(p.piece, normalized=False, special=kind != kinds.USER_DEFINED)
+            for p in proto.pieces
+            if p.type == kind
+        ]
+        for kind in (kinds.UNKNOWN, kinds.CONTROL, kinds.USER_DEFINED)
+    }
+    fast.add_special_tokens([*by_kind[kinds.UNKNOWN], *by_kind[kinds.CONTROL]])
+    fast.add_tokens(by_kind[kinds.USER_DEFINED])
     return fast
+
+
+def _model(proto, unknown_id: int):
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+    from tokenizers import models
+
+    kinds, kind = ModelProto.SentencePiece, proto.trainer_spec.model_type
+    has_bytes = any(piece.type == kinds.BYTE for piece in proto.pieces)
+    if kind == TrainerSpec.UNIGRAM:
+        return models.Unigram([(piece.piece, piece.score) for piece in proto.pieces], unknown_id, has_bytes)
+    if kind != TrainerSpec.BPE:
+        raise Unconvertible("only SentencePiece's BPE and unigram models are turned into one")
+    return models.BPE(
+        {piece.piece: token_id for token_id, piece in enumerate(proto.pieces)},
+        _merges(proto, kinds.NORMAL),
+        unk_token=proto.pieces[unknown_id].piece,
+        fuse_unk=True,
+        byte_fallback=has_bytes,
+    )
 
 
 def _merges(proto, normal: int) -> list[tuple[str, str]]:

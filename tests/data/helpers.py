@@ -8,7 +8,8 @@ from types import ModuleType
 
 import numpy as np
 
-from megatron_sky.data.tokens.indexed import IndexedWriter
+from megatron_sky.data.tokens.indexed import IndexHeader, bin_path, idx_path
+from megatron_sky.data.tokens.writer import IndexedWriter
 from megatron_sky.distributed import device
 
 
@@ -32,3 +33,27 @@ def megatron_datasets(name: str) -> ModuleType:
     """`megatron.core.datasets.NAME`, imported into a process made ready for it."""
     device.setup()
     return importlib.import_module(f"megatron.core.datasets.{name}")
+
+
+def write_with_megatron(prefix, documents, dtype):
+    import torch
+
+    indexed = megatron_datasets("indexed_dataset")
+    builder = indexed.IndexedDatasetBuilder(str(bin_path(prefix)), dtype=dtype)
+    for document, lengths in documents:
+        builder.add_document(torch.tensor(document, dtype=torch.int64), lengths)
+    builder.finalize(str(idx_path(prefix)))
+
+
+def write_other_index(prefix: Path, sequences: list[tuple[int, int]], dtype: type = np.uint16) -> Path:
+    """Another index for the tokens that `prefix` has, of documents (first token, number of tokens), as other tools
+    filter or shuffle a pair."""
+    starts, lengths = np.array(sequences, np.int64).T
+    parts = [
+        IndexHeader(np.dtype(dtype), len(sequences), len(sequences) + 1).pack(),
+        lengths.astype(np.int32).tobytes(),
+        (starts * np.dtype(dtype).itemsize).tobytes(),
+        np.arange(len(sequences) + 1).tobytes(),
+    ]
+    idx_path(prefix).write_bytes(b"".join(parts))
+    return prefix

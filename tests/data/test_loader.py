@@ -1,3 +1,4 @@
+import json
 import os
 import threading
 import time
@@ -10,7 +11,8 @@ from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.loader import DocumentBounds, TrainData, ValidationData, prefetch
 from megatron_sky.data.sampling.mixture import SessionMixture
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path
-from megatron_sky.data.tokens.sources import OpenSource, open_source
+from megatron_sky.data.tokens.meta import meta_path
+from megatron_sky.data.tokens.sources import open_source
 from megatron_sky.errors import ConfigError, DataError
 from tests.data.helpers import write_pair
 
@@ -133,15 +135,15 @@ def test_a_held_out_set_keeps_documents_apart_as_training_does(tmp_path):
     documents = [[9, 8, 2], [7, 2], [6, 5, 4, 3, 9, 2], [2], [5, 5, 5, 5, 2], [1, 1, 2]]
     prefix = str(write_pair(tmp_path / "d", documents))
     number_of = np.repeat(np.arange(len(documents)), [len(d) for d in documents])
-    for bounds in (DocumentBounds(), DocumentBounds(apart=True), DocumentBounds(True, True)):
+    for bounds in (DocumentBounds(), DocumentBounds(mask_attention=True), DocumentBounds(True, True)):
         data = held_out(prefix, 10, bounds=bounds)
         batch = data.read(range(data.num_sequences + 1))  # the last row is filled up, and masked out
-        assert (batch.document_ids is not None) == (batch.cu_seqlens is not None) == bounds.apart
+        assert (batch.document_ids is not None) == (batch.cu_seqlens is not None) == bounds.mask_attention
         scored = 0
         for row in range(data.num_sequences):
             inside = number_of[row * SEQ : (row + 1) * SEQ + 1]
             count = len(inside) - 1
-            if bounds.apart:
+            if bounds.mask_attention:
                 assert batch.document_ids[row, :count].tolist() == (inside[:-1] - inside[0]).tolist()
             within = inside[:-1] == inside[1:] if bounds.mask_ends else np.ones(count)
             assert batch.loss_mask[row].tolist() == [*within.astype(float), *[0.0] * (SEQ - count)]
@@ -149,17 +151,21 @@ def test_a_held_out_set_keeps_documents_apart_as_training_does(tmp_path):
         assert scored == len(number_of) - 1 and not batch.loss_mask[-1].any()
 
 
-def test_documents_are_found_by_their_end_token_too(text_corpus, tmp_path):
-    from megatron_sky.data.ingest.tokenize import tokenize_jsonl
+def test_documents_begin_where_the_index_says_with_and_without_a_meta_file(text_corpus, tmp_path):
+    from megatron_sky.data.ingest.tokenize import TokenizeOptions, tokenize_files
 
-    tokenize_jsonl([text_corpus.files["test"]["code"]], tmp_path / "code", text_corpus.tokenizer)
-    config = DataConfig(train=({"name": "c", "path": str(tmp_path / "code")},), document_mask=True, max_epochs=50)
-    data = build(config, total_samples=40, seq_length=300)
-    by_token = data.read(range(40))
-    data.sources = [OpenSource(data.sources[0].tokens, None)]
-    by_index = data.read(range(40))
-    assert torch.equal(by_token.document_ids, by_index.document_ids) and by_token.document_ids.max() > 0
-    assert torch.equal(by_token.cu_seqlens, by_index.cu_seqlens)
+    lines = [json.dumps({"text": f"{number} ends with </s> here"}) for number in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    options = TokenizeOptions(parse_special=True)  # puts the end token into every document
+    tokenize_files([tmp_path / "a.jsonl"], tmp_path / "a", text_corpus.tokenizer, options)
+    config = DataConfig(train=({"name": "a", "path": str(tmp_path / "a")},), document_mask=True, max_epochs=50)
+    with_meta = build(config, total_samples=40, seq_length=300).read(range(40))
+    meta_path(tmp_path / "a").unlink()
+    without = build(config, total_samples=40, seq_length=300).read(range(40))
+    assert torch.equal(with_meta.document_ids, without.document_ids)
+    assert torch.equal(with_meta.cu_seqlens, without.cu_seqlens)
+    ends = (with_meta.tokens == text_corpus.tokenizer.eod_id).sum(1)
+    assert with_meta.document_ids.max() > 5 and (with_meta.document_ids.amax(1) <= ends // 2 + 1).all()
 
 
 def test_a_resumed_run_continues_its_plan(sources):

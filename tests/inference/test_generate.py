@@ -15,6 +15,7 @@ from megatron_sky.convert.sources import open_source
 from megatron_sky.data.ingest.tokenize import tokenize_jsonl
 from megatron_sky.errors import ConfigError
 from megatron_sky.tokenizer.kinds import load_tokenizer
+from megatron_sky.tokenizer.to_huggingface import to_tokenizers
 from tests.conftest import SEQ_LENGTH
 from tests.convert import workers as training
 from tests.convert.conftest import native
@@ -43,7 +44,7 @@ def english(corpus: Path) -> Path:
 
 def as_tokenizer_json(model: Path, folder: Path) -> Path:
     pytest.importorskip("tokenizers")
-    load_tokenizer(model).as_huggingface().save(str(folder / "tokenizer.json"))
+    to_tokenizers(load_tokenizer(model)).save(str(folder / "tokenizer.json"))
     return folder / "tokenizer.json"
 
 

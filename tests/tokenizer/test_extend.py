@@ -4,6 +4,7 @@ from megatron_sky.errors import DataError
 from megatron_sky.tokenizer.check import check_tokenizer
 from megatron_sky.tokenizer.extend import extend_tokenizer, reserved_symbols
 from megatron_sky.tokenizer.kinds import load_tokenizer
+from megatron_sky.tokenizer.to_huggingface import to_tokenizers
 from megatron_sky.tokenizer.train import train_tokenizer
 from tests.data.helpers import read_texts
 
@@ -62,7 +63,7 @@ def test_broken_rules_are_found(text_corpus):
 
 def test_hugging_faces_files_can_be_used(extended, tmp_path):
     _, tokenizer = extended
-    tokenizer.as_huggingface().save(str(tmp_path / "tokenizer.json"))
+    to_tokenizers(tokenizer).save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(tmp_path)
     assert loaded.vocab_size == 1200 and loaded.eod_id == 2 and loaded.bos_id == 1
     for text in ("The cook stirs the soup. 123", "渔民在河边修补渔网。"):

@@ -1,11 +1,15 @@
 """Every kind of tokenizer is found in a folder, and found again where it was copied, with what belongs to it."""
 
+import base64
 import json
+import re
+import subprocess
 
 import pytest
 
 from megatron_sky.errors import DataError
 from megatron_sky.tokenizer import files as tokenizer_files
+from megatron_sky.tokenizer.kinds import load_tokenizer
 
 KINDS = {
     "SentencePiece": (["zh_en.model", "notes.txt"], ["tokenizer.model"]),
@@ -121,3 +125,45 @@ def test_the_size_of_a_tokenizer_json_counts_added_tokens(tmp_path):
     path.write_text("{}")
     with pytest.raises(DataError, match=r"is no tokenizer.json"):
         tokenizer_files.json_size(path)
+
+
+OTHER_FORMATS = {
+    "tokenizer.model": ("IQ== 0\nIg== 1\n", "tiktoken's ranks", r"NAME\.tiktoken\.json"),
+    "vocab.json": ('{"a": 0, "b": 1}', "without its merges", r"BPE.*'[^']*vocab\.json', 'merges\.txt'"),
+    "tekken.json": ('{"vocab": [{"rank": 0, "token_bytes": "AA=="}]}', "list of ranks", r"tokenizer\.json of the same"),
+    "ranks.json": ('[{"rank": 0, "token_bytes": "AA=="}]', "list of ranks", r"tokenizer\.json of the same"),
+    "merges.txt": ("#version: 0.2\na b\n", "no SentencePiece model that can be read", "give a SentencePiece"),
+    "broken.json": ("{", "no tokenizer.json that can be read", "fetch or copy it again"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_files_of_other_tokenizers_are_recognised_and_told_what_to_give(name, tmp_path):
+    pytest.importorskip("tokenizers")
+    content, kind, fix = OTHER_FORMATS[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rf"{name} is (no |a |the |).*{kind}(.|\n)*fix: (.|\n)*{fix}"):
+        load_tokenizer(tmp_path / name)
+
+
+def test_the_command_for_vocabulary_and_merges_gives_the_same_ids(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    library = tokenizers.ByteLevelBPETokenizer()
+    library.train_from_iterator(["the end of the text"] * 9, 300, special_tokens=["<|endoftext|>"], show_progress=False)
+    library.save_model(str(tmp_path))
+    fix = tokenizer_files.to_json("vocab.json", "merges.txt")
+    subprocess.run(re.search(r"python -c (.*)", fix).group(0), shell=True, cwd=tmp_path, check=True)
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    for text in ("the end of the text", " 12 文 "):
+        assert loaded.encode(text) == library.encode(text).ids
+    assert loaded.piece(loaded.eod_id) == "<|endoftext|>"
+
+
+def test_ranks_that_make_no_tokenizer_are_named(tmp_path):
+    pytest.importorskip("gigatoken")
+    ranks = [bytes([byte]) for byte in range(256)] + [b"three"]  # which no two tokens make
+    lines = [base64.b64encode(piece) + b" %d" % rank for rank, piece in enumerate(ranks)]
+    (tmp_path / "a.tiktoken").write_bytes(b"\n".join(lines) + b"\n")
+    (tmp_path / "a.tiktoken.json").write_text('{"pretokenizer": "cl100k"}')
+    with pytest.raises(DataError, match=r"a\.tiktoken is no tiktoken file that can be read"):
+        load_tokenizer(tmp_path / "a.tiktoken")

@@ -10,6 +10,7 @@ from megatron_sky.data.tokens.merge import merge
 from megatron_sky.data.tokens.meta import check_source
 from megatron_sky.errors import DataError
 from megatron_sky.tokenizer.kinds import load_tokenizer
+from megatron_sky.tokenizer.to_huggingface import to_tokenizers
 from megatron_sky.tokenizer.train import train_tokenizer
 from tests.data.helpers import read_texts
 
@@ -86,7 +87,7 @@ def json_folder(text_corpus, tmp_path):
     pytest.importorskip("tokenizers")
 
     def write(settings=None, *, name="tokenizer.json", change=lambda library: None):
-        library = text_corpus.tokenizer.as_huggingface()
+        library = to_tokenizers(text_corpus.tokenizer)
         library.add_special_tokens(["<|endoftext|>", "<|begin|>"])
         change(library)
         folder = tmp_path / f"t{len(list(tmp_path.iterdir()))}"

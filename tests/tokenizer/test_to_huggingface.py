@@ -9,9 +9,11 @@ import pytest
 from megatron_sky.convert.huggingface.folder import write_hf
 from megatron_sky.convert.native import write_native
 from megatron_sky.convert.sources import open_source
-from megatron_sky.tokenizer.kinds import load_tokenizer
+from megatron_sky.tokenizer.check import check_tokenizer
+from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, load_tokenizer
 from megatron_sky.tokenizer.sample_text import SAMPLES
-from megatron_sky.tokenizer.to_huggingface import write
+from megatron_sky.tokenizer.to_huggingface import to_tokenizers, write
+from tests.data.helpers import read_texts
 
 transformers = pytest.importorskip("transformers")
 
@@ -33,6 +35,54 @@ def test_transformers_gives_the_same_ids_and_text(hf, corpus):
         assert theirs.decode(ids) == ours.decode(ids)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (1, 2, 0)
     assert theirs.chat_template is None
+
+
+MODELS = {
+    "byte fallback": {"model_type": "bpe", "byte_fallback": True},
+    "without a leading space": {"model_type": "bpe", "byte_fallback": True, "add_dummy_prefix": False},
+    "as SentencePiece trains by itself": {"model_type": "bpe"},
+    "nothing normalised": {
+        "model_type": "bpe",
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+    },
+    "unigram": {"model_type": "unigram", "byte_fallback": True},
+    "unigram, unknown characters": {"model_type": "unigram"},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_models_of_many_settings_give_the_same_ids(kind, text_corpus):
+    import io
+
+    from sentencepiece import SentencePieceTrainer
+
+    texts = [text for domain in text_corpus.files["train"].values() for text in read_texts(domain)]
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=700, minloglevel=2, num_threads=1, **MODELS[kind]
+    )
+    tokenizer = SentencePieceTokenizer(model.getvalue(), "t.model")
+    library = to_tokenizers(tokenizer)
+    for text in [*SAMPLES, *texts[:80], " ", "  a  b ", "\t\n", "12 345", "ﬁ é Ａ ①", "▁a"]:
+        assert library.encode(text, add_special_tokens=False).ids == tokenizer.encode(text), text
+    (same,) = [check for check in check_tokenizer(tokenizer, texts[:20], trials=5) if check.rule.startswith("Hugging")]
+    assert same.holds and "not tried" not in same.seen
+
+
+def test_a_kind_without_an_equal_is_said_not_to_be_tried(text_corpus):
+    import io
+
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    texts = read_texts(text_corpus.files["train"]["code"])
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, model_type="char", vocab_size=60, minloglevel=2
+    )
+    tokenizer = SentencePieceTokenizer(model.getvalue(), "t.model")
+    (same,) = [check for check in check_tokenizer(tokenizer, trials=5) if check.rule.startswith("Hugging")]
+    assert same.seen == "not tried: only SentencePiece's BPE and unigram models are turned into one"
 
 
 def test_chat_symbols_are_tokens_and_the_template_uses_them(hf, corpus, tmp_path):
@@ -143,7 +193,7 @@ def with_chat(hf, tmp_path):
 def test_tokens_that_only_the_tokenizer_json_holds_are_kept(with_chat, tmp_path):
     native = open_source(write_native(open_source(with_chat), tmp_path / "native").folder)
     assert native.tokenizer.name == "tokenizer.json" and native.model.vocab_size == 702
-    ids = load_tokenizer(native.tokenizer).encode("<|im_start|>a<|im_end|>")
+    ids = load_tokenizer(native.tokenizer).encode("<|im_start|>a<|im_end|>", parse_special=True)
     assert ids[0] == 700 and ids[-1] == 701
     back = write_hf(native, tmp_path / "back").folder
     loaded = transformers.AutoTokenizer.from_pretrained(str(back))

@@ -1,27 +1,25 @@
 """From a block of lines or rows to the texts in it, and a reason for each one that is none.
 
 Every line ends up in exactly one of: a text, an empty text, a rejection with its reason, or a blank line (which is no
-document). A block in which nothing is unusual goes through msgspec, where it is installed, as a whole; any other block
-is judged line by line with the standard library, which tells the reason.
+document). Rows of a table and whole text files are held to the same rules.
 """
 
-import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import accumulate
 
-from megatron_sky.data.ingest.inputs import MAX_DOCUMENT_BYTES, Block
+from megatron_sky.data.ingest.input_files import BOM
+from megatron_sky.data.ingest.inputs import MAX_DOCUMENT_BYTES, Block, unreadable
 
-BOM = b"\xef\xbb\xbf"
 MAX_DEPTH = 500  # of the objects and lists in a line
 _READ_BYTES = 1 << 20
 _EXCERPT = 200  # characters
 _STRING = re.compile(rb'"[^"]*"')  # where escapes have been taken out
 _BRACKET = re.compile(rb"[][{}]")
+_RISKY_ESCAPE = re.compile(rb"\\u(00|[dD])")  # of an ASCII character, or of half a surrogate pair
 
 REASONS = {
     "not_json": f"the line is no JSON, or nests deeper than {MAX_DEPTH}",
@@ -67,27 +65,50 @@ class _Rejected(Exception):
     """The reason is the argument."""
 
 
+def _unread_number(digits: str) -> None:
+    """No number is a text; Python would refuse one of many digits."""
+
+
+_DECODER = json.JSONDecoder(parse_int=_unread_number)
+
+
 def parse_block(block: Block, keys: Sequence[str], max_bytes: int = MAX_DOCUMENT_BYTES) -> Parsed:
     """Read (where the block only names bytes of a file) and parse a block."""
     parsed = Parsed()
     if block.rows is not None:
         for row in block.rows:
-            raw = str(row).encode("utf-8", "replace")
-            _take(parsed, lambda row=row: tuple(_check_text(_decoded(value, max_bytes)) for value in row), raw)
+            _take_row(parsed, row, max_bytes, is_file=block.first_of_file)
         return parsed
-    keys, too_long = tuple(keys), False
-    lines = block.lines
-    if lines is None:
-        lines, too_long = _lines_of_range(block, max_bytes)
-    plain = not too_long and (len(lines) <= max_bytes or max(map(len, lines.split(b"\n"))) <= max_bytes)
-    documents = _parse_plain(lines, keys) if plain else None
-    if documents is not None:
-        return Parsed(documents, lines=len(documents))
+    lines, too_long = (block.lines, False) if block.lines is not None else _lines_of_range(block, max_bytes)
+    keys = tuple(keys)
+    spellings = tuple(f'"{key}"'.encode() for key in keys)
+    has_plain_keys = all("/" not in key and json.dumps(key) == f'"{key}"' for key in keys)  # spelt in one way alone
     for number, line in enumerate(lines.removesuffix(b"\n").split(b"\n") if lines else ()):
-        _take_line(parsed, line, keys, max_bytes, first_of_file=number == 0 and block.first_of_file)
+        document = _plain_document(line, keys, spellings) if has_plain_keys and len(line) <= max_bytes else None
+        if document is None:
+            _take_line(parsed, line, keys, max_bytes, first_of_file=number == 0 and block.first_of_file)
+        else:
+            parsed.documents.append(document)
+            parsed.lines += 1
     if too_long:
         _reject(parsed, "too_long", b"")
     return parsed
+
+
+def _take_row(parsed: Parsed, row: tuple, max_bytes: int, *, is_file: bool) -> None:
+    """A row of a table, or all of a text file, which may begin with a byte order mark."""
+    if is_file and row[0].startswith(BOM):
+        row = tuple(value.removeprefix(BOM) for value in row)
+        parsed.notes["byte_order_marks"] += 1
+    try:
+        parsed.documents.append(tuple([_check_text(_decoded(value, max_bytes)) for value in row]))
+        parsed.lines += 1
+    except _Rejected as rejected:
+        _reject(parsed, str(rejected), b" ".join(map(_shown, row)))
+
+
+def _shown(value: object) -> bytes:
+    return value[: 4 * _EXCERPT] if isinstance(value, bytes) else str(value)[:_EXCERPT].encode("utf-8", "replace")
 
 
 def _take_line(parsed: Parsed, line: bytes, keys: tuple[str, ...], max_bytes: int, *, first_of_file: bool) -> None:
@@ -99,20 +120,15 @@ def _take_line(parsed: Parsed, line: bytes, keys: tuple[str, ...], max_bytes: in
         parsed.notes["byte_order_marks"] += 1
     if line.endswith(b"\r"):
         parsed.notes["crlf_lines"] += 1
-    if line.strip():
-        _take(parsed, lambda: _parse_line(line, keys), line)
-    else:
+    if not line.strip():
         parsed.blank += 1
         parsed.lines += 1
-
-
-def _take(parsed: Parsed, parse: Callable[[], tuple], raw: bytes) -> None:
-    try:
-        parsed.documents.append(parse())
-    except _Rejected as rejected:
-        _reject(parsed, str(rejected), raw)
         return
-    parsed.lines += 1
+    try:
+        parsed.documents.append(_parse_line(line, keys))
+        parsed.lines += 1
+    except _Rejected as rejected:
+        _reject(parsed, str(rejected), line)
 
 
 def _reject(parsed: Parsed, reason: str, raw: bytes) -> None:
@@ -123,16 +139,19 @@ def _reject(parsed: Parsed, reason: str, raw: bytes) -> None:
 
 def _lines_of_range(block: Block, max_bytes: int) -> tuple[bytes, bool]:
     """The lines that begin in the block's bytes; and whether one more, left out, is longer than `max_bytes`."""
-    with open(block.path, "rb") as file:
-        file.seek(max(0, block.start - 1))
-        if block.start and _skip_line(file) >= block.end:
-            return b"", False
-        data = file.read(block.end - file.tell())
-        begin = data.rfind(b"\n") + 1
-        if begin == len(data):
-            return data, False
-        rest = _rest_of_line(file, max_bytes - (len(data) - begin))
-        return (data[:begin], True) if rest is None else (data + rest, False)
+    try:
+        with open(block.path, "rb") as file:
+            file.seek(max(0, block.start - 1))
+            if block.start and _skip_line(file) >= block.end:
+                return b"", False
+            data = file.read(block.end - file.tell())
+            begin = data.rfind(b"\n") + 1
+            if begin == len(data):
+                return data, False
+            rest = _rest_of_line(file, max_bytes - (len(data) - begin))
+            return (data[:begin], True) if rest is None else (data + rest, False)
+    except OSError as error:
+        raise unreadable(block.path, error) from error
 
 
 def _skip_line(file) -> int:
@@ -157,70 +176,25 @@ def _rest_of_line(file, room: int) -> bytes | None:
     return rest if len(rest.removesuffix(b"\n")) <= room else None
 
 
-def _parse_plain(lines: bytes, keys: tuple[str, ...]) -> list[tuple] | None:
-    """The texts of lines that are all plain objects with string values; None where any is not, or msgspec is absent.
+def _plain_document(line: bytes, keys: tuple[str, ...], spellings: tuple[bytes, ...]) -> tuple[str, ...] | None:
+    """The texts of a line in which nothing is unusual; None where it has to be judged with care.
 
-    What is taken here and what line by line must never differ. msgspec refuses what is no JSON and lone surrogates.
-    What it lets pass and must not is looked for in the bytes: a doubled key shows in the number of times that keys
-    occur, a NUL character or a key in disguise in an escape of that range. Under keys that are not asked for it passes
-    over invalid UTF-8 and deep nesting, so that lines with such keys are searched for both.
+    A doubled key shows in the number of times that its spelling occurs; NUL characters, lone surrogates and keys in
+    disguise show in an escape.
     """
-    decoders = _plain_decoders(keys)
-    if decoders is None or b"\\u00" in lines or b"\r" in lines:
+    if any([line.count(spelling) != 1 for spelling in spellings]):
         return None
-    count = lines.count(b"\n") + (not lines.endswith(b"\n"))
-    if any(lines.count(json.dumps(key).encode()) != count for key in keys):
+    if b"\\u" in line and _RISKY_ESCAPE.search(line):
         return None
     try:
-        return _decoded_lines(lines, *decoders)
+        text = line.decode("utf-8")
+        content, end = _DECODER.raw_decode(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _decoded_lines(lines: bytes, of_these_keys: Callable, of_any_keys: Callable) -> list[tuple]:
-    """ValueError or RecursionError where a line is not plain."""
-    try:
-        return of_these_keys(io.BytesIO(lines))
-    except ValueError:  # at the first line that has other keys
-        return of_any_keys(_searched(lines))
-
-
-def _searched(lines: bytes) -> Iterator[bytes]:
-    """The lines; ValueError at one that is no UTF-8 or nests too deep."""
-    for line in io.BytesIO(lines):
-        if not line.isascii():
-            line.decode("utf-8")
-        if _is_deep(line):
-            raise ValueError("nests too deep")
-        yield line
-
-
-@cache
-def _plain_decoders(keys: tuple[str, ...]) -> tuple[Callable[[Iterable[bytes]], list[tuple]], ...] | None:
-    """From lines to their texts, where there are no keys but these, and where there may be others; None where msgspec
-    is absent, or an escape could spell a key in another way."""
-    if any("/" in key or json.dumps(key) != f'"{key}"' for key in keys):
+    if end != len(text) or not isinstance(content, dict) or _is_deep(line):
         return None
-    try:
-        import msgspec
-    except ImportError:
-        return None
-    names = [f"key_{number}" for number in range(len(keys))]
-
-    def decoder(*, only_these: bool) -> Callable[[Iterable[bytes]], list[tuple]]:
-        line = msgspec.defstruct(
-            "Line",
-            [(name, str) for name in names],
-            rename=dict(zip(names, keys, strict=True)),
-            forbid_unknown_fields=only_these,
-            gc=False,
-        )
-        decode = msgspec.json.Decoder(line).decode
-        if len(keys) == 1:
-            return lambda lines: [(decode(line).key_0,) for line in lines]
-        return lambda lines: [msgspec.structs.astuple(decode(line)) for line in lines]
-
-    return decoder(only_these=True), decoder(only_these=False)
+    texts = tuple([content.get(key) for key in keys])
+    return texts if all([type(text) is str for text in texts]) else None
 
 
 def _is_deep(line: bytes) -> bool:
@@ -234,53 +208,57 @@ def _is_deep(line: bytes) -> bool:
 
 def _parse_line(line: bytes, keys: tuple[str, ...]) -> tuple:
     """The texts of one line; _Rejected with the reason where it has none."""
-    pairs: list[tuple[str, object]] = []
-
-    def keep_pairs(found: list[tuple[str, object]]) -> dict:
-        pairs[:] = found  # the outermost object is finished last
-        return dict(found)
-
     if _is_deep(line):
         raise _Rejected("not_json")
     try:
-        given = json.loads(line.decode("utf-8"), object_pairs_hook=keep_pairs, parse_int=_unread_number)
+        content = json.loads(line.decode("utf-8"), object_pairs_hook=_Object, parse_int=_unread_number)
     except UnicodeDecodeError:
         raise _Rejected("invalid_utf8") from None
     except (ValueError, RecursionError):
         raise _Rejected("not_json") from None
-    if not isinstance(given, dict):
+    if not isinstance(content, _Object):
         raise _Rejected("not_an_object")
-    names = Counter(name for name, _ in pairs)
     for key in keys:
-        if names[key] != 1:
-            raise _Rejected("duplicate_key" if names[key] else "no_key")
-    return tuple(_check_text(given[key]) for key in keys)
+        if content.times[key] != 1:
+            raise _Rejected("duplicate_key" if content.times[key] else "no_key")
+    return tuple(_check_text(content[key]) for key in keys)
 
 
-def _unread_number(digits: str) -> None:
-    """No number is a text; Python would refuse one of many digits."""
+class _Object(dict):
+    """An object of JSON that knows how many times it has each key."""
+
+    def __init__(self, pairs: list[tuple[str, object]]):
+        super().__init__(pairs)
+        self.times = Counter(name for name, _ in pairs)
 
 
 def _decoded(value: object, max_bytes: int) -> object:
     """A row's value: bytes as text; what is too long is refused, as a line is."""
-    if isinstance(value, str | bytes) and len(value) > max_bytes:
+    parts = value if isinstance(value, list) else [value]
+    if sum(map(_size, parts)) > max_bytes:
         raise _Rejected("too_long")
-    if isinstance(value, bytes):
-        try:
-            return value.removeprefix(BOM).decode("utf-8")
-        except UnicodeDecodeError:
-            raise _Rejected("invalid_utf8") from None
-    return value
+    try:
+        texts = [part.decode("utf-8") if isinstance(part, bytes) else part for part in parts]
+    except UnicodeDecodeError:
+        raise _Rejected("invalid_utf8") from None
+    return texts if isinstance(value, list) else texts[0]
+
+
+def _size(value: object) -> int:
+    """Bytes of a text."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+    return len(value) if isinstance(value, bytes) else 0
 
 
 def _check_text(text: object) -> str | list[str]:
     """A string, or a list of strings (sentences), as it may be tokenized."""
-    for each in text if isinstance(text, list) else [text]:
-        if not isinstance(each, str):
+    for part in text if isinstance(text, list) else [text]:
+        if not isinstance(part, str):
             raise _Rejected("not_text")
-        if "\0" in each:
+        if "\0" in part:
             raise _Rejected("nul")
-        if _has_surrogate(each):
+        if _has_surrogate(part):
             raise _Rejected("invalid_utf8")
     return text
 

@@ -6,11 +6,12 @@ The result is bytes and small arrays, so that handing it to the writing process 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
 from megatron_sky.data.ingest.documents import Reject, parse_block
-from megatron_sky.data.ingest.inputs import MAX_DOCUMENT_BYTES, Block
+from megatron_sky.data.ingest.inputs import MAX_DOCUMENT_BYTES, Block, unreadable
 from megatron_sky.data.ingest.sentences import SentenceSplitter
 from megatron_sky.data.tokens.indexed import token_dtype
 from megatron_sky.files import hash_range
@@ -25,9 +26,10 @@ class EncodeOptions:
     Attributes:
         keys: names of the texts in an object or table; each makes a file pair of its own.
         append_eod: put the end-of-document id after each document.
-        split_sentences: a document's sequences are its sentences; `punkt` holds what Punkt has learnt.
+        split_sentences: a document's sequences are its sentences.
         keep_newlines: keep the white space between sentences.
         max_document_bytes: longer documents are rejected.
+        parse_special: spellings of control tokens in a text become those tokens.
         fast: see `BatchEncoder`.
     """
 
@@ -36,8 +38,8 @@ class EncodeOptions:
     split_sentences: bool = False
     keep_newlines: bool = False
     max_document_bytes: int = MAX_DOCUMENT_BYTES
+    parse_special: bool = False
     fast: bool | None = None
-    punkt: object = None
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,19 @@ class EncodedBlock:
 
 
 class BlockEncoder:
-    """Callable from a `Block` to an `EncodedBlock`; one in each worker."""
+    """Callable from a `Block` to an `EncodedBlock`; one in each worker.
 
-    def __init__(self, tokenizer: Tokenizer, options: EncodeOptions):
+    `punkt`: what Punkt has learnt, where sentences are split.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, options: EncodeOptions, punkt: object = None):
         self.options = options
         self.tokenizer = tokenizer
         self.dtype = token_dtype(tokenizer.vocab_size)
-        self._encode = BatchEncoder(tokenizer, fast=options.fast)
+        self._encode = BatchEncoder(tokenizer, fast=options.fast, parse_special=options.parse_special)
         self._split = None
         if options.split_sentences:
-            self._split = SentenceSplitter(options.punkt, keep_newlines=options.keep_newlines)
+            self._split = SentenceSplitter(punkt, keep_newlines=options.keep_newlines)
 
     def __call__(self, block: Block) -> EncodedBlock:
         parsed = parse_block(block, self.options.keys, self.options.max_document_bytes)
@@ -84,10 +89,10 @@ class BlockEncoder:
             lines=parsed.lines,
             blank=parsed.blank,
             documents=len(parsed.documents),
-            empty=tuple(int((each.sequences == 0).sum()) for each in texts),
+            empty=tuple(int((encoded.sequences == 0).sum()) for encoded in texts),
             rejects=parsed.rejects,
             notes=parsed.notes,
-            source_xxh3=hash_range(block.path, block.start, block.end - block.start) if block.end else None,
+            source_xxh3=_hash(block) if block.end else None,
         )
 
     def _column(self, column: Sequence[str | list[str]]) -> EncodedTexts:
@@ -105,22 +110,29 @@ class BlockEncoder:
 
     def _sentences(self, column: Sequence[str | list[str]]) -> tuple[list[str], list[int]]:
         """All texts in a row, and how many of them each document has."""
-        if self._split is None and not any(isinstance(each, list) for each in column):
+        if self._split is None and not any(isinstance(text, list) for text in column):
             return list(column), [1] * len(column)
         split = self._split or (lambda text: [text])
-        parts = [each if isinstance(each, list) else split(each) for each in column]
-        return [sentence for some in parts for sentence in some], [len(some) for some in parts]
+        parts = [text if isinstance(text, list) else split(text) for text in column]
+        return list(chain.from_iterable(parts)), list(map(len, parts))
 
 
-_of_this_process: list[BlockEncoder] = []
+def _hash(block: Block) -> str:
+    try:
+        return hash_range(block.path, block.start, block.end - block.start)
+    except OSError as error:
+        raise unreadable(block.path, error) from error
 
 
-def start_worker(tokenizer_path: str, options: EncodeOptions) -> None:
+_worker_encoder: list[BlockEncoder] = []
+
+
+def start_worker(tokenizer_path: str, options: EncodeOptions, punkt: object) -> None:
     """Make this process's encoder; a process has one, so that blocks alone cross the border."""
-    _of_this_process[:] = [BlockEncoder(load_tokenizer(tokenizer_path), options)]
+    _worker_encoder[:] = [BlockEncoder(load_tokenizer(tokenizer_path), options, punkt)]
 
 
 def encode_in_worker(block: Block) -> EncodedBlock:
     """Run the process's encoder."""
-    (encoder,) = _of_this_process
+    (encoder,) = _worker_encoder
     return encoder(block)

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megatron_sky.data.ingest.documents import parse_block
-from megatron_sky.data.ingest.inputs import Piece, blocks_of, cut_pieces, find_files
+from megatron_sky.data.ingest.input_files import find_files
+from megatron_sky.data.ingest.inputs import Piece, blocks_of, cut_pieces
 
 _GOLDEN, _ALL_BITS = 0x9E3779B97F4A7C15, (1 << 64) - 1  # the ratio's fraction, of 2**64
 
@@ -16,7 +17,8 @@ def sample_texts(inputs: Sequence[str | Path], *, key: str = "text", max_bytes: 
     All of the input is read first: what compressed files hold is not known before, and a sample of their beginnings
     would be one of the first language or source. What is held in memory meanwhile is thinned out as it grows.
 
-    Documents that can't be read as texts are passed over; `data tokenize` is the one that counts and reports them.
+    Files that are passed over are told in the log; documents that can't be read as texts are passed over too, which
+    `data tokenize` counts and reports.
     """
     pieces = cut_pieces(find_files(inputs))
     total = sum(piece.end - piece.start for piece in pieces)
@@ -30,7 +32,7 @@ def sample_texts(inputs: Sequence[str | Path], *, key: str = "text", max_bytes: 
         size += _characters(texts)
         while size > max_bytes and len(kept) > 1:
             step *= 2
-            kept = deque(each for each in kept if _is_drawn(each[0], step))
+            kept = deque((number, texts) for number, texts in kept if _is_drawn(number, step))
             size = sum(_characters(texts) for _, texts in kept)
     while kept:
         yield from kept.popleft()[1]

@@ -13,12 +13,12 @@ import hashlib
 import json
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,18 +26,11 @@ import numpy as np
 
 from megatron_sky.data.ingest.documents import REASONS, parse_block
 from megatron_sky.data.ingest.encode import BlockEncoder, EncodedBlock, EncodeOptions, encode_in_worker, start_worker
-from megatron_sky.data.ingest.inputs import (
-    BLOCK_BYTES,
-    MAX_DOCUMENT_BYTES,
-    Block,
-    Piece,
-    blocks_of,
-    cut_pieces,
-    find_files,
-    pieces_of_shard,
-)
+from megatron_sky.data.ingest.input_files import InputFiles, list_files
+from megatron_sky.data.ingest.inputs import BLOCK_BYTES, Block, blocks_of, cut_pieces, pieces_of_shard
+from megatron_sky.data.ingest.progress import Progress
 from megatron_sky.data.ingest.sentences import learn_punkt
-from megatron_sky.data.tokens.indexed import IndexedWriter, WriterState, bin_path, finish_pair, idx_path, token_dtype
+from megatron_sky.data.tokens.indexed import bin_path, idx_path, token_dtype
 from megatron_sky.data.tokens.meta import (
     DocumentCounts,
     FileRecord,
@@ -48,69 +41,32 @@ from megatron_sky.data.tokens.meta import (
     read_meta,
 )
 from megatron_sky.data.tokens.scan import describe
+from megatron_sky.data.tokens.writer import PARTS, IndexedWriter, WriterState, finish_pair
 from megatron_sky.errors import DataError
-from megatron_sky.files import remove_leftovers, write_json
-from megatron_sky.tokenizer.kinds import Tokenizer, gigatoken_for, load_tokenizer
+from megatron_sky.files import remove_leftovers
+from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, Tokenizer, gigatoken_for, load_tokenizer
 
 KEPT_REJECTS = 1000
 _SAVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class TokenizeOptions:
-    """What to make of the input.
+class TokenizeOptions(EncodeOptions):
+    """What to make of the input, and how.
 
     Attributes:
-        keys: names of the texts in an object or table.
-        append_eod: end each document with the tokenizer's end-of-document id.
-        split_sentences, keep_newlines: sequences are sentences; see `encode.EncodeOptions`.
         workers: worker processes; 0: encode in this process.
         shard: (index from 0, count): this part of the input.
         strict: stop at the first document that is rejected.
         overwrite: replace files that are there already.
-        fast: see `BatchEncoder`.
-        max_document_bytes: longer documents are rejected.
         names: path prefix of each key's pair; None: the prefix for one key, `<prefix>_<key>` for several.
     """
 
-    keys: tuple[str, ...] = ("text",)
-    append_eod: bool = True
-    split_sentences: bool = False
-    keep_newlines: bool = False
     workers: int = 0
     shard: tuple[int, int] | None = None
     strict: bool = False
     overwrite: bool = False
-    fast: bool | None = None
-    max_document_bytes: int = MAX_DOCUMENT_BYTES
     names: tuple[str, ...] | None = None
-
-
-@dataclass
-class Progress:
-    """How far a run has come; written to `<prefix>.progress.json`.
-
-    Attributes:
-        fingerprint: of all that decides the output; another run's progress is not gone on with.
-        blocks: blocks written.
-        lines: lines read of the file that is being read, `path`; of the job's first file, from where the job begins.
-        empty: documents without a token, for each key.
-        encoded: all blocks are written; what is left is to put the files in place and describe them.
-    """
-
-    fingerprint: str
-    blocks: int = 0
-    path: str = ""
-    lines: int = 0
-    read: int = 0
-    empty: list[int] = field(default_factory=list)
-    blank: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)
-    hashes: dict[str, list[str]] = field(default_factory=dict)
-    writers: list[dict] = field(default_factory=list)
-    rejects_size: int = 0
-    encoded: bool = False
 
 
 def tokenize_jsonl(
@@ -151,7 +107,9 @@ def tokenize_files(
     prefix = str(prefix)
     if options.fast:
         gigatoken_for("the fast encoder")  # each worker would only repeat that it is missing
-    job = _Job(prefix, tokenizer, options, cut_pieces(find_files(inputs)))
+    names = options.names or _default_names(prefix, options.keys)
+    files = list_files(inputs, outputs=_outputs(prefix, names))
+    job = _Job(prefix, names, tokenizer, options, files)
     if (done := job.finished()) is not None:
         return done
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
@@ -167,15 +125,22 @@ def tokenize_files(
 class _Job:
     """One call of `tokenize_files`."""
 
-    def __init__(self, prefix: str, tokenizer: Tokenizer | str | Path, options: TokenizeOptions, pieces: list[Piece]):
-        self.prefix = prefix
-        self.options = options
+    def __init__(
+        self,
+        prefix: str,
+        names: tuple[str, ...],
+        tokenizer: Tokenizer | str | Path,
+        options: TokenizeOptions,
+        files: InputFiles,
+    ):
+        self.prefix, self.names, self.options = prefix, names, options
+        self.files = files.counts
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
         self.tokenizer_path = None if isinstance(tokenizer, Tokenizer) else str(tokenizer)
         assert not (options.workers and self.tokenizer_path is None), "worker processes need the tokenizer's path"
+        pieces = cut_pieces(files.read)
         self.sizes = {piece.path: piece.end for piece in pieces}  # of all files, whichever shard has them
         self.pieces = pieces if options.shard is None else pieces_of_shard(pieces, *options.shard)
-        self.names = options.names or _default_names(prefix, options.keys)
         if options.append_eod and self.tokenizer.eod_id is None:
             raise DataError(
                 f"tokenizer {self.tokenizer.name} has no end-of-document token\n  fix: run without --append-eod"
@@ -186,27 +151,32 @@ class _Job:
         self._skipped_lines: int | None = None
 
     def _fingerprint(self) -> str:
-        decides = asdict(self.options)
-        for name in ("workers", "overwrite", "fast", "names"):
-            del decides[name]
+        decides = self._decisive_options()
         files = {piece.path: os.stat(piece.path) for piece in self.pieces}
-        decides["files"] = [(path, each.st_size, each.st_mtime_ns) for path, each in files.items()]
+        decides["files"] = [(path, status.st_size, status.st_mtime_ns) for path, status in files.items()]
         decides["pieces"] = [(piece.path, piece.start, piece.end) for piece in self.pieces]
-        decides["tokenizer"], decides["eod_id"] = self.tokenizer.sha256, self.tokenizer.eod_id
         if self.options.shard is not None:
             decides["whole"] = self._whole()
         return _hash_of(decides)
 
     def _whole(self, key: str | None = None) -> str:
         """Hash of what all shards of a job share, of one key's pair; not the files' times, which copying changes."""
-        shared = asdict(self.options)
-        for name in ("workers", "overwrite", "fast", "names", "shard", "strict"):
-            del shared[name]
+        shared = self._decisive_options()
+        del shared["shard"], shared["strict"]
         shared["key"] = key
         shared["files"] = list(self.sizes.items())
         shared["piece"] = BLOCK_BYTES
-        shared["tokenizer"], shared["eod_id"] = self.tokenizer.sha256, self.tokenizer.eod_id
         return _hash_of(shared)
+
+    def _decisive_options(self) -> dict:
+        decides = asdict(self.options)
+        for name in ("workers", "overwrite", "fast", "names", "parse_special"):
+            del decides[name]
+        decides["tokenizer"], decides["eod_id"] = self.tokenizer.sha256, self.tokenizer.eod_id
+        # Where control tokens were once taken from text; what was written then is another job's.
+        if self.options.parse_special or not isinstance(self.tokenizer, SentencePieceTokenizer):
+            decides["parse_special"] = self.options.parse_special
+        return decides
 
     def finished(self) -> list[Meta] | None:
         """The meta files of an earlier run of the same job; an error where other files are in the way."""
@@ -262,8 +232,9 @@ class _Job:
 
     def _nothing(self, progress: Progress) -> DataError:
         """No document had a token: the pairs are taken away again, what was rejected stays to be looked at."""
-        for path in (each(name) for name in self.names for each in (bin_path, idx_path)):
-            path.unlink(missing_ok=True)
+        for name in self.names:
+            bin_path(name).unlink(missing_ok=True)
+            idx_path(name).unlink(missing_ok=True)
         self._put_rejects_in_place(progress)
         self.progress_path.unlink(missing_ok=True)
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in progress.rejected.items())
@@ -285,13 +256,12 @@ class _Job:
         return np.dtype(token_dtype(self.tokenizer.vocab_size))
 
     def _earlier_progress(self) -> Progress:
+        saved = Progress.load(self.progress_path, self.fingerprint)
         fresh = Progress(self.fingerprint, empty=[0] * len(self.names))
-        try:
-            found = Progress(**json.loads(self.progress_path.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError, TypeError):
+        if saved is None:
             return fresh
-        there = all(_is_unfinished(name) or (found.encoded and bin_path(name).exists()) for name in self.names)
-        return found if there and found.fingerprint == self.fingerprint else fresh
+        there = all(_is_unfinished(name) or (saved.encoded and bin_path(name).exists()) for name in self.names)
+        return saved if there else fresh
 
     def _encode_all(self, progress: Progress, writers: list[IndexedWriter], report: Callable[[int, int], None]) -> None:
         total = sum(piece.end - piece.start for piece in self.pieces)
@@ -318,14 +288,14 @@ class _Job:
                 number += 1
 
     def _encoded_blocks(self, skip: int) -> Iterator[tuple[int, Block, EncodedBlock]]:
-        options = self._encode_options()
+        punkt = learn_punkt(self._texts()) if self.options.split_sentences else None
         if self.options.workers == 0:
-            encode = BlockEncoder(self.tokenizer, options)
+            encode = BlockEncoder(self.tokenizer, self.options, punkt)
             for done, block in self._blocks(skip):
                 yield done, block, encode(block)
             return
         pool = ProcessPoolExecutor(
-            self.options.workers, get_context("spawn"), start_worker, (self.tokenizer_path, options)
+            self.options.workers, get_context("spawn"), start_worker, (self.tokenizer_path, self.options, punkt)
         )
         waiting: deque[tuple[int, Block, Future[EncodedBlock]]] = deque()
         try:
@@ -343,18 +313,6 @@ class _Job:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _encode_options(self) -> EncodeOptions:
-        given = self.options
-        return EncodeOptions(
-            keys=given.keys,
-            append_eod=given.append_eod,
-            split_sentences=given.split_sentences,
-            keep_newlines=given.keep_newlines,
-            max_document_bytes=given.max_document_bytes,
-            fast=given.fast,
-            punkt=learn_punkt(self._texts()) if given.split_sentences else None,
-        )
-
     def _texts(self) -> Iterator[str]:
         for _, block in self._blocks(0):
             for document in parse_block(block, self.options.keys, self.options.max_document_bytes).documents:
@@ -363,19 +321,11 @@ class _Job:
     def _take(
         self, progress: Progress, writers: list[IndexedWriter], rejects, block: Block, encoded: EncodedBlock
     ) -> None:
-        if progress.path != block.path:
-            progress.path, progress.lines = block.path, 0
+        progress.begin(block)
         self._take_rejects(progress, rejects, block, encoded)
         for writer, texts in zip(writers, encoded.texts, strict=True):
             writer.add_documents(np.frombuffer(texts.tokens, writer.dtype), texts.lengths, texts.sequences)
-        progress.blocks += 1
-        progress.lines += encoded.lines
-        progress.read += encoded.documents + len(encoded.rejects)
-        progress.empty = [before + now for before, now in zip(progress.empty, encoded.empty, strict=True)]
-        progress.blank += encoded.blank
-        progress.notes = dict(Counter(progress.notes) + encoded.notes)
-        if encoded.source_xxh3:
-            progress.hashes.setdefault(block.path, []).append(encoded.source_xxh3)
+        progress.add(block, encoded)
 
     def _take_rejects(self, progress: Progress, rejects, block: Block, encoded: EncodedBlock) -> None:
         kept = sum(progress.rejected.values())
@@ -396,7 +346,7 @@ class _Job:
         rejects.flush()
         progress.rejects_size = rejects.tell()
         progress.writers = [asdict(writer.save_state()) for writer in writers]
-        write_json(self.progress_path, asdict(progress), indent=None, sync=True)
+        progress.save(self.progress_path)
 
     def _put_rejects_in_place(self, progress: Progress) -> None:
         temporary = Path(f"{self.rejects_path}.tmp")
@@ -423,6 +373,7 @@ class _Job:
             sources=tuple(self._source(path, progress) for path in dict.fromkeys(piece.path for piece in self.pieces)),
             job=self.fingerprint,
             shard=self.options.shard and ShardRecord(*self.options.shard, self._whole(key)),
+            files=self.files,
         )
 
     def _source(self, path: str, progress: Progress) -> FileRecord:
@@ -444,6 +395,14 @@ def _default_names(prefix: str, keys: Sequence[str]) -> tuple[str, ...]:
     return (prefix,) if len(keys) == 1 else tuple(f"{prefix}_{key}" for key in keys)
 
 
+def _outputs(prefix: str, names: Sequence[str]) -> list[str]:
+    """Files that the job itself writes and goes on from."""
+    endings = (".bin", ".idx", ".meta.json", ".meta.json.tmp", *(f".{part}.tmp" for part in PARTS))
+    pairs = [f"{name}{ending}" for name in names for ending in endings]
+    kept = (".progress.json", ".progress.json.tmp", ".rejects.jsonl", ".rejects.jsonl.tmp")
+    return [*pairs, *(f"{prefix}{ending}" for ending in kept)]
+
+
 def _hash_of(decides: dict) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -458,10 +417,7 @@ def _wait(done: int, block: Block, future: Future[EncodedBlock]) -> tuple[int, B
 
 def _lines_before(path: str, start: int) -> int:
     """Lines of a file that begin before byte `start`, which is above 0."""
-    count, left = (
-        1,
-        start - 1,
-    )  # a line begins at byte 0, and after each newline but one at the last byte before `start`
+    count, left = 1, start - 1  # a line begins at byte 0, and after every newline but one at the byte before `start`
     with open(path, "rb") as file:
         while left > 0 and (piece := file.read(min(left, 4 << 20))):
             count += piece.count(b"\n")

@@ -9,6 +9,7 @@ from megatron_sky.data.sampling.plan import SamplingPlan, Weight, build_plan
 from megatron_sky.data.sampling.run_plan import RunPlan
 from megatron_sky.data.sampling.shares import SHARE_UNIT
 from megatron_sky.data.tokens.indexed import IndexedTokens
+from megatron_sky.data.tokens.meta import checked_meta
 from megatron_sky.errors import ConfigError, Problem
 
 
@@ -63,11 +64,12 @@ def open_plan(config: DataConfig, *, seq_length: int, sessions: Sequence[Session
 
     Raises:
         ConfigError: no source, or no weight above 0.
-        DataError: a file is missing or damaged.
+        DataError: a file is missing or damaged, or is not what its index or its meta file says.
     """
     sizes = []
     for source in config.train:
         with IndexedTokens(source.path) as file:
+            checked_meta(file)
             sizes.append(file.num_tokens)
     return plan_of(config, sizes, seq_length=seq_length, sessions=sessions)
 

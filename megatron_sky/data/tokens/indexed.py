@@ -3,8 +3,7 @@
 The bytes are those of megatron-core's `IndexedDataset`, both ways; docs/formats.md gives them one by one. What differs
 is how they are handled:
 
-- Writing goes to temporary names and ends with two renames, so that a file under its final name is whole. Lengths and
-  document ends are spilled to disk, so that memory does not grow with the number of documents.
+- Writing (`writer.py`) goes to temporary names and ends with two renames, so that a file under its final name is whole.
 - Reading opens in constant time and memory, whatever the number of documents: header, sizes and the two ends of the
   index are checked, the rest is `verify`'s work. Tokens come through `pread`, not through a memory map: a file that
   shrinks under a running job is then a `DataError` with its name, where a map would kill the process with SIGBUS.
@@ -12,20 +11,13 @@ is how they are handled:
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
 
 import numpy as np
 
 from megatron_sky.errors import DataError
-from megatron_sky.files import InUse, hold
-from megatron_sky.log import get_logger
-
-log = get_logger(__name__)
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -43,10 +35,7 @@ CODE_OF_DTYPE = {
 }
 DTYPE_OF_CODE = {code: dtype for dtype, code in CODE_OF_DTYPE.items()}
 MAX_UINT16_VOCAB = 65_500  # Megatron's bound, kept so that the bytes are the same
-
-_COPY_BYTES = 8 << 20
-_PENDING_BYTES = 4 << 20
-_PARTS = ("bin", "lengths", "bounds", "idx")  # of an `IndexedWriter`'s temporary files
+_STARTS_AT_ONCE = 256  # documents whose begin is looked up together
 
 
 def bin_path(prefix: str | Path) -> Path:
@@ -123,6 +112,8 @@ class IndexedTokens:
     Args:
         prefix: path without an ending.
         allow_empty: take a pair with no token too (a shard may have none).
+        any_order: take a pair whose index leaves out, repeats or reorders what `.bin` holds, for `document` and the
+            tables; its `num_tokens` is what the index describes, and it is no flat stream to `read`.
 
     Attributes:
         num_tokens: tokens in the flat stream, which is all documents one after another.
@@ -132,8 +123,9 @@ class IndexedTokens:
         DataError: a file is missing, empty, cut short, or the two contradict each other.
     """
 
-    def __init__(self, prefix: str | Path, *, allow_empty: bool = False):
+    def __init__(self, prefix: str | Path, *, allow_empty: bool = False, any_order: bool = False):
         self.prefix = str(prefix)
+        self._any_order = any_order
         self._bin = _open(bin_path(prefix))
         try:
             self._idx = _open(idx_path(prefix))
@@ -156,6 +148,10 @@ class IndexedTokens:
         self._state = (status.st_size, status.st_mtime_ns)
         self._check_ends(status.st_size)
         self.num_tokens = status.st_size // self.dtype.itemsize
+        if self._any_order:
+            self.num_tokens = sum(
+                int(lengths.sum(dtype=np.int64)) for lengths in chunks(self.lengths, self.num_sequences)
+            )
 
     def _check_ends(self, size: int) -> None:
         header, path = self.header, idx_path(self.prefix)
@@ -172,10 +168,14 @@ class IndexedTokens:
         if header.num_sequences:
             final = header.num_sequences - 1
             end = int(self.pointers(final, 1)[0]) + int(self.lengths(final, 1)[0]) * self.dtype.itemsize
-        if end != size:
+        if end > size or (end < size and not self._any_order):
+            also = " or the index leaves documents out or reorders them" if end < size else ""
+            merge = (
+                f"; `megatron-sky data merge {self.prefix} --out NEW` writes what the index describes" if also else ""
+            )
             raise DataError(
                 f"{bin_path(self.prefix)} has {size:,} bytes, but {path} describes {end:,}: the two don't belong "
-                f"together or one is cut short\n  fix: {fix}"
+                f"together or one is cut short{also}\n  fix: {fix}{merge}"
             )
 
     def read(self, offset: int, length: int) -> np.ndarray:
@@ -189,12 +189,22 @@ class IndexedTokens:
                 f"{bin_path(self.prefix)}: tokens {offset:,} to {offset + length:,} were asked for, it has "
                 f"{self.num_tokens:,}"
             )
+        assert not self._any_order, "no flat stream"
         width = self.dtype.itemsize
-        data = os.pread(self._bin, length * width, offset * width)
-        if len(data) != length * width:  # the end of the file, or more than the system gives in one call
-            data = self._read_on(data, length * width, offset * width)
+        return np.frombuffer(self.bytes_of(offset * width, (offset + length) * width), dtype=self.dtype)
+
+    def bytes_of(self, start: int, end: int) -> bytes:
+        """Bytes `[start, end)` of the `.bin` file, as pointers name them; DataError where it has none such."""
+        if not 0 <= start <= end <= self._state[0]:
+            raise DataError(
+                f"{idx_path(self.prefix)} names bytes {start:,} to {end:,} of {bin_path(self.prefix)}, which has "
+                f"{self._state[0]:,}\n  fix: copy the pair again from its source, or make it again"
+            )
+        data = os.pread(self._bin, end - start, start)
+        if len(data) != end - start:  # the end of the file, or more than the system gives in one call
+            data = self._read_on(data, end - start, start)
         self._check_unchanged()
-        return np.frombuffer(data, dtype=self.dtype)
+        return data
 
     def _read_on(self, data: bytes, size: int, at: int) -> bytes:
         parts = [data]
@@ -240,12 +250,13 @@ class IndexedTokens:
         return np.frombuffer(out, dtype=dtype)
 
     def document(self, number: int) -> np.ndarray:
-        """All tokens of one document."""
+        """All tokens of one document, by the pointers of its sequences."""
         first, last = self.bounds(number, 2).tolist()
-        if first == last:
-            return np.empty(0, self.dtype)
-        offset = int(self.pointers(first, 1)[0]) // self.dtype.itemsize
-        return self.read(offset, int(self.lengths(first, last - first).sum()))
+        places = zip(
+            self.pointers(first, last - first).tolist(), self.lengths(first, last - first).tolist(), strict=True
+        )
+        parts = [self.bytes_of(at, at + length * self.dtype.itemsize) for at, length in places]
+        return np.frombuffer(b"".join(parts), dtype=self.dtype)
 
     def document_offset(self, number: int) -> int:
         """The first token of a document in the flat stream; for the number after the last one, the stream's end."""
@@ -253,6 +264,22 @@ class IndexedTokens:
         if first == self.num_sequences:
             return self.num_tokens
         return int(self.pointers(first, 1)[0]) // self.dtype.itemsize
+
+    def document_starts(self, offset: int, length: int) -> np.ndarray:
+        """Where documents begin in tokens `[offset, offset + length)` of the flat stream: bool `[length]`, the first
+        token apart. By the index alone, so that an end-of-document id within a document begins nothing."""
+        starts = np.zeros(length, dtype=bool)
+        number, begins = self.document_at(offset) + 1, np.zeros(0, np.int64)
+        while number < self.num_documents and not (begins >= length).any():
+            firsts = self.bounds(number, min(_STARTS_AT_ONCE, self.num_documents - number))
+            firsts = firsts[firsts < self.num_sequences]  # else it has no sequence, nor has any after it
+            if not len(firsts):
+                break
+            pointers = self.pointers(int(firsts[0]), int(firsts[-1] - firsts[0]) + 1)
+            begins = pointers[firsts - firsts[0]] // self.dtype.itemsize - offset
+            starts[begins[(begins > 0) & (begins < length)]] = True
+            number += len(firsts)
+        return starts
 
     def document_at(self, offset: int) -> int:
         """The number of the document that holds token `offset` of the flat stream; a search over the index."""
@@ -295,221 +322,6 @@ def _open(path: Path) -> int:
         ) from None
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
-
-
-@dataclass(frozen=True)
-class WriterState:
-    """How far a writer has come; what lies beyond it in its temporary files is cut off when it goes on."""
-
-    num_tokens: int = 0
-    num_sequences: int = 0
-    num_documents: int = 0
-
-
-class IndexedWriter:
-    """Writes `<prefix>.bin/.idx`; use it in a `with` block.
-
-    The files appear under their names when the block ends; a block that raises leaves nothing behind, unless it is to
-    be gone on with.
-
-    Args:
-        prefix: path without an ending; the folder must exist.
-        dtype: number format of a token, see `token_dtype`.
-        resume: go on from this state of an earlier writer, and leave the temporary files when the block raises.
-    """
-
-    def __init__(self, prefix: str | Path, dtype: np.dtype | type, *, resume: WriterState | None = None):
-        self.prefix = str(prefix)
-        self.dtype = np.dtype(dtype)
-        assert self.dtype in CODE_OF_DTYPE, self.dtype
-        self._keep = resume is not None
-        start = resume or WriterState()
-        self.num_tokens = start.num_tokens
-        self.num_sequences = start.num_sequences
-        self.num_documents = start.num_documents
-
-    def __enter__(self) -> "IndexedWriter":
-        self._files: dict[str, BinaryIO] = {}
-        self._lock = ExitStack()
-        sizes = {
-            "bin": self.num_tokens * self.dtype.itemsize,
-            "lengths": 4 * self.num_sequences,
-            "bounds": 8 * (self.num_documents + 1) if self.num_documents else 0,
-        }
-        try:
-            self._lock.enter_context(hold(self._temporary("bin"), log.warning))
-            for part, size in sizes.items():
-                file = self._files[part] = self._open(part)
-                if file.seek(0, os.SEEK_END) < size:
-                    raise DataError(f"{self._temporary(part)} is shorter than it was left; remove it to begin again")
-                file.truncate(size)
-                file.seek(size)
-        except InUse:
-            raise DataError(
-                f"{self.prefix}: another process is writing these files\n  fix: wait for it, or choose another name"
-            ) from None
-        except OSError as error:
-            self._discard()
-            raise DataError(f"{self._temporary('bin')} can't be written: {error.strerror}") from error
-        except DataError:
-            self._close()
-            raise
-        if not self.num_documents:
-            self._files["bounds"].write(np.int64(0).tobytes())
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            try:
-                self._finish()
-            except OSError as failure:
-                self._give_up()
-                raise DataError(f"{self.prefix}.bin and .idx can't be written: {failure.strerror}") from failure
-            except BaseException:
-                self._give_up()
-                raise
-        else:
-            self._give_up()
-
-    def save_state(self) -> WriterState:
-        """Bring all that was written to the disk; a later writer can go on from what is returned."""
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        return WriterState(self.num_tokens, self.num_sequences, self.num_documents)
-
-    def _give_up(self) -> None:
-        if self._keep:
-            self._close()
-        else:
-            self._discard()
-
-    def _open(self, part: str) -> BinaryIO:
-        """A temporary file with what an earlier writer left in it."""
-        number = os.open(self._temporary(part), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        return open(number, "rb+", buffering=_PENDING_BYTES)
-
-    def add_document(self, tokens: np.ndarray, lengths: Sequence[int] | None = None) -> None:
-        """Append one document.
-
-        Args:
-            tokens: its tokens, one-dimensional; they must fit the dtype.
-            lengths: tokens of each of its sequences (sentences), where it has several.
-        """
-        lengths = [len(tokens)] if lengths is None else lengths
-        assert sum(lengths) == len(tokens), (sum(lengths), len(tokens))
-        self.add_documents(tokens, np.asarray(lengths), np.array([len(lengths)]))
-
-    def add_documents(self, tokens: np.ndarray, lengths: np.ndarray, sequences: np.ndarray | None = None) -> None:
-        """Append many documents.
-
-        Args:
-            tokens: all their tokens in a row.
-            lengths: tokens of each sequence.
-            sequences: sequences of each document; None: one each.
-        """
-        first = self.num_sequences
-        sequences = np.ones(len(lengths), np.int64) if sequences is None else sequences
-        self._write_tokens(tokens, lengths)
-        self.num_documents += len(sequences)
-        self._files["bounds"].write((first + np.cumsum(sequences)).astype(np.int64).tobytes())
-
-    def _write_tokens(self, tokens: np.ndarray, lengths: Sequence[int] | np.ndarray) -> None:
-        self._files["bin"].write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
-        self._files["lengths"].write(np.asarray(lengths, dtype=np.int32).tobytes())
-        self.num_tokens += len(tokens)
-        self.num_sequences += len(lengths)
-
-    def add_pair(self, source: IndexedTokens) -> None:
-        """Append a whole pair; its tokens are copied as bytes."""
-        assert source.dtype == self.dtype, (source.dtype, self.dtype)
-        with open(bin_path(source.prefix), "rb") as tokens:
-            copy_bytes(tokens, self._files["bin"])
-        for lengths in chunks(source.lengths, source.num_sequences):
-            self._files["lengths"].write(lengths.tobytes())
-        for bounds in chunks(source.bounds, source.num_documents, first=1):
-            self._files["bounds"].write((bounds + self.num_sequences).tobytes())
-        self.num_tokens += source.num_tokens
-        self.num_sequences += source.num_sequences
-        self.num_documents += source.num_documents
-
-    def _temporary(self, part: str) -> Path:
-        return _temporary(self.prefix, part)
-
-    def _finish(self) -> None:
-        with open(self._temporary("idx"), "wb", buffering=_PENDING_BYTES) as index:
-            self._files["idx"] = index
-            self._write_index(index)
-            index.flush()
-            os.fsync(index.fileno())
-        tokens = self._files["bin"]
-        tokens.flush()
-        os.fsync(tokens.fileno())
-        for file in self._files.values():
-            file.close()
-        os.replace(self._temporary("bin"), bin_path(self.prefix))
-        os.replace(self._temporary("idx"), idx_path(self.prefix))
-        self._discard()
-
-    def _write_index(self, index: BinaryIO) -> None:
-        lengths, bounds = self._files["lengths"], self._files["bounds"]
-        index.write(IndexHeader(self.dtype, self.num_sequences, self.num_documents + 1).pack())
-        lengths.seek(0)
-        copy_bytes(lengths, index)
-        lengths.seek(0)
-        pointer = 0
-        while block := lengths.read(_COPY_BYTES):
-            ends = np.cumsum(np.frombuffer(block, np.int32).astype(np.int64)) * self.dtype.itemsize + pointer
-            index.write(np.concatenate([[pointer], ends[:-1]]).astype(np.int64).tobytes())
-            pointer = int(ends[-1])
-        bounds.seek(0)
-        copy_bytes(bounds, index)
-
-    def _close(self) -> None:
-        for file in self._files.values():
-            with suppress(OSError):  # a full disk fails the last flush again; the first failure is under way already
-                file.close()
-        self._lock.close()
-
-    def _discard(self) -> None:
-        for part in _PARTS:
-            self._temporary(part).unlink(missing_ok=True)
-        self._close()
-
-
-def finish_pair(prefix: str | Path, dtype: np.dtype, state: WriterState) -> None:
-    """Put a pair in place that a killed `IndexedWriter` was about to; it had written all of `state`.
-
-    `.bin` gets its name once the index is on the disk as well, and before it: without `.bin.tmp`, what there is of
-    `.idx.tmp` is whole.
-
-    Raises:
-        DataError: the files are not what the state tells, or can't be written.
-    """
-    if _temporary(prefix, "bin").exists():
-        with IndexedWriter(prefix, dtype, resume=state):
-            return
-    if _temporary(prefix, "idx").exists():
-        os.replace(_temporary(prefix, "idx"), idx_path(prefix))
-    for part in _PARTS:
-        _temporary(prefix, part).unlink(missing_ok=True)
-    with IndexedTokens(prefix, allow_empty=True) as pair:
-        found = WriterState(pair.num_tokens, pair.num_sequences, pair.num_documents)
-    if found != state:
-        raise DataError(
-            f"{bin_path(prefix)} and .idx are not what was written before the interruption\n"
-            f"  fix: remove them and {prefix}.progress.json to begin again"
-        )
-
-
-def _temporary(prefix: str | Path, part: str) -> Path:
-    return Path(f"{prefix}.{part}.tmp")
-
-
-def copy_bytes(source: BinaryIO, target: BinaryIO) -> None:
-    """Copy what is left of `source` to `target`, in pieces."""
-    while block := source.read(_COPY_BYTES):
-        target.write(block)
 
 
 def chunks(table, total: int, first: int = 0, size: int = 1 << 20) -> Iterator[np.ndarray]:

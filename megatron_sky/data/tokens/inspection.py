@@ -41,7 +41,7 @@ class Overview:
 
 def overview(prefix: str | Path, tokenizer: Tokenizer | None = None) -> Overview:
     """Count a pair's documents by length, and with a tokenizer its tokens by language."""
-    with IndexedTokens(prefix) as pair:
+    with IndexedTokens(prefix, any_order=True) as pair:
         sizes = _document_sizes(pair)
         longest = int(sizes.max())
         edges = [0, 1, *(2**power for power in range(1, longest.bit_length() + 1))]
@@ -63,7 +63,7 @@ def overview(prefix: str | Path, tokenizer: Tokenizer | None = None) -> Overview
 
 def show_document(prefix: str | Path, number: int, tokenizer: Tokenizer) -> str:
     """The text of one document; raises DataError where there is none of that number."""
-    with IndexedTokens(prefix) as pair:
+    with IndexedTokens(prefix, any_order=True) as pair:
         if not 0 <= number < pair.num_documents:
             raise DataError(
                 f"{prefix} has no document {number}: its {pair.num_documents:,} documents are numbered from 0 to "
@@ -78,13 +78,13 @@ def draw(overviews: Sequence[Overview], path: str | Path) -> None:
 
     figure = Figure(figsize=(10, 3.2 * len(overviews)), layout="constrained")
     axes = figure.subplots(len(overviews), 2, squeeze=False)
-    for (left, right), each in zip(axes, overviews, strict=True):
-        labels = [f"{low:,}" for low in each.edges[:-1]]
-        left.bar(labels, each.documents, color=COLOURS[0])
-        left.set(title=f"{Path(each.prefix).name}: documents by length", xlabel="tokens, at least", ylabel="documents")
+    for (left, right), view in zip(axes, overviews, strict=True):
+        labels = [f"{low:,}" for low in view.edges[:-1]]
+        left.bar(labels, view.documents, color=COLOURS[0])
+        left.set(title=f"{Path(view.prefix).name}: documents by length", xlabel="tokens, at least", ylabel="documents")
         left.tick_params(axis="x", rotation=60)
-        right.barh(LANGUAGES, [each.language_tokens.get(name, 0) for name in LANGUAGES], color=COLOURS[2])
-        right.set(title=f"tokens by language, {each.sampled:,} documents", xlabel="tokens")
+        right.barh(LANGUAGES, [view.language_tokens.get(name, 0) for name in LANGUAGES], color=COLOURS[2])
+        right.set(title=f"tokens by language, {view.sampled:,} documents", xlabel="tokens")
     figure.savefig(path, dpi=110)
 
 

@@ -1,4 +1,5 @@
-"""One pair out of several: the tokens are copied as bytes, the index is shifted, the meta files are added up."""
+"""One pair out of several: the tokens are copied in each index's order, the index is shifted, the meta files are added
+up."""
 
 import os
 from collections import Counter
@@ -6,10 +7,26 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_sky.data.tokens.indexed import IndexedTokens, IndexedWriter, bin_path
-from megatron_sky.data.tokens.meta import DocumentCounts, FileRecord, Meta, ShardRecord, meta_path, read_meta
+import numpy as np
+
+from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path
+from megatron_sky.data.tokens.meta import (
+    KEPT_PASSED_OVER,
+    DocumentCounts,
+    FileCounts,
+    FileRecord,
+    Meta,
+    ShardRecord,
+    check_meta,
+    meta_path,
+    read_meta,
+)
 from megatron_sky.data.tokens.scan import describe
+from megatron_sky.data.tokens.writer import IndexedWriter
 from megatron_sky.errors import DataError
+from megatron_sky.log import get_logger
+
+log = get_logger(__name__)
 
 
 def merge(prefixes: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Meta | None:
@@ -30,11 +47,12 @@ def merge(prefixes: Sequence[str | Path], out: str | Path, *, overwrite: bool = 
     metas = _agreeing_metas(prefixes)
     _check_shards(prefixes, metas)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    dtype = _agreed_dtype(prefixes)
+    dtype = _common_dtype(prefixes, metas)
     try:
         with IndexedWriter(out, dtype) as writer:
             for prefix in prefixes:
-                with IndexedTokens(prefix, allow_empty=True) as pair:
+                with _open(prefix) as pair:
+                    _tell_if_partial(pair)
                     writer.add_pair(pair)
             meta_path(out).unlink(missing_ok=True)
     except OSError as error:
@@ -90,13 +108,13 @@ def _check_shards(prefixes: Sequence[str | Path], metas: Sequence[Meta]) -> None
     for prefix, meta in zip(prefixes, metas, strict=bool(metas)):
         if meta.shard is not None:
             jobs.setdefault(meta.shard.whole, []).append((meta.shard, prefix))
-    parted = [told for told in map(_what_is_missing, jobs.values()) if told]
-    if len(parted) == 1:
-        raise DataError(f"{parted[0]}\n  fix: tokenize what is missing, then merge all parts")
-    if parted:
+    incomplete = [lack for lack in map(_what_is_missing, jobs.values()) if lack]
+    if len(incomplete) == 1:
+        raise DataError(f"{incomplete[0]}\n  fix: tokenize what is missing, then merge all parts")
+    if incomplete:
         raise DataError(
             "these parts make up no job: they were tokenized from different lists of files or with other options\n"
-            + "".join(f"  {told}\n" for told in parted)
+            + "".join(f"  {lack}\n" for lack in incomplete)
             + "  fix: see that no file comes, goes or grows between two tasks, and do all parts again with --overwrite"
         )
 
@@ -126,29 +144,55 @@ def _runs(numbers: Sequence[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
 
 
-def _agreed_dtype(prefixes: Sequence[str | Path]):
-    dtypes = {}
+def _open(prefix: str | Path) -> IndexedTokens:
+    return IndexedTokens(prefix, allow_empty=True, any_order=True)
+
+
+def _tell_if_partial(pair: IndexedTokens) -> None:
+    held = bin_path(pair.prefix).stat().st_size // pair.dtype.itemsize
+    if held != pair.num_tokens:
+        log.warning(
+            "%s: its index describes %s tokens, the .bin file holds %s; what the index describes is taken",
+            pair.prefix, f"{pair.num_tokens:,}", f"{held:,}",
+        )  # fmt: skip
+
+
+def _common_dtype(prefixes: Sequence[str | Path], metas: Sequence[Meta]) -> np.dtype:
+    """The number format that holds all pairs' ids.
+
+    Tools differ in the one they choose for 65,500 to 65,535 tokens, so that pairs of one tokenizer may differ in it;
+    that the tokenizer is one, only the meta files say.
+    """
+    dtypes: dict[np.dtype, str | Path] = {}
     for prefix in prefixes:
-        with IndexedTokens(prefix, allow_empty=True) as pair:
+        with _open(prefix) as pair:
+            if pair.dtype.kind not in "iu":
+                raise DataError(f"{prefix}.idx: number format {pair.dtype.name} can't hold token ids")
             dtypes.setdefault(pair.dtype, prefix)
-    if len(dtypes) > 1:
-        told = ", ".join(f"{prefix}: {dtype.name}" for dtype, prefix in dtypes.items())
-        raise DataError(f"the pairs differ in number format ({told})\n  fix: merge only pairs made with one tokenizer")
-    return next(iter(dtypes))
+    if len(dtypes) > 1 and not metas:
+        formats = ", ".join(f"{prefix}: {dtype.name}" for dtype, prefix in dtypes.items())
+        raise DataError(
+            f"the pairs differ in number format ({formats}), and without meta files nothing says that their tokenizer "
+            "is one all the same\n"
+            "  fix: give each a meta file with `megatron-sky data verify PAIR --tokenizer T --write-meta`, then merge"
+        )
+    return np.result_type(*dtypes)
 
 
 def _agreeing_metas(prefixes: Sequence[str | Path]) -> list[Meta]:
-    found = {prefix: read_meta(prefix) for prefix in prefixes}
-    absent = [prefix for prefix, meta in found.items() if meta is None]
-    if len(absent) == len(found):
+    by_pair = {prefix: read_meta(prefix) for prefix in prefixes}
+    absent = [prefix for prefix, meta in by_pair.items() if meta is None]
+    if len(absent) == len(by_pair):
         return []
     if absent:
         raise DataError(
             f"{meta_path(absent[0])} is missing, other pairs have theirs\n"
             f"  fix: `megatron-sky data verify {absent[0]} --tokenizer T --write-meta` writes it"
         )
-    metas = list(found.values())
-    for prefix, meta in found.items():
+    metas = list(by_pair.values())
+    for prefix, meta in by_pair.items():
+        with _open(prefix) as pair:
+            check_meta(prefix, meta, pair)
         if meta.tokenizer.sha256 != metas[0].tokenizer.sha256:
             raise DataError(
                 f"{meta_path(prefix)}: made with tokenizer {meta.tokenizer.name} ({meta.tokenizer.sha256[:12]}), the "
@@ -162,6 +206,22 @@ def _agreeing_metas(prefixes: Sequence[str | Path]) -> list[Meta]:
                 "tokenizer.json names it"
             )
     return metas
+
+
+def _add_up_files(metas: Sequence[Meta]) -> FileCounts | None:
+    """The parts of a job, each of which counts all of its files, are one job; None where a meta file does not say."""
+    jobs = {meta.shard.whole if meta.shard else number: meta.files for number, meta in enumerate(metas)}
+    if None in jobs.values():
+        return None
+    by_reason, paths = Counter(), [file for counts in jobs.values() for file in counts.passed_over_files]
+    for counts in jobs.values():
+        by_reason.update(counts.passed_over)
+    return FileCounts(
+        found=sum(counts.found for counts in jobs.values()),
+        read=sum(counts.read for counts in jobs.values()),
+        passed_over=dict(by_reason),
+        passed_over_files=tuple(paths[:KEPT_PASSED_OVER]),
+    )
 
 
 def _add_up(out: str | Path, metas: Sequence[Meta]) -> Meta:
@@ -186,4 +246,5 @@ def _add_up(out: str | Path, metas: Sequence[Meta]) -> Meta:
         rejected=dict(rejected),
         notes=dict(notes),
         sources=tuple(sources.values()),
+        files=_add_up_files(metas),
     )

@@ -8,11 +8,14 @@ place is found without a second copy.
 
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from megatron_sky.data.tokens.index_check import check_index_once
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path
 from megatron_sky.errors import DataError
 from megatron_sky.files import hash_range, write_json
@@ -20,6 +23,7 @@ from megatron_sky.records import BadRecord, read_record
 
 FORMAT_VERSION = 2
 HASH_BLOCK = 32 << 20  # bytes
+KEPT_PASSED_OVER = 1000
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,32 @@ class DocumentCounts:
 
 
 @dataclass(frozen=True)
+class PassedOver:
+    """A file of the input that was not read, and why (a word of `ingest.input_files.REASONS`)."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FileCounts:
+    """Where the files of the input went: found = read + the sum of `passed_over`, which counts by reason.
+
+    For a shard: of the whole job. `passed_over_files` holds the first `KEPT_PASSED_OVER` of them.
+    """
+
+    found: int
+    read: int
+    passed_over: dict[str, int] = field(default_factory=dict)
+    passed_over_files: tuple[PassedOver, ...] = ()
+
+    @classmethod
+    def of(cls, read: int, passed_over: Sequence[PassedOver]) -> "FileCounts":
+        by_reason = Counter(file.reason for file in passed_over)
+        return cls(read + len(passed_over), read, dict(by_reason), tuple(passed_over[:KEPT_PASSED_OVER]))
+
+
+@dataclass(frozen=True)
 class ShardRecord:
     """Which part of a job the pair is: `index` (from 0) of `count`; `whole` is a hash of what all of them must share:
     the list of pieces that they were dealt from, and what was done to them."""
@@ -73,6 +103,7 @@ class Meta:
         rejected: documents left out, by reason.
         notes: lines that were taken though unusual (blank ones, CR LF, byte order marks).
         job: hash of all that decided the output, by which a finished job is known again.
+        files: how many files were found under the inputs, and why some were not read; None where that is not known.
         shard: which part of a job this is; None where it is a whole one, or its program did not say.
     """
 
@@ -94,6 +125,7 @@ class Meta:
     notes: dict[str, int] = field(default_factory=dict)
     job: str = ""
     shard: ShardRecord | None = None
+    files: FileCounts | None = None
     format_version: int = FORMAT_VERSION
 
     def write(self, prefix: str | Path) -> None:
@@ -173,7 +205,9 @@ def check_source(
 def check_tokens(
     tokens: IndexedTokens, *, vocab_size: int, tokenizer_sha256: str | None = None, eod_id: int | None = None
 ) -> Meta | None:
-    """Compare an opened pair with its meta file and with the model that is to read it, in constant time.
+    """Compare an opened pair with its meta file and with the model that is to read it.
+
+    In constant time where the meta file vouches for the index; an index without one, or changed since, is read.
 
     Args:
         vocab_size: tokens the model knows; every id must be below.
@@ -186,11 +220,9 @@ def check_tokens(
     Raises:
         DataError: they contradict each other; the message says which and how.
     """
-    prefix = tokens.prefix
-    meta = read_meta(prefix)
+    prefix, meta = tokens.prefix, checked_meta(tokens)
     if meta is None:
         return None
-    check_meta(prefix, meta, tokens)
     if meta.max_token_id >= vocab_size:
         raise DataError(
             f"{bin_path(prefix)} holds token id {meta.max_token_id}, the model knows ids below model.vocab_size = "
@@ -212,9 +244,21 @@ def check_tokens(
     return meta
 
 
+def checked_meta(tokens: IndexedTokens) -> Meta | None:
+    """The meta file of an opened pair, held against it. An index that has none, or was changed since, is read through:
+    it must describe the `.bin` file from front to back."""
+    prefix = tokens.prefix
+    meta = read_meta(prefix)
+    if meta is None or os.stat(idx_path(prefix)).st_mtime_ns > os.stat(meta_path(prefix)).st_mtime_ns:
+        check_index_once(tokens)
+    if meta is not None:
+        check_meta(prefix, meta, tokens)
+    return meta
+
+
 def check_meta(prefix: str | Path, meta: Meta, tokens: IndexedTokens) -> None:
     """Hold the counts and sizes of a meta file against the opened pair; raises DataError for the first that differs."""
-    found = {
+    actual = {
         "bin_size": bin_path(prefix).stat().st_size,
         "idx_size": idx_path(prefix).stat().st_size,
         "dtype": tokens.dtype.name,
@@ -222,11 +266,11 @@ def check_meta(prefix: str | Path, meta: Meta, tokens: IndexedTokens) -> None:
         "num_documents": tokens.num_documents,
         "num_sequences": tokens.num_sequences,
     }
-    for name, value in found.items():
-        told = getattr(meta, name)
-        if told != value:
+    for name, value in actual.items():
+        stated = getattr(meta, name)
+        if stated != value:
             raise DataError(
-                f"{meta_path(prefix)}: {name} is {told!r}, the files have {value!r}: they were changed or cut after "
+                f"{meta_path(prefix)}: {name} is {stated!r}, the files have {value!r}: they were changed or cut after "
                 "they were written\n  fix: copy all three files again from one run, or tokenize again"
             )
 

@@ -17,6 +17,7 @@ from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path
 from megatron_sky.data.tokens.meta import (
     HASH_BLOCK,
     DocumentCounts,
+    FileCounts,
     FileRecord,
     Meta,
     ShardRecord,
@@ -114,6 +115,7 @@ def describe(
     sources: tuple[FileRecord, ...] = (),
     job: str = "",
     shard: ShardRecord | None = None,
+    files: FileCounts | None = None,
 ) -> Meta:
     """The meta file's contents for a pair that is there; reads it once."""
     with IndexedTokens(prefix, allow_empty=True) as pair:
@@ -137,6 +139,7 @@ def describe(
             notes=dict(notes or {}),
             job=job,
             shard=shard,
+            files=files,
         )
 
 

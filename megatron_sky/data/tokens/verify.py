@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_sky.data.tokens.index_check import check_index
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, chunks, idx_path
 from megatron_sky.data.tokens.meta import HASH_BLOCK, BrokenMeta, Meta, check_meta, meta_path, read_meta
 from megatron_sky.data.tokens.scan import ScannedBlock, TokenScan, scan_tokens
@@ -68,7 +69,7 @@ def verify(
                     f"{meta_path(prefix)}: made with tokenizer {meta.tokenizer.name} ({meta.tokenizer.sha256[:12]}), "
                     f"not with {tokenizer.name} ({tokenizer.sha256[:12]})"
                 )
-        num_empty = _check_index(pair)
+        num_empty = check_index(pair)
         checker = _TokenChecker(pair, meta, _limit(meta, tokenizer), _eod(meta, tokenizer), report)
         scan = scan_tokens(bin_path(prefix), pair.dtype, visit=checker)
         _check_totals(prefix, meta, scan, checker)
@@ -94,42 +95,6 @@ def _eod(meta: Meta | None, tokenizer: Tokenizer | None) -> int | None:
     if tokenizer is not None:
         return tokenizer.eod_id
     return None if meta is None else meta.tokenizer.eod_id
-
-
-def _check_index(pair: IndexedTokens) -> int:
-    """Pointers, lengths and bounds; returns the number of documents without a sequence."""
-    path, header, width = idx_path(pair.prefix), pair.header, pair.dtype.itemsize
-    first, expected = 0, 0
-    for lengths in chunks(pair.lengths, pair.num_sequences):
-        pointers = pair.pointers(first, len(lengths))
-        if (lengths < 0).any():
-            at = first + int(np.argmax(lengths < 0))
-            raise DataError(f"{path}, byte {header.lengths_at + 4 * at:,}: sequence {at:,} has a negative length")
-        steps = np.cumsum(lengths.astype(np.int64)) * width
-        right = np.concatenate([[0], steps[:-1]]) + expected
-        if (wrong := right != pointers).any():
-            at = int(np.argmax(wrong))
-            raise DataError(
-                f"{path}, byte {header.pointers_at + 8 * (first + at):,}: sequence {first + at:,} begins at byte "
-                f"{pointers[at]:,} by its pointer, at {right[at]:,} by the lengths before it"
-            )
-        first, expected = first + len(lengths), expected + int(steps[-1])
-    return _check_bounds(pair)
-
-
-def _check_bounds(pair: IndexedTokens) -> int:
-    path, first, before, empty = idx_path(pair.prefix), 1, 0, 0
-    for bounds in chunks(pair.bounds, pair.num_documents, first=1):
-        steps = np.diff(bounds, prepend=before)
-        if (steps < 0).any() or bounds[-1] > pair.num_sequences:
-            at = first + int(np.argmax((steps < 0) | (bounds > pair.num_sequences)))
-            raise DataError(
-                f"{path}, byte {pair.header.bounds_at + 8 * at:,}: document {at - 1:,} ends at sequence "
-                f"{bounds[at - first]:,}, before its own begin or beyond the last of {pair.num_sequences:,}"
-            )
-        empty += int((steps == 0).sum())
-        first, before = first + len(bounds), int(bounds[-1])
-    return empty
 
 
 class _TokenChecker:
@@ -169,8 +134,8 @@ class _TokenChecker:
         )
 
     def _check_hash(self, block: ScannedBlock, at: int) -> None:
-        told = self._meta.bin_blocks if self._meta else ()
-        if told and (self._number >= len(told) or told[self._number] != block.xxh3):
+        hashes = self._meta.bin_blocks if self._meta else ()
+        if hashes and (self._number >= len(hashes) or hashes[self._number] != block.xxh3):
             raise DataError(
                 f"{bin_path(self._pair.prefix)}, bytes {at:,} to {at + HASH_BLOCK:,}: the content differs from the one "
                 f"that was written (XXH3 in {meta_path(self._pair.prefix)})"
@@ -222,3 +187,5 @@ def _check_totals(prefix: str | Path, meta: Meta | None, scan: TokenScan, checke
     counts = meta.documents
     if counts.read != counts.written + counts.empty + counts.rejected:
         raise DataError(f"{meta_path(prefix)}: documents read are not those written, empty and rejected: {counts}")
+    if (files := meta.files) is not None and files.found != files.read + sum(files.passed_over.values()):
+        raise DataError(f"{meta_path(prefix)}: files found are not those read and passed over: {files}")

@@ -1,11 +1,14 @@
+"""Blocks of compressed files and of tables."""
+
+import dataclasses
 import gzip
 import json
 
 import pytest
 
 from megatron_sky.data.ingest import inputs as inputs_module
-from megatron_sky.data.ingest import tokenize as tokenize_module
-from megatron_sky.data.ingest.inputs import blocks_of, cut_pieces, find_files
+from megatron_sky.data.ingest.documents import parse_block
+from megatron_sky.data.ingest.inputs import blocks_of, cut_pieces
 from megatron_sky.data.ingest.tokenize import TokenizeOptions, tokenize_files
 from megatron_sky.data.tokens.indexed import bin_path
 from megatron_sky.errors import DataError
@@ -13,83 +16,110 @@ from megatron_sky.errors import DataError
 LINES = b"".join(json.dumps({"text": f"{number} {number * 7919 % 1009:x}"}).encode() + b"\n" for number in range(2000))
 
 
-def read(path):
-    (piece,) = cut_pieces([path])
-    return b"".join(block.lines for block in blocks_of(piece, ("text",)))
-
-
-def zstd_frames(*parts):
-    zstandard = pytest.importorskip("zstandard")
-    return [zstandard.ZstdCompressor(write_checksum=True).compress(part) for part in parts]
-
-
-def test_zstd_frames_of_any_number_and_size_are_one_text(tmp_path, monkeypatch):
+def test_blocks_of_a_compressed_file_are_whole_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs_module, "BLOCK_BYTES", 5000)
-    path = tmp_path / "a.jsonl.zst"
-    skippable = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"notes"
-    some = [LINES[:1], b"", LINES[1:90], *(LINES[at : at + 7] for at in range(90, 9001, 7)), LINES[9001:]]
-    path.write_bytes(skippable + skippable.join(zstd_frames(*some)) + skippable)
-    assert read(path) == LINES
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(LINES[:1]) + gzip.compress(LINES[1:]))
+    (piece,) = cut_pieces([path])
+    blocks = [block.lines for block in blocks_of(piece, ("text",))]
+    assert b"".join(blocks) == LINES and len(blocks) > 5 and all(block.endswith(b"\n") for block in blocks)
 
 
-def test_a_zstd_file_cut_anywhere_but_between_frames_is_told(text_corpus, tmp_path):
-    first, second = zstd_frames(LINES[:20_000], LINES[20_000:])
-    whole, path = first + second, tmp_path / "a.jsonl.zst"
-    for size in (1, 3, 9, len(first) - 1, len(first) + 1, len(first) + 4, len(whole) - 1, *range(100, len(whole), 997)):
-        path.write_bytes(whole[:size])
-        with pytest.raises(DataError, match=r"a\.jsonl\.zst: broken \.zst file .*the file ends before"):
-            read(path)
-    with pytest.raises(DataError, match=r"broken \.zst file"):
+def test_a_broken_file_leaves_no_pair(text_corpus, tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(LINES)[:-9])
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz: broken \.gz file"):
         tokenize_files([path], tmp_path / "out", text_corpus.tokenizer, TokenizeOptions())
     assert not bin_path(tmp_path / "out").exists()
-    path.write_bytes(first)
-    assert read(path) == LINES[:20_000]
 
 
-@pytest.mark.parametrize("at", [0, 3, 9, 500])
-def test_damage_within_a_compressed_file_is_told(tmp_path, at):
-    (packed,) = zstd_frames(LINES)
-    for name, data in (("a.jsonl.zst", packed), ("a.jsonl.gz", gzip.compress(LINES))):
-        damaged = bytearray(data)
-        damaged[at : at + 60] = b"\xff" * 60
-        (tmp_path / name).write_bytes(damaged)
-        with pytest.raises(DataError, match=rf"{name}: broken"):
-            read(tmp_path / name)
+# A row each: a text, no UTF-8, a text again, no value, a byte order mark, a NUL, an empty text.
+VALUES = [b"ok", b"bad\xff", "\u6587".encode(), None, b"\xef\xbb\xbfmark", b"nul\0x", b""]
+TEXTS = ["ok", "\u6587", "\ufeffmark", ""]
+REASONS = [(1, "invalid_utf8"), (3, "not_text"), (5, "nul")]
 
 
-def test_what_tokenizing_wrote_is_no_input(text_corpus, tmp_path, monkeypatch):
-    (tmp_path / "a.jsonl").write_bytes(LINES + b"bad\n")
-    (tmp_path / "b.meta.json").write_bytes(LINES)  # a user's own, whatever its name
-    inputs = [tmp_path / "a.jsonl", tmp_path / "b.meta.json"]
-    options = TokenizeOptions(fast=False)
-    tokenize_files(inputs, tmp_path / "out", text_corpus.tokenizer, options)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tokenize_module, "describe", raises(KeyboardInterrupt))
-        tokenize_files(inputs, tmp_path / "stopped", text_corpus.tokenizer, options)
-    ours = [tmp_path / name for name in ("out.meta.json", "out.rejects.jsonl", "stopped.progress.json")]
-    assert all(path.exists() for path in ours)
-    assert (
-        find_files([tmp_path])
-        == find_files([f"{tmp_path}/*.jsonl", f"{tmp_path}/*.json"])
-        == find_files(inputs)
-        == inputs
-    )
-    for path in ours:
-        with pytest.raises(DataError, match="names no file"):
-            find_files([path])
-    (before,) = tokenize_files([tmp_path], tmp_path / "out", text_corpus.tokenizer, options)
-    assert before.documents.read == 4001
+def columns():
+    pyarrow = pytest.importorskip("pyarrow")
+
+    def strings(kind, binary, values=VALUES):
+        raw = pyarrow.array(values, binary)
+        return pyarrow.Array.from_buffers(kind, len(raw), raw.buffers())
+
+    plain = strings(pyarrow.string(), pyarrow.binary())
+    places = pyarrow.array([0, 1, 2, None, 3, 4, 5], pyarrow.int32())
+    words = strings(pyarrow.string(), pyarrow.binary(), [value for value in VALUES if value is not None])
+    return {
+        "string": plain,
+        "large string": strings(pyarrow.large_string(), pyarrow.large_binary()),
+        "binary": pyarrow.array(VALUES, pyarrow.binary()),
+        "large binary": pyarrow.array(VALUES, pyarrow.large_binary()),
+        "dictionary": pyarrow.DictionaryArray.from_arrays(places, words),
+        "list": pyarrow.ListArray.from_arrays(pyarrow.array([0, 1, 2, 3, 4, 5, 6, 7], pyarrow.int32()), plain),
+    }
 
 
-def raises(error):
-    def call(*arguments, **more):
-        raise error
+@pytest.mark.parametrize("kind", ["string", "large string", "binary", "large binary", "dictionary", "list"])
+def test_a_bad_row_of_a_table_is_counted_alone(text_corpus, tmp_path, kind):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": columns()[kind]}), tmp_path / "a.parquet")
+    (piece,) = cut_pieces([tmp_path / "a.parquet"])
+    (block,) = blocks_of(piece, ("text",))
+    parsed = parse_block(block, ("text",))
+    expected = [([text] if kind == "list" else text,) for text in TEXTS]
+    assert parsed.documents == expected and parsed.lines == len(VALUES) and not parsed.notes
+    assert [(reject.line, reject.reason) for reject in parsed.rejects] == REASONS
+    assert "bad" in parsed.rejects[0].excerpt
+    (meta,) = tokenize_files([tmp_path / "a.parquet"], tmp_path / "out", text_corpus.tokenizer, TokenizeOptions())
+    counts = dataclasses.asdict(meta.documents)
+    assert counts == {"read": 7, "written": 3, "empty": 1, "rejected": 3}
+    kept = [json.loads(line) for line in (tmp_path / "out.rejects.jsonl").read_text().splitlines()]
+    assert [(reject["line"], reject["reason"]) for reject in kept] == [(line + 1, reason) for line, reason in REASONS]
 
-    return call
+
+def test_what_is_no_table_or_lacks_its_column_is_told(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"body": [f"text {n}" for n in range(900)]}), path)
+    whole = path.read_bytes()
+
+    def read():
+        (piece,) = cut_pieces([path])
+        return [row for block in blocks_of(piece, ("body",)) for row in block.rows]
+
+    assert len(read()) == 900
+    for content in (whole[:4], whole[:50], whole[: len(whole) // 2], whole[:-1], b"PAR1" * 9):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"a\.parquet: broken Parquet file"):
+            read()
+    parquet.write_table(pyarrow.table({"text": ["a"]}), path)
+    with pytest.raises(DataError, match=r"has no column 'body'\n  fix: name one of text"):
+        read()
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["body", "body"])
+    parquet.write_table(twice, path)
+    with pytest.raises(DataError, match="has more than one column 'body'"):
+        read()
 
 
-def test_a_product_that_is_gone_since_the_folder_was_listed_is_no_input(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs_module.Path, "is_file", lambda path: True)
+@pytest.mark.parametrize("ending", ["txt", "txt.gz", "TXT.GZ"])
+def test_a_text_file_is_held_to_the_rules_of_lines(text_corpus, tmp_path, ending):
+    contents = [b"\xef\xbb\xbfone", b"bad\xff", b"nul\0", b"x" * 4000, b"two"]
+    pack = gzip.compress if ending.lower().endswith("gz") else bytes
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}.{ending}").write_bytes(pack(content))
+    options = TokenizeOptions(max_document_bytes=3000)
+    (meta,) = tokenize_files([f"{tmp_path}/*.{ending}"], tmp_path / "out", text_corpus.tokenizer, options)
+    assert meta.rejected == {"invalid_utf8": 1, "nul": 1, "too_long": 1} and meta.documents.written == 2
+    assert meta.notes == {"byte_order_marks": 1}
+
+
+def test_a_file_that_can_no_longer_be_read_is_not_called_a_full_disk(text_corpus, tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_bytes(LINES)
-    (tmp_path / "b.progress.json").symlink_to(tmp_path / "gone")
-    assert find_files([tmp_path]) == [tmp_path / "a.jsonl"]
+
+    def refuse(piece, keys, max_bytes):
+        (tmp_path / "a.jsonl").unlink()
+        yield from blocks_of(piece, keys, max_bytes)
+
+    monkeypatch.setattr("megatron_sky.data.ingest.tokenize.blocks_of", refuse)
+    with pytest.raises(DataError, match=r"a\.jsonl can't be read: No such file"):
+        tokenize_files([tmp_path / "a.jsonl"], tmp_path / "out", text_corpus.tokenizer, TokenizeOptions())

@@ -460,13 +460,33 @@ def test_files_in_the_way_and_missing_inputs_are_named(text_corpus, tmp_path):
 
 
 def test_two_writers_of_one_name_are_kept_apart(text_corpus, tmp_path):
-    from megatron_sky.data.tokens.indexed import IndexedWriter
+    from megatron_sky.data.tokens.writer import IndexedWriter
 
     path = write_lines(tmp_path / "a.jsonl", ["x"])
     with IndexedWriter(tmp_path / "out", np.uint16) as writer:
         writer.add_document(np.array([1]))
         with pytest.raises(DataError, match="another process is writing"):
             tokenize_files([path], tmp_path / "out", text_corpus.tokenizer, TokenizeOptions())
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--tokenizer-type GPT2BPETokenizer --vocab-file v.json --merge-file m.txt", "T('v.json', 'm.txt').save("),
+        ("--tokenizer-type GPT2BPETokenizer --vocab-file v.json", "T('v.json', 'merges.txt').save("),
+        ("--tokenizer-type BertWordPieceCase --vocab-file v.txt", "BertWordPieceTokenizer as T; T('v.txt').save("),
+        (
+            "--tokenizer-type TikTokenizer --tokenizer-model a --tiktoken-pattern v2",
+            "the pattern in NAME.tiktoken.json",
+        ),
+        ("--tokenizer-type NullTokenizer --vocab-size 100", "no tokenizer (of NullTokenizer)"),
+        ("", "fix: give --tokenizer-model"),
+    ],
+)
+def test_the_tool_tells_what_to_give_for_other_tokenizers(flags, told, tmp_path):
+    command = [sys.executable, str(TOOLS / "preprocess_data.py"), "--input", "x", "--output-prefix", "y"]
+    done = subprocess.run([*command, *flags.split()], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and told in done.stderr
 
 
 def test_the_tool_takes_megatrons_flags(text_corpus, tmp_path):

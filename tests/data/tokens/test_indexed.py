@@ -6,32 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_sky.data.tokens.indexed import IndexedTokens, IndexedWriter, bin_path, idx_path, token_dtype
+from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path, token_dtype
+from megatron_sky.data.tokens.writer import IndexedWriter
 from megatron_sky.errors import DataError
-from tests.data.helpers import megatron_datasets, write_pair
+from tests.data.helpers import megatron_datasets, write_pair, write_with_megatron
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12], [1, 2]]
-
-
-def write_with_megatron(prefix, documents, dtype):
-    import torch
-
-    indexed = megatron_datasets("indexed_dataset")
-    builder = indexed.IndexedDatasetBuilder(str(bin_path(prefix)), dtype=dtype)
-    for document, lengths in documents:
-        builder.add_document(torch.tensor(document, dtype=torch.int64), lengths)
-    builder.finalize(str(idx_path(prefix)))
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, np.uint8])
-def test_bytes_equal_megatrons(tmp_path, dtype):
-    documents = [([1, 2, 3], [3]), ([4, 5, 6, 7, 8], [2, 3]), ([9], [1])]
-    write_with_megatron(tmp_path / "theirs", documents, dtype)
-    with IndexedWriter(tmp_path / "ours", dtype) as writer:
-        for tokens, lengths in documents:
-            writer.add_document(np.array(tokens), lengths)
-    for path in (bin_path, idx_path):
-        assert path(tmp_path / "ours").read_bytes() == path(tmp_path / "theirs").read_bytes()
 
 
 def test_megatron_reads_ours_and_we_read_theirs(tmp_path):
@@ -67,39 +47,6 @@ def test_document_at_finds_the_document_of_a_token(tmp_path):
     with IndexedTokens(write_pair(tmp_path / "a", DOCUMENTS)) as tokens:
         expected = [number for number, document in enumerate(DOCUMENTS) for _ in document]
         assert [tokens.document_at(offset) for offset in range(tokens.num_tokens)] == expected
-
-
-def test_many_documents_at_once_and_pairs_give_the_same_bytes(tmp_path):
-    one = write_pair(tmp_path / "one", DOCUMENTS)
-    with IndexedWriter(tmp_path / "two", np.uint16) as writer:
-        writer.add_documents(np.concatenate(DOCUMENTS), np.array([len(d) for d in DOCUMENTS]))
-    first, second = write_pair(tmp_path / "x", DOCUMENTS[:1]), write_pair(tmp_path / "y", DOCUMENTS[1:])
-    with IndexedWriter(tmp_path / "three", np.uint16) as writer:
-        for prefix in (first, second):
-            with IndexedTokens(prefix) as source:
-                writer.add_pair(source)
-    for other in ("two", "three"):
-        assert bin_path(tmp_path / other).read_bytes() == bin_path(one).read_bytes()
-        assert idx_path(tmp_path / other).read_bytes() == idx_path(one).read_bytes()
-
-
-def test_a_block_that_raises_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), IndexedWriter(tmp_path / "a", np.uint16) as writer:
-        writer.add_document(np.array([1]))
-        raise RuntimeError
-    assert os.listdir(tmp_path) == []
-
-
-def test_nothing_is_there_before_the_block_ends(tmp_path):
-    with IndexedWriter(tmp_path / "a", np.uint16) as writer:
-        writer.add_document(np.array([1]))
-        assert not bin_path(tmp_path / "a").exists() and not idx_path(tmp_path / "a").exists()
-    assert sorted(os.listdir(tmp_path)) == ["a.bin", "a.idx"]
-
-
-def test_an_unwritable_place_is_named(tmp_path):
-    with pytest.raises(DataError, match="absent"), IndexedWriter(tmp_path / "absent" / "a", np.uint16):
-        pass
 
 
 @pytest.mark.parametrize(
@@ -158,3 +105,25 @@ def test_opening_takes_no_memory_for_a_large_index(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_documents_begin_where_the_index_says(tmp_path):
+    documents = [[5, 6, 7], [], [8], [2, 2], [], [9, 10, 11, 12], [1, 2], []]
+    prefix = write_pair(tmp_path / "a", documents)
+    begins = np.cumsum([0, *map(len, documents)])
+    with IndexedTokens(prefix) as tokens:
+        for offset in range(tokens.num_tokens):
+            for length in range(1, tokens.num_tokens - offset + 1):
+                expected = [at > 0 and offset + at in begins for at in range(length)]
+                assert tokens.document_starts(offset, length).tolist() == expected
+
+
+def test_many_short_documents_begin_where_the_index_says(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_sky.data.tokens.indexed._STARTS_AT_ONCE", 3)
+    with IndexedWriter(tmp_path / "a", np.uint16) as writer:
+        for number in range(100):  # of one or two sequences, every third without any
+            lengths = [[2], [1, 3], []][number % 3]
+            writer.add_document(np.zeros(sum(lengths), np.uint16), lengths)
+    with IndexedTokens(tmp_path / "a") as tokens:
+        expected = [at for at in range(1, 100) if at % 6 in (0, 2)]
+        assert np.flatnonzero(tokens.document_starts(0, 100)).tolist() == expected

@@ -12,7 +12,8 @@ from megatron_sky.data.ingest import inputs as inputs_module
 from megatron_sky.data.ingest.tokenize import TokenizeOptions, tokenize_files
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path
 from megatron_sky.data.tokens.merge import merge, pairs_in_folder
-from megatron_sky.data.tokens.meta import meta_path, read_meta
+from megatron_sky.data.tokens.meta import DocumentCounts, TokenizerRecord, meta_path, read_meta
+from megatron_sky.data.tokens.scan import describe
 from megatron_sky.data.tokens.verify import verify
 from megatron_sky.errors import DataError
 from megatron_sky.tokenizer.train import train_tokenizer
@@ -63,6 +64,41 @@ def test_what_does_not_fit_is_named(text_corpus, tmp_path):
     with pytest.raises(DataError, match="made with tokenizer other"):
         merge([tmp_path / "c", tmp_path / "d"], tmp_path / "out")
     assert not bin_path(tmp_path / "out").exists() and not meta_path(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("order", [("narrow", "wide"), ("wide", "narrow")])
+def test_pairs_of_one_tokenizer_in_two_number_formats_merge_to_the_wider(tmp_path, order):
+    """Between 65,500 and 65,535 tokens other tools write uint16, this program int32."""
+    tokenizer = TokenizerRecord("t.model", "0" * 64, 65_520, 2)
+    documents = {"narrow": [[7, 65_519, 2], [9, 2]], "wide": [[65_501, 2]]}
+    for name, dtype in (("narrow", np.uint16), ("wide", np.int32)):
+        write_pair(tmp_path / name, documents[name], dtype)
+    with pytest.raises(DataError, match=r"number format \(.*narrow: uint16.*\), and without meta files nothing says"):
+        merge([tmp_path / "narrow", tmp_path / "wide"], tmp_path / "out")
+    for name in order:
+        counts = DocumentCounts(len(documents[name]), len(documents[name]))
+        describe(tmp_path / name, tokenizer, append_eod=True, documents=counts).write(tmp_path / name)
+    meta = merge([tmp_path / name for name in order], tmp_path / "out")
+    write_pair(tmp_path / "one", [document for name in order for document in documents[name]], np.int32)
+    assert bin_path(tmp_path / "out").read_bytes() == bin_path(tmp_path / "one").read_bytes()
+    assert idx_path(tmp_path / "out").read_bytes() == idx_path(tmp_path / "one").read_bytes()
+    assert verify(tmp_path / "out").meta == meta and meta.dtype == "int32" and meta.max_token_id == 65_519
+
+
+def test_the_account_of_files_is_of_each_job_once(text_corpus, tmp_path, shards):
+    (shards.folder / "notes.md").write_text("no text to train on")
+    parts = shards(3, range(3))
+    assert all(read_meta(part).files.read == 1 for part in parts)
+    other = tmp_path / "other"
+    tokenize_files([text_corpus.files["test"]["code"]], other, text_corpus.tokenizer, TokenizeOptions())
+    merged = merge([*parts, other], tmp_path / "out")
+    assert (merged.files.found, merged.files.read, merged.files.passed_over) == (3, 2, {"unknown_kind": 1})
+    assert [Path(file.path).name for file in merged.files.passed_over_files] == ["notes.md"]
+    verify(tmp_path / "out")
+    old = json.loads(meta_path(other).read_text())
+    del old["files"]  # as of a version that did not count them
+    meta_path(other).write_text(json.dumps(old))
+    assert merge([*parts, other], tmp_path / "again").files is None
 
 
 def test_a_merge_interrupted_before_its_meta_file_is_told(text_corpus, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from megatron_sky.cli import data as cli_data
-from megatron_sky.data.ingest.tokenize import tokenize_jsonl
+from megatron_sky.data.ingest.tokenize import TokenizeOptions, tokenize_files, tokenize_jsonl
 from megatron_sky.data.tokens.indexed import bin_path
 from megatron_sky.data.tokens.meta import (
     BrokenMeta,
@@ -20,6 +21,7 @@ from megatron_sky.data.tokens.meta import (
     meta_path,
     read_meta,
 )
+from megatron_sky.data.tokens.verify import verify
 from megatron_sky.errors import DataError
 from tests.data.helpers import write_pair
 
@@ -118,6 +120,24 @@ def test_unknown_fields_of_a_later_writer_are_passed_over(pair):
     given = json.loads(meta_path(prefix).read_text())
     meta_path(prefix).write_text(json.dumps(given | {"later": 1}))
     assert read_meta(prefix) == meta
+
+
+def test_a_file_whose_name_is_no_utf8_is_named_all_the_same(text_corpus, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in (b"a\xff.jsonl", b"b\xff.csv"):
+        with open(os.fsencode(folder) + b"/" + name, "w") as file:
+            file.write('{"text": "a"}\n')
+    (meta,) = tokenize_files([folder], tmp_path / "out", text_corpus.tokenizer, TokenizeOptions())
+    assert read_meta(tmp_path / "out") == meta and os.path.exists(meta.sources[0].path)
+    assert os.path.exists(meta.files.passed_over_files[0].path)
+
+
+def test_an_account_of_files_that_does_not_add_up_is_told(pair):
+    prefix, meta = pair
+    dataclasses.replace(meta, files=dataclasses.replace(meta.files, found=5)).write(prefix)
+    with pytest.raises(DataError, match="files found are not those read and passed over"):
+        verify(prefix)
 
 
 def test_entropy():
