@@ -224,3 +224,68 @@ def test_a_model_is_described_by_a_recipe_where_the_files_do_not(native, corpus,
     assert same_bits(
         source.weights[weights.OUTPUT_LAYER].load(), open_source(native("one")).weights[weights.OUTPUT_LAYER].load()
     )
+
+
+def change_rank(folder, rank: str, change) -> None:
+    """Has `change(model)` change what a rank's file holds of the model."""
+    path = folder / rank / "model_optim_rng.pt"
+    content = torch.load(path, weights_only=False)
+    change(content["model"])
+    torch.save(content, path)
+
+
+def test_a_tied_models_copy_of_the_embedding_must_be_one(native, corpus, tmp_path):
+    folder, tokenizer = tmp_path / "iter_0000007", corpus / "tokenizer.model"
+    write_split(open_source(native("gpt2")), folder, tp=1, pp=2, vpp=1, nested=False)
+    assert weights.OUTPUT_LAYER not in open_source(folder, tokenizer=tokenizer).weights
+    change_rank(folder, "mp_rank_00_001", lambda model: model[weights.OUTPUT_LAYER].mul_(2))
+    with pytest.raises(CheckpointError, match=r"output_layer\.weight: is another tensor than the embedding"):
+        open_source(folder, tokenizer=tokenizer)
+
+
+def test_norms_that_differ_between_ranks_are_said(native, corpus, tmp_path):
+    folder = tmp_path / "iter_0000007"
+    write_split(open_source(native("one")), folder, tp=2, pp=1, vpp=1, nested=False)
+    change_rank(folder, "mp_rank_01", lambda model: model["decoder.final_layernorm.weight"].add_(1))
+    source = open_source(folder, tokenizer=corpus / "tokenizer.model")
+    assert source.warnings == (
+        "decoder.final_layernorm.weight (in all 1): differ between tensor-parallel ranks; rank 0's are taken",
+    )
+
+
+def with_a_second_spelling(model) -> None:
+    name = "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight"
+    model["decoder.layers.0.input_layernorm.weight"] = model[name] * 2
+
+
+def with_a_table_in_itself(model) -> None:
+    model["again"] = model
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (with_a_second_spelling, r"is decoder\.layers\.0\..*layer_norm_weight, and so is"),
+        (with_a_table_in_itself, "tables within tables without an end"),
+    ],
+)
+def test_a_model_that_can_not_be_meant_is_refused(change, said, native, corpus, tmp_path):
+    folder = tmp_path / "iter_0000007"
+    write_split(open_source(native("one")), folder, tp=1, pp=1, vpp=1, nested=False)
+    change_rank(folder, "mp_rank_00", change)
+    with pytest.raises(CheckpointError, match=said):
+        open_source(folder, tokenizer=corpus / "tokenizer.model")
+
+
+def test_a_rank_of_a_size_that_no_machine_has_is_refused_at_once(tmp_path):
+    for name in ("mp_rank_00", "mp_rank_99999999"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=r"files of 100,000,000 tensor-parallel ranks.*\(1, 0\), \(2, 0\)"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["../../elsewhere", "-3", "", "7\n8"])
+def test_a_latest_iteration_that_is_none_is_refused(content, tmp_path):
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text(content)
+    with pytest.raises(CheckpointError, match="neither an iteration's number nor `release`"):
+        open_source(tmp_path)
