@@ -19,7 +19,6 @@ import numpy as np
 
 from megatron_sky.errors import DataError
 
-
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, number of sequences, number of document bounds
