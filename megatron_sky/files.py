@@ -97,12 +97,12 @@ class InUse(Exception):
 
 
 @contextlib.contextmanager
-def hold(path: str | Path, warn: Callable[[str], None], *, note: str = "") -> Iterator[bool]:
-    """Holds the file `path`, made where it is missing, for this process alone; it must not be replaced meanwhile.
+def hold(path: str | Path, warn: Callable[[str], None], *, note: str = "", remove: bool = False) -> Iterator[bool]:
+    """Holds the lock file `path`, made where it is missing and emptied otherwise, for this process alone.
 
-    `note` replaces the file's content, for others to read who holds it. False: the file system has no locks, which
-    `warn` is told; nothing is known of other processes then. Raises InUse, and OSError where the file can't be opened
-    for writing.
+    `note` becomes its content, for others to read who holds it; `remove`: it is deleted when the block ends. False:
+    the file system has no locks, which `warn` is told; nothing is known of other processes then. Raises InUse, and
+    OSError where the file can't be opened for writing.
     """
     from filelock import FileLock, Timeout
 
@@ -123,6 +123,8 @@ def hold(path: str | Path, warn: Callable[[str], None], *, note: str = "") -> It
     try:
         yield True
     finally:
+        if remove:
+            path.unlink(missing_ok=True)  # while it is held: who waits for it sees that, and makes it anew
         lock.release()
 
 

@@ -39,12 +39,6 @@ def screen() -> "Console":
     return Console(stderr=True, highlight=False)
 
 
-@functools.cache
-def log_once(logger: logging.Logger, level: int, message: str) -> None:
-    """Log `message` at `level` the first time only; the same message is dropped for the rest of the process."""
-    logger.log(level, message, stacklevel=2)
-
-
 def quiet_torch() -> None:
     """Keeps off the screen that torch finds no GPU, said when megatron-core is imported beside a CUDA toolkit.
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from megatron_sky.checkpoint import store
 from megatron_sky.config import Config, load_config
 from megatron_sky.distributed import device
-from megatron_sky.distributed.launch import run_local
+from megatron_sky.distributed.launch import hide_failed_lookups, run_local
 from megatron_sky.errors import RunError
+from megatron_sky.files import write_json
 from megatron_sky.log import get_logger, screen, setup_logging
 
 VOCAB_SIZE = 1024
@@ -38,6 +39,7 @@ def run(out: Path, *, seed: int) -> None:
     """
     start = time.monotonic()
     setup_logging(rank=0, world_size=1, run_dir=None)
+    hide_failed_lookups()
     if device.leave_gpus_out_below(PROCESSES):
         log.warning("%d processes need a GPU each, and there are fewer: training on the CPU", PROCESSES)
     os.environ["QUICKSTART"] = str(out)
@@ -129,7 +131,7 @@ def _show_samples(run_dir: Path, seed: int) -> None:
         {"language": language, "prompt": prompt, "text": text.partition("\n")[0]}
         for (language, prompt), text in zip(PROMPTS, texts, strict=True)
     ]
-    (run_dir / "samples.json").write_text(json.dumps(samples, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_json(run_dir / "samples.json", samples)
     for sample in samples:
         log.info("%s: %s", sample["language"], sample["text"])
 

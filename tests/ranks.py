@@ -101,7 +101,8 @@ def _unhook_models() -> None:
     if megatron := sys.modules.get("megatron.core.distributed"):
         for found in gc.get_objects():
             if type(found) is megatron.DistributedDataParallel:
-                found.grad_accs.clear()
+                for accumulated in found.grad_accs:
+                    accumulated.register_hook(print).hooks_dict_ref().clear()  # the new one and those before
 
 
 def _free_port() -> int:

@@ -99,6 +99,16 @@ def test_a_lock_refuses_another_process_and_ends_with_its_holder(tmp_path):
         assert held and path.read_text() == "next\n"
 
 
+def test_a_lock_that_is_removed_is_one_for_the_next_holder(tmp_path):
+    for _ in range(2):
+        with files.hold(tmp_path / "lock", pytest.fail, remove=True) as held:
+            assert held
+            with pytest.raises(files.InUse), files.hold(tmp_path / "lock", pytest.fail, remove=True):
+                pytest.fail("held twice")
+            assert names_in(tmp_path) == ["lock"]
+        assert names_in(tmp_path) == []
+
+
 def test_a_forked_helper_does_not_keep_the_lock(tmp_path):
     """As megatron-core's writers of checkpoints are forked, and may outlive the process that forked them."""
     path = tmp_path / "lock"

@@ -21,13 +21,13 @@ def from_args(
 ) -> None:
     """Write the recipe that trains what a Megatron-LM script trains, and say what became of each argument."""
     from megatron_sky.errors import ConfigError, Problem
-    from megatron_sky.migrate.recipe import translate
+    from megatron_sky.migrate.readings import translate_script
     from megatron_sky.migrate.text import read_arguments, recipe_text, report_lines
 
     if out is not None and out.exists() and not overwrite:
         raise ConfigError(Problem(f"--out {out}", "is there already", "give --overwrite, or another name"))
     script = read_arguments(arguments)
-    translation = translate(script.words)
+    translation = translate_script(script)
     source = Path(arguments[0]).name if os.path.isfile(arguments[0]) else "given on the command line"
     text = recipe_text(translation, source)
     if out is None:

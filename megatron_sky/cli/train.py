@@ -34,7 +34,14 @@ def train(
     Ranks come from --nproc, from torchrun's or Slurm's variables, or it is one process alone.
     """
     from megatron_sky.config.load import load_recipe
-    from megatron_sky.distributed.launch import guard, hold_stop_signals, rank_info, run_local, watch_launcher
+    from megatron_sky.distributed.launch import (
+        guard,
+        hide_failed_lookups,
+        hold_stop_signals,
+        rank_info,
+        run_local,
+        watch_launcher,
+    )
     from megatron_sky.errors import ConfigError, Problem
 
     if session is not None:
@@ -58,6 +65,7 @@ def train(
     if nproc is not None and nproc > 1:
         from megatron_sky.trainer.preflight import preflight
 
+        hide_failed_lookups()
         preflight(config, nproc).raise_errors()
         run_local(["train", *recipe], nproc)
         return

@@ -179,8 +179,7 @@ def prepared(out: Path, conversion: dict) -> Iterator[Output]:
     with contextlib.ExitStack() as stack:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(lock, log.warning))
-            stack.callback(lock.unlink, missing_ok=True)
+            stack.enter_context(hold(lock, log.warning, remove=True))
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
                 raise CheckpointError(f"{out}: exists already\n  fix: choose another folder, or remove it")
             output.folder.mkdir(exist_ok=True)

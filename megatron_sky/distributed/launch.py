@@ -10,12 +10,13 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from megatron_sky.files import write_json
 from megatron_sky.log import log_traceback
 
 ERROR_DIR = "MEGATRON_SKY_ERROR_DIR"  # a folder: ranks that fail leave their causes there
+TORCH_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 HANG_EXIT_CODE = 86  # a rank hung and the watchdog ended the job; starting it again may help
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)  # each asks for an orderly end
 LEFT_EXIT_CODE = LeftEarly.exit_code
@@ -109,6 +111,7 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
 
     Where that is a request to stop, its exit code is LEFT_EXIT_CODE.
     """
+    hide_failed_lookups()
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -144,6 +147,20 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
             for number, handler in before.items():
                 signal.signal(number, handler)
             del os.environ[ERROR_DIR], os.environ[_LAUNCHER]
+
+
+def hide_failed_lookups(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Where names can't be looked up, as without a network, has torch not complain of it in every process to come.
+
+    Its C++ side looks up a name for each address that it connects to, if only to log it, loopback's among them. It can
+    be told nothing finer than to keep warnings for itself, and only before torch is imported.
+    """
+    if TORCH_LOG_LEVEL in environ:
+        return
+    try:
+        socket.getnameinfo(("::ffff:127.0.0.1", 0, 0, 0), 0)
+    except OSError:
+        environ[TORCH_LOG_LEVEL] = "ERROR"
 
 
 def _forward(folder: Path, requests: list[int], number: int, frame) -> None:

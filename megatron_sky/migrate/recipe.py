@@ -8,138 +8,35 @@ value has to be reckoned with, or the script does not tell it, an `Untold` takes
 `TO_GIVE`, which no key accepts, so that it is not trained with a default that nobody asked for.
 """
 
-import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import PurePath
 
-from megatron_sky.config.units import SCALES
 from megatron_sky.migrate import flags
-from megatron_sky.migrate.shell import NOT_COMPUTED, split_words
+from megatron_sky.migrate.arguments import (
+    NOT_COMPUTED,
+    VARIABLE,
+    Arguments,
+    Untold,
+    is_number,
+    known,
+    number_or_variable,
+    split_launcher,
+    split_words,
+)
+from megatron_sky.migrate.batch import NOT_THREE, RAMP, STEPS, Batch, budget, decay_tokens, even_steps, span
+from megatron_sky.migrate.translation import TO_GIVE, Translation, Writer
 
 _LAUNCHER = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "rdzv_id", "rdzv_backend")
-_VARIABLE = re.compile(r"\$\{\w+\}")
 _LISTS = ("data-path", "train-data-path", "valid-data-path", "rampup-batch-size", "profile-ranks")
-TO_GIVE = ["TO GIVE"]  # a list of a text: whatever the key, loading the recipe refuses it
-
-
-@dataclass
-class Translation:
-    """A recipe as plain mappings, and what became of each argument."""
-
-    recipe: dict = field(default_factory=dict)
-    mapped: list[str] = field(default_factory=list)
-    no_effect: list[str] = field(default_factory=list)
-    no_counterpart: list[str] = field(default_factory=list)
-    to_give: list[str] = field(default_factory=list)
-    """What the recipe still needs, that arguments don't tell."""
-    nodes: int | str | None = None
-    gpus_per_node: int | str | None = None
-    """Numbers, or variables of the script."""
-
-
-class Untold(Exception):
-    """A value that neither the arguments nor Megatron-LM's defaults tell; says why."""
-
-
-class Arguments:
-    """Flags with their values; each that is asked for is noted, so that nothing stays untold."""
-
-    def __init__(self, words: Sequence[str]):
-        self.given = parse(words)
-        self.used: set[str] = set()
-        self.read: dict[str, int] = {}  # how many of a flag's values its translation looks at
-
-    def has(self, *names: str) -> bool:
-        """Whether one of these flags is given."""
-        return any([self.values(name) is not None for name in names])
-
-    def values(self, name: str) -> list[str] | None:
-        if name in self.given:
-            self.used.add(name)
-        return self.given.get(name)
-
-    def several(self, name: str, kind: Callable = str) -> list:
-        """All values of the flag; a variable stays the text it is, and what is no `kind` is an `Untold`."""
-        values = self.values(name) or []
-        self.read[name] = len(values)
-        return [_told(name, text, kind) for text in values]
-
-    def one(self, name: str, kind: Callable = str, default: object = None):
-        """The flag's value, as one of `several`; `default` where the flag is not given."""
-        if self.values(name) is None:
-            return default
-        found = next(iter(self.several(name, kind)), Untold(f"--{name} has no value"))
-        self.read[name] = 1
-        return found
-
-    def asked(self, name: str, kind: Callable = str):
-        """The flag's value; an `Untold` where it is not given."""
-        return self.one(name, kind, Untold(f"--{name} is not given"))
-
-    def number(self, name: str, kind: Callable, default: object = None):
-        """The flag's value to reckon with; raises Untold where the arguments leave it open."""
-        return _known(name, self.asked(name, kind) if default is None else self.one(name, kind, default))
-
-
-def _told(name: str, text: str, kind: Callable) -> object:
-    if re.search(NOT_COMPUTED, text):
-        return Untold(f"--{name} {text} is not computed")
-    if "${" in text:
-        return text
-    try:
-        return kind(text)
-    except ValueError:
-        return Untold(f"--{name} {text} is no number")
-
-
-def _known(name: str, value: object):
-    if isinstance(value, Untold):
-        raise value
-    if isinstance(value, str):
-        raise Untold(f"is reckoned from --{name} {value}, which the script does not set")
-    return value
-
-
-class _Batch:
-    """The batch as Megatron-LM counts by it; raises Untold where the arguments don't tell it."""
-
-    def __init__(self, args: Arguments):
-        self.args = args
-
-    @property
-    def size(self) -> int:
-        return self.args.number("global-batch-size", int)
-
-    @property
-    def seq_length(self) -> int:
-        return self.args.number("seq-length", int)
-
-    def tokens(self, iterations: int) -> int:
-        return iterations * self.size * self.seq_length
-
-
-def parse(words: Sequence[str]) -> dict[str, list[str]]:
-    """`--name value...` and `--name=value`; the last of a name counts, words before the first are dropped."""
-    given: dict[str, list[str]] = {}
-    name = None
-    for word in words:
-        if word.startswith("--") and len(word) > 2:
-            name, equals, value = word[2:].partition("=")
-            given[name] = [value] if equals else []
-        elif name is not None:
-            given[name].append(word)
-    return given
 
 
 def translate(words: Sequence[str]) -> Translation:
     """The recipe that trains what `words`, a launch command or its arguments, would train."""
-    launcher, arguments = _split_launcher(words)
+    launcher, arguments = split_launcher(words)
     args, done = Arguments(arguments), Translation()
-    put = _Writer(args, done).put
-    batch = _Batch(args)
+    put = Writer(args, done).put
+    batch = Batch(args)
     _model(args, put, done)
     _parallel(args, put)
     _precision(args, put)
@@ -149,36 +46,9 @@ def translate(words: Sequence[str]) -> Translation:
     _data(args, put, done, batch)
     _run(args, put, done, batch)
     _tell_loose_variables(args, done)
-    done.nodes, done.gpus_per_node = (_number(launcher, name) for name in ("nnodes", "nproc_per_node"))
+    done.nodes, done.gpus_per_node = (number_or_variable(launcher, name) for name in ("nnodes", "nproc_per_node"))
     _sort_the_rest(args, done)
     return done
-
-
-class _Writer:
-    def __init__(self, args: Arguments, done: Translation):
-        self.args, self.done = args, done
-
-    def put(self, key: str, value: object, *names: str) -> None:
-        """Sets a key of the recipe, told as coming from the flags `names` (those given of them).
-
-        `value` may be a function, for what is reckoned; an `Untold` is told as still to give.
-        """
-        try:
-            value = value() if callable(value) else value
-        except Untold as untold:
-            value = untold
-        *sections, leaf = key.split(".")
-        here = self.done.recipe
-        for section in sections:
-            here = here.setdefault(section, {})
-        here[leaf] = [*TO_GIVE] if isinstance(value, Untold) else value
-        given = [" ".join([f"--{name}", *self.args.given[name][:4]]) for name in names if self.args.has(name)]
-        if isinstance(value, Untold):
-            self.done.to_give.append(f"{key}: {value}")
-            return
-        source = ", ".join(given) or "Megatron-LM's default"
-        shown = f"{len(value)} of them" if isinstance(value, list | tuple) and len(str(value)) > 60 else value
-        self.done.mapped.append(f"{source} -> {key}: {shown}")
 
 
 Put = Callable[..., None]
@@ -212,7 +82,13 @@ def _model(args: Arguments, put: Put, done: Translation) -> None:
     rows = args.one(*multiple) if alone else lambda: args.number(*multiple) * args.number(*tensor)
     put("model.vocab_multiple", rows, multiple[0], tensor[0])
     unknown = Untold("the tokenizer's number of tokens, without padding")
-    put("model.vocab_size", args.one("vocab-size", int, unknown), "vocab-size")
+    size = args.one("vocab-size", int, unknown)
+    put("model.vocab_size", size, "vocab-size")
+    if args.given.get("tokenizer-type") == ["NullTokenizer"] and isinstance(size, int):
+        done.to_give.append(
+            f"model.vocab_size: the recipe says {size}; NullTokenizer of megatron-core 0.16 adds a token for the end "
+            f"of a document, so that a run of that version has {size + 1}; in newer ones it is within the {size}"
+        )
 
 
 def _ffn_hidden_size(hidden_size: int, swiglu: bool) -> int:
@@ -323,7 +199,7 @@ def _optimizer(args: Arguments, put: Put) -> None:
         put(f"optimizer.{name.replace('-', '_')}", args.one(name, float, default), name)
 
 
-def _train(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
+def _train(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
     unknown = Untold("--global-batch-size is not given (micro batch x data-parallel size)")
     put("train.global_batch_size", args.one("global-batch-size", int, unknown), "global-batch-size")
     put("train.micro_batch_size", args.one("micro-batch-size", int, 1), "micro-batch-size")
@@ -338,89 +214,34 @@ def _train(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
         put("train.recompute_num_layers", args.one("recompute-num-layers", int), "recompute-num-layers")
     _rampup(args, put, done, batch)
     source = "train-samples" if args.has("train-samples") else "train-iters"
-    put("train.tokens", lambda: _budget(args, batch), source)
+    put("train.tokens", lambda: budget(args, batch), source)
 
 
-def _budget(args: Arguments, batch: _Batch) -> int:
-    """Tokens of the whole run."""
-    if args.has("train-samples"):
-        return args.number("train-samples", int) * batch.seq_length
-    if args.has("train-iters"):
-        return _tokens_of(args.number("train-iters", int), _stages(args, batch), batch)
-    raise Untold("neither --train-iters nor --train-samples is given")
-
-
-Stage = tuple[int, int]  # (consumed tokens from which it holds, global batch size)
-_RAMP, _STEPS = "rampup-batch-size", "step-batch-size-schedule"
-_NOT_THREE = Untold(f"--{_RAMP} wants three values: START INCREMENT SAMPLES")
-
-
-def _rampup(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
+def _rampup(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
     """The batch's growth, written where the recipe's even stages can say it."""
-    if args.has(_RAMP):
-        values = args.several(_RAMP, int)
+    if args.has(RAMP):
+        values = args.several(RAMP, int)
         if len(values) != 3:
-            put("train.batch_rampup", _NOT_THREE, _RAMP)
+            put("train.batch_rampup", NOT_THREE, RAMP)
             return
-        put("train.batch_rampup.start_size", values[0], _RAMP)
-        put("train.batch_rampup.increment", values[1], _RAMP)
-        put("train.batch_rampup.tokens", lambda: _known(_RAMP, values[2]) * batch.seq_length, _RAMP)
-    elif args.has(_STEPS):
+        put("train.batch_rampup.start_size", values[0], RAMP)
+        put("train.batch_rampup.increment", values[1], RAMP)
+        put("train.batch_rampup.tokens", lambda: known(RAMP, values[2]) * batch.seq_length, RAMP)
+    elif args.has(STEPS):
         try:
-            stages = _even_steps(args, batch)
+            stages = even_steps(args, batch)
         except Untold as untold:
-            put("train.batch_rampup", untold, _STEPS)
+            put("train.batch_rampup", untold, STEPS)
             return
         if stages is None:
-            done.no_counterpart.append(f"--{_STEPS}: the batch grows in equal steps after equal counts of tokens")
+            done.no_counterpart.append(f"--{STEPS}: the batch grows in equal steps after equal counts of tokens")
             return
         (_, start), (_, second) = stages[:2]
         rampup = {"start_size": start, "increment": second - start, "tokens": stages[-1][0]}
-        put("train.batch_rampup", rampup, _STEPS)
+        put("train.batch_rampup", rampup, STEPS)
 
 
-def _stages(args: Arguments, batch: _Batch) -> list[Stage]:
-    """The batch's growth as the recipe has it."""
-    whole = [(0, batch.size)]
-    if args.has(_RAMP):
-        values = [_known(_RAMP, each) for each in args.several(_RAMP, int)]
-        if len(values) != 3:
-            raise _NOT_THREE
-        start, increment, samples = values
-        tokens = samples * batch.seq_length
-        number = max((batch.size - start) // max(increment, 1), 1)
-        return [*((tokens * i // number, start + increment * i) for i in range(number)), (tokens, batch.size)]
-    return (args.has(_STEPS) and _even_steps(args, batch)) or whole
-
-
-def _even_steps(args: Arguments, batch: _Batch) -> list[Stage] | None:
-    """The stages of --step-batch-size-schedule where they are even ones; None where they are not."""
-    parts = [_known(_STEPS, each) for each in args.several(_STEPS, lambda text: text.replace(",", " ").split())]
-    entries = [entry for part in parts for entry in part]
-    try:
-        stages = sorted((_count(tokens), _count(size)) for tokens, _, size in (each.partition(":") for each in entries))
-    except ValueError:
-        raise Untold(f"--{_STEPS} {' '.join(entries)} is no list of TOKENS:SIZE") from None
-    growths = {(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(stages)}
-    return stages if len(growths) == 1 and stages[-1][1] == batch.size else None
-
-
-def _tokens_of(iterations: int, stages: list[Stage], batch: _Batch) -> int:
-    """Tokens that `iterations` steps consume while the batch grows through `stages`."""
-    tokens = 0
-    for (_, size), (end, _) in pairwise(stages):
-        steps = min(max(-(-(end - tokens) // (size * batch.seq_length)), 0), iterations)
-        tokens, iterations = tokens + steps * size * batch.seq_length, iterations - steps
-    return tokens + batch.tokens(iterations)
-
-
-def _count(text: str) -> int:
-    suffixes = {suffix.upper(): scale for suffix, scale in SCALES}
-    scale = suffixes.get(text[-1:].upper(), 1)
-    return round(float(text[:-1] if scale > 1 else text) * scale)
-
-
-def _schedule(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
+def _schedule(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
     style = args.one("lr-decay-style", str.lower, "linear")
     if isinstance(style, str) and "${" not in style and style not in ("constant", "linear", "cosine", "wsd"):
         done.no_counterpart.append(f"--lr-decay-style {style}: the styles are constant, linear, cosine, wsd")
@@ -431,39 +252,23 @@ def _schedule(args: Arguments, put: Put, done: Translation, batch: _Batch) -> No
     if args.has("lr-warmup-init"):
         put("schedule.warmup_start_lr", args.one("lr-warmup-init", float), "lr-warmup-init")
     counted = ("lr-decay-iters", "lr-decay-samples")
-    grows = args.has("train-iters") and args.has(_RAMP, _STEPS)  # the decay takes every iteration for a full batch
+    grows = args.has("train-iters") and args.has(RAMP, STEPS)  # the decay takes every iteration for a full batch
     if args.has(*counted) or grows:
-        put("schedule.decay_tokens", lambda: _decay(args, batch), *counted, *(["train-iters"] if grows else []))
+        put("schedule.decay_tokens", lambda: decay_tokens(args, batch), *counted, *(["train-iters"] if grows else []))
     fraction, counted = "lr-warmup-fraction", ("lr-warmup-iters", "lr-warmup-samples")
     if args.has(fraction):
-        put("schedule.warmup_tokens", lambda: round(args.number(fraction, float) * _decay(args, batch)), fraction)
+        put("schedule.warmup_tokens", lambda: round(args.number(fraction, float) * decay_tokens(args, batch)), fraction)
     else:
-        put("schedule.warmup_tokens", (lambda: _span(args, batch, *counted)) if args.has(*counted) else 0, *counted)
+        put("schedule.warmup_tokens", (lambda: span(args, batch, *counted)) if args.has(*counted) else 0, *counted)
     if style == "wsd" or "${" in str(style):
         counted = ("lr-wsd-decay-iters", "lr-wsd-decay-samples")
         if style == "wsd" or args.has(*counted):
-            put("schedule.wsd_decay_tokens", lambda: _span(args, batch, *counted), *counted)
+            put("schedule.wsd_decay_tokens", lambda: span(args, batch, *counted), *counted)
         shape = args.one("lr-wsd-decay-style", lambda text: text.replace("minus_sqrt", "sqrt"), "exponential")
         put("schedule.wsd_decay_style", shape, "lr-wsd-decay-style")
 
 
-def _decay(args: Arguments, batch: _Batch) -> int:
-    """Tokens after which Megatron-LM's rate is the least."""
-    if args.has("lr-decay-iters", "lr-decay-samples"):
-        return _span(args, batch, "lr-decay-iters", "lr-decay-samples")
-    if args.has("train-iters"):
-        return _span(args, batch, "train-iters", "train-samples")
-    return _budget(args, batch)
-
-
-def _span(args: Arguments, batch: _Batch, iterations: str, samples: str) -> int:
-    """Tokens of a number of iterations, or of samples."""
-    if args.has(samples):
-        return args.number(samples, int) * batch.seq_length
-    return batch.tokens(args.number(iterations, int))
-
-
-def _data(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
+def _data(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
     name = "train-data-path" if args.has("train-data-path") else "data-path"
     unknown = Untold("the sources, as {name: web, path: tokens/web, weight: 1.0}")
     put("data.train", (lambda: _blend(name, args.values(name))) if args.has(name) else unknown, name)
@@ -498,14 +303,14 @@ def _blend(flag: str, values: list[str]) -> list[dict]:
     if not words or re.search(NOT_COMPUTED, given):
         raise Untold(f"{given} is not computed" if words else f"{given}has no value")
     weights, paths = words[::2], words[1::2]
-    open_ones = [bool(_VARIABLE.fullmatch(each)) for each in weights]
-    numbers = [_is_number(each) for each in weights]
+    open_ones = [bool(VARIABLE.fullmatch(each)) for each in weights]
+    numbers = [is_number(each) for each in weights]
     if len(words) % 2 or (not any(numbers) and not all(open_ones)):
         weights, paths = [1.0 if len(words) == 1 else [*TO_GIVE] for _ in words], words
     elif not any(numbers) or not all(a or b for a, b in zip(numbers, open_ones, strict=True)):
         raise Untold(f"{given} may be weights and sources, or sources alone")
     return [
-        {"name": name, "path": path, "weight": float(weight) if _is_number(weight) else weight}
+        {"name": name, "path": path, "weight": float(weight) if is_number(weight) else weight}
         for name, path, weight in zip(_names(paths), paths, weights, strict=True)
     ]
 
@@ -526,7 +331,7 @@ def _set(source: dict) -> dict:
     return {"name": source["name"], "path": source["path"]}
 
 
-def _run(args: Arguments, put: Put, done: Translation, batch: _Batch) -> None:
+def _run(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
     if args.has("save"):
         put("train.run_dir", args.one("save"), "save")
     else:
@@ -584,20 +389,11 @@ def _load(args: Arguments, done: Translation) -> None:
     )
 
 
-def _split_launcher(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """(the launcher's own flags, the arguments of the training script); all are the latter where no script is named."""
-    at = next((number for number, word in enumerate(words) if word.endswith(".py")), None)
-    if at is None:
-        return {}, list(words)
-    launcher = {name.replace("-", "_"): value for name, value in parse(words[:at]).items()}
-    return launcher, list(words[at + 1 :])
-
-
 def _tell_loose_variables(args: Arguments, done: Translation) -> None:
     """Variables after a flag and its values, that the script does not set: empty, or arguments of their own."""
     for name in [each for each in args.given if each in args.used and each not in _LISTS]:
         for word in args.given[name][args.read.get(name, 0) :]:
-            if _VARIABLE.fullmatch(word):
+            if VARIABLE.fullmatch(word):
                 done.no_effect.append(
                     f"{word} after --{name}: the script does not set it; if it holds arguments, add them"
                 )
@@ -616,16 +412,3 @@ def _sort_the_rest(args: Arguments, done: Translation) -> None:
             done.no_effect.append(f"{shown}: {needless}")
         else:
             done.no_counterpart.append(f"{shown}: unknown")
-
-
-def _number(given: dict[str, list[str]], name: str) -> int | str | None:
-    """A number, or the variable that stands for it; None for gpu, auto and the like."""
-    text = (given.get(name) or [""])[0]
-    return text if _VARIABLE.fullmatch(text) else int(text) if text.isdecimal() else None
-
-
-def _is_number(text: object) -> bool:
-    try:
-        return not isinstance(text, list) and math.isfinite(float(text))
-    except ValueError:
-        return False

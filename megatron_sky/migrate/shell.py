@@ -2,573 +2,318 @@
 
 Followed are assignments of variables and arrays, conditions on their values, `case`, functions, loops over words that
 are known, and what `bash -c`, `eval` or a here document hand to another shell. Of the commands that carry arguments the
-last that trains is taken. Commands are never executed: a `$(...)` or a test of a file is told in `notes` and passed
-over. A variable that nothing sets, or whose value only a run would tell, stays as `${NAME}`, which a recipe reads from
-the environment.
+last that trains is taken. Commands are never executed; they are taken to succeed. What may have changed a variable and
+is not followed (a file that is sourced, `read`, a loop without end) makes it unknown, and `notes` says so. Where a
+condition is not decided, both ways are followed: what they leave alike is known.
+
+A variable that nothing sets, or whose value only a run would tell, stays as `${NAME}`, which a recipe reads from the
+environment.
 """
 
-import ast
-import contextlib
-import fnmatch
-import operator
 import re
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import pairwise
 
-from megatron_sky.migrate import syntax
-from megatron_sky.migrate.syntax import ASSIGNMENT, Array, Heredoc, Node, Test, Token
+from megatron_sky.migrate.commands import Commands, Stop
+from megatron_sky.migrate.conditions import Operand, judge, operand
+from megatron_sky.migrate.flow import RAN, Status
+from megatron_sky.migrate.tree import adjacent, chain, misread, parse, shown, source, statements, too_much, words
+from megatron_sky.migrate.values import ARGUMENTS, MARKS, decided, is_known, maybes, plain, unset_names
+from megatron_sky.migrate.words import pattern
 
-NOT_COMPUTED = r"\$\(|\$\d"
-"""What in a word stands for a value that only a run of the script, or its own arguments, would tell."""
-_OPEN = "\ue000"  # stands for the $ of what is not known, so that another shell that reads it expands nothing
-_UNKNOWN = "\ue001"  # stands for a whole expansion
-_NAME = re.compile(r"[A-Za-z_]\w*|[0-9@*#?!$]")
-_EXPANSION = re.compile(r"(\w+|[@*#?!$])(?:\[([@*]|\d+)\])?(?:(:?[-=+?])(.*)|:(\d+))?", re.S)
-_REMOVAL = re.compile(r"(\w+)(##?|%%?)(.*)", re.S)
-_UNSET = re.compile(_OPEN + r"\{(\w+)\}")
-_ARITHMETIC = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Mod: lambda a, b: a - b * _quotient(a, b),
-    ast.Div: lambda a, b: _quotient(a, b),
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-}
-_COMPARISONS = {
-    "-eq": operator.eq,
-    "-ne": operator.ne,
-    "-gt": operator.gt,
-    "-ge": operator.ge,
-    "-lt": operator.lt,
-    "-le": operator.le,
-}
-_PREFIXES = ("export", "readonly", "local", "declare", "typeset")
-_SHELLS = ("bash", "sh", "zsh")
-_LONGEST = 100_000  # characters of a variable's value
-_TURNS = 1000  # of all loops and calls of a script, after which they are not followed
-
-_RAN = "ran"  # the status of a command that is taken to have succeeded
-Status = bool | str | None  # True and False of a test, None of one that is not decided, _RAN
+_MOST_READINGS = 30
 
 
 @dataclass
 class Script:
-    """What was read: the words of the command that trains, the variables, and what could not be followed."""
+    """What was read: the words of the command that trains, and what could not be followed."""
 
     words: list[str] = field(default_factory=list)
-    variables: dict[str, str] = field(default_factory=dict)
+    readings: list[tuple[list[str], str]] = field(default_factory=list)
+    """Other words that the command may have, each with the condition that they hang on."""
     exported: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
 
 def read_script(text: str, arguments: Sequence[str] = ()) -> Script:
-    """Follows `text` as bash would with `arguments` as $1, $2 ..."""
-    reader = _Reader(list(arguments))
-    with contextlib.suppress(_Exit):
-        reader.run(syntax.parse(text))
-    reader.tell_late_variables()
-    script = reader.script
-    script.words = [_plain(word) for word in script.words]
-    script.variables = {name: _plain(value) for name, value in script.variables.items()}
-    return script
+    """Follows `text` as bash would with `arguments` as $1, $2 ...
 
-
-def _plain(text: str) -> str:
-    return text.replace(_OPEN, "$").replace(_UNKNOWN, "$(...)")
-
-
-def split_words(text: str) -> list[str]:
-    """Words of an expanded value; quotes that an array's element carried inside are taken off."""
+    Raises ConfigError for a script that is larger, or nests deeper, than one that is written by hand.
+    """
+    reader = _Reader(arguments)
+    text = MARKS.sub("\ufffd", text.replace("\r\n", "\n").replace("\0", ""))
     try:
-        return shlex.split(text)
-    except ValueError:  # a lone quote, as in a tokenizer's pattern
-        return text.split()
+        reader.within("shell", lambda _: reader.step(parse(text)))
+    except Stop as stop:
+        reader.note(str(stop))
+    except RecursionError:
+        raise too_much("has commands within each other deeper than is followed") from None
+    return reader.script()
 
 
-class _Exit(Exception):
-    """The script's own end, after the command that trains."""
+class _Reader(Commands):
+    def __init__(self, arguments: Sequence[str]):
+        super().__init__()
+        self.state.values[ARGUMENTS] = list(arguments)
 
-
-class _Reader:
-    def __init__(self, arguments: list[str]):
-        self.script = Script()
-        self.variables = self.script.variables
-        self.arrays: dict[str, list[str]] = {}
-        self.arguments = arguments
-        self.functions: dict[str, Node] = {}
-        self.uncomputed: set[str] = set()
-        self.turns = 0
-        self.rank: tuple = ()
-
-    def note(self, text: str) -> None:
-        if text not in self.script.notes:
-            self.script.notes.append(text)
-
-    def tell_late_variables(self) -> None:
-        for name in sorted(set(_UNSET.findall(" ".join(self.script.words)))):
-            if name in self.variables:
+    def script(self) -> Script:
+        state = self.state
+        for name in sorted({name for word in state.words for name in unset_names(word)} & state.values.keys()):
+            if is_known(state.values[name]):
                 self.note(f"{name} is set only after it is used")
+        marks = sorted(set().union(*map(maybes, state.words)))
+        readings = [({mark}, self.decisions[mark]) for mark in marks[:_MOST_READINGS]]
+        readings += (
+            [(set(marks), "; ".join(dict.fromkeys(self.decisions[mark] for mark in marks)))] if marks[1:] else []
+        )
 
-    # Commands
+        def reading(present: set[int]) -> list[str]:
+            return [plain(word) for word in state.words if maybes(word) <= present]
 
-    def run(self, nodes: list[Node]) -> Status:
-        status: Status = _RAN
-        for node in nodes:
-            status = self.step(node)
+        return Script(
+            words=reading(set()),
+            readings=[(reading(present), why) for present, why in readings],
+            exported=state.exported,
+            notes=self.notes,
+        )
+
+    def step(self, node) -> Status:
+        """Follows one statement."""
+        self.spend()
+        if misread(node) or not (follow := getattr(self, f"follow_{node.type}", None)):
+            where = f"line {node.start_point[0] + 1} is not understood: {shown(node)}"
+            self.lose(self.may_set(source(node)), where)
+            return None
+        return follow(node)
+
+    def block(self, children: list) -> Status:
+        status: Status = True
+        for child, background in statements(children):
+            status = self.apart(partial(self.line, child)) if background else self.line(child)
         return status
 
-    def step(self, node: Node) -> Status:
-        match node:
-            case syntax.Simple():
-                return self.simple(node.tokens)
-            case syntax.Joined():
-                return self.joined(node.parts)
-            case syntax.Not():
-                status = self.step(node.node)
-                return not status if isinstance(status, bool) else None
-            case syntax.Group():
-                return self.run(node.body)
-            case syntax.If():
-                return self.choose(node)
-            case syntax.Case():
-                return self.case(node)
-            case syntax.Loop():
-                return self.loop(node)
-            case syntax.Function():
-                self.functions[node.name] = node.body
-                return _RAN
-
-    def joined(self, parts: list[tuple[str, Node]]) -> Status:
-        status: Status = _RAN
-        for number, (sign, node) in enumerate(parts):
-            if sign in ("", "|", "|&"):
-                status = self.step(node)
-            elif status is None and _is_test(node):
-                one = self.step(node)
-                status = one if one is (sign == "||") else None
-            elif status is None:
-                self.undecided([syntax.Joined(parts[:number])])
+    def line(self, node) -> Status:
+        """Commands joined by && and ||, each a pipeline."""
+        joined: list[tuple[str, list]] = [("", [])]
+        for item in chain(node):
+            if item in ("&&", "||"):
+                joined.append((item, []))
+            elif item not in ("|", "|&"):
+                joined[-1][1].append(item)
+        status = self.pipeline(joined[0][1])
+        for number, (sign, commands) in enumerate(joined[1:]):
+            if status is None:
+                left = [one if isinstance(one, str) else shown(one) for one in joined[number][1]]
+                why = f"the condition `{' '.join(left)}` is not decided"
+                status = self.branch(why, [partial(self.pipeline, commands), lambda sign=sign: sign == "||"])
             elif (sign == "&&") == (status is not False):
-                status = self.step(node)
+                status = self.pipeline(commands)
         return status
 
-    def undecided(self, condition: list[Node]) -> None:
-        self.note(f"the condition `{syntax.shown(condition)}` is not decided")
+    def pipeline(self, items: list) -> Status:
+        """Commands of which each but a single one is a subshell; `!` turns the status around."""
+        commands = [item for item in items if not isinstance(item, str)]
+        status: Status = None
+        for command in commands:
+            step = partial(self.step, command)
+            status = step() if len(commands) == 1 else self.apart(step)
+        if (len(items) - len(commands)) % 2:
+            return not status if isinstance(status, bool) else None
+        return status
 
-    def choose(self, node: syntax.If) -> Status:
-        for condition, body in node.branches:
-            status = True if condition is None else self.run(condition)
-            if status is True:
-                return self.run(body)
-            if status is not False:
-                self.undecided(condition or [])
-        return _RAN
+    def follow_program(self, node) -> Status:
+        return self.block(node.children)
 
-    def case(self, node: syntax.Case) -> Status:
-        subject = self.decided(node.subject)
-        if subject is None:
-            self.note(f"a `case` of {node.subject} is not decided")
-            return None
-        for patterns, body in node.branches:
-            if any(fnmatch.fnmatchcase(subject, self.text(pattern)) for pattern in patterns):
-                return self.run(body)
-        return _RAN
+    follow_do_group = follow_program
+    follow_list = follow_pipeline = follow_negated_command = line
 
-    def loop(self, node: syntax.Loop) -> Status:
-        if node.kind == "for" and self.loop_over(node):
-            return _RAN
-        tests = len(node.head) == 1 and _is_test(node.head[0])
-        if node.kind == "while" and tests:
-            status = self.run(node.head)
-            while status is True and self.turn():
-                self.run(node.body)
-                status = self.run(node.head) if syntax.shown(node.head) not in ("true", ":") else False
-            if status is False:
-                return _RAN
-        if node.kind in ("while", "until") and not syntax.shown(node.head).startswith("read "):
-            self.note(f"a `{node.kind}` is read as if it turned once")
-            self.run([*node.head, *node.body])
-        else:
-            self.note(f"a `{node.kind}` is not followed")
-        return None
+    def follow_compound_statement(self, node) -> Status:
+        if node.children[0].type != "((":
+            return self.block(node.children)
+        value = self.compute(self.inner_text(node, node.start_byte + 2, node.end_byte - 2))
+        return None if value is None else value != 0
 
-    def loop_over(self, node: syntax.Loop) -> bool:
-        """Whether `for NAME in WORDS` could be followed: its words are known."""
-        tokens = node.head[0].tokens if node.head and isinstance(node.head[0], syntax.Simple) else []
-        if len(tokens) < 2 or tokens[1] != "in" or not all(isinstance(token, str) for token in tokens):
-            return False
-        words = [word for token in tokens[2:] for word in self.fields(token)]
-        if any(re.search(rf"[*?[{{{_OPEN}{_UNKNOWN}]", word) for word in words):
-            return False
-        for word in words:
-            if not self.turn():
-                return False
-            self.put(tokens[0], word)
-            self.run(node.body)
+    def follow_subshell(self, node) -> Status:
+        return self.apart(lambda: self.block(node.children))
+
+    def follow_function_definition(self, node) -> Status:
+        self.state.functions[source(node.child_by_field_name("name"))] = node.child_by_field_name("body")
         return True
-
-    def turn(self) -> bool:
-        """Counts a turn of a loop, or a call; False when it is one too many."""
-        self.turns += 1
-        return self.turns <= _TURNS
-
-    def simple(self, tokens: list[Token]) -> Status:
-        """Assignments at the front take effect; what remains is a command."""
-        rest = self.assignments([token for token in tokens if not isinstance(token, Heredoc)])
-        if rest and isinstance(rest[0], Test):
-            return self.all_of(list(rest[0].words))
-        raw = [token for token in rest if isinstance(token, str)]
-        if not raw:
-            return _RAN
-        if raw[0] in ("[", "test"):
-            return self.all_of(raw[1 : -1 if raw[0] == "[" else None])
-        if raw[0].startswith("(("):
-            value = self.compute(raw[0][2:-2])
-            return None if value is None else value != 0
-        words = [word for token in raw for word in self.fields(token)]
-        return self.command(words, next((token for token in tokens if isinstance(token, Heredoc)), None))
-
-    def assignments(self, tokens: list[Token]) -> list[Token]:
-        declares = exports = False
-        for number, token in enumerate(tokens):
-            if isinstance(token, Array):
-                self.assign_array(token)
-            elif token in _PREFIXES:
-                declares, exports = True, exports or token == "export"
-            elif isinstance(token, str) and (match := ASSIGNMENT.fullmatch(token)):
-                self.assign(match.group(1), match.group(3), appends=bool(match.group(2)))
-                if exports:
-                    self.script.exported.add(match.group(1))
-            elif not declares:  # else `declare -a`, or `export NAME`
-                return tokens[number:]
-        return []
-
-    def command(self, words: list[str], document: Heredoc | None) -> Status:
-        name = PurePath(words[0]).name if words else ""
-        if name in ("true", "false", ":"):
-            return name != "false"
-        if name in self.functions and self.turn():
-            return self.call(self.functions[name], words[1:])
-        if name == "exit" and self.script.words:
-            raise _Exit
-        if name == "shift":
-            del self.arguments[: int(words[1]) if words[1:] and words[1].isdecimal() else 1]
-        elif name == "set" and "--" in words:
-            self.arguments[:] = words[words.index("--") + 1 :]
-        elif name == "unset":
-            for each in words[1:]:
-                self.forget(each)
-        elif words[:1] in (["source"], ["."]):
-            self.note(f"{' '.join(words)} is not read: give what it sets")
-        elif (inner := _inner_script(words, document)) is not None and self.turn():
-            return self.run(syntax.parse(inner))
-        else:
-            self.offer(words)
-        return _RAN
-
-    def call(self, body: Node, arguments: list[str]) -> Status:
-        before, self.arguments = self.arguments, arguments
-        try:
-            return self.step(body)
-        except RecursionError:
-            self.note("a function that calls itself is not followed")
-            return None
-        finally:
-            self.arguments = before
-
-    def offer(self, words: list[str]) -> None:
-        """Takes the command if it looks at least as much like the one that trains as those before."""
-        num_flags = sum(word.startswith("--") for word in words)
-        if not num_flags:
-            return
-        trains = any(word.endswith(".py") and "train" in PurePath(word).name for word in words)
-        rank = (trains, PurePath(words[0]).name not in ("echo", "printf"), num_flags)
-        if self.rank[:2] == rank[:2] == (True, True) and self.script.words != words:
-            self.note("more than one command trains; of these the last with the most arguments is read")
-        if rank >= self.rank:
-            self.rank, self.script.words = rank, words
-
-    # Variables
-
-    def put(self, name: str, value: str) -> None:
-        self.forget(name)
-        if len(value) <= _LONGEST:
-            self.variables[name] = value
-
-    def forget(self, name: str) -> None:
-        self.variables.pop(name, None)
-        self.arrays.pop(name, None)
-        self.uncomputed.discard(name)
-
-    def assign(self, name: str, raw: str, *, appends: bool) -> None:
-        value = self.text(raw)
-        if re.search(rf"{_UNKNOWN}|{_OPEN}\d", value) and not appends and " " not in value:
-            self.forget(name)  # ${NAME} stands for it
-            if _UNKNOWN in value:
-                self.uncomputed.add(name)
-            return
-        if appends:
-            value = self.variables.get(name, "") + value
-        self.put(name, value)
-
-    def assign_array(self, array: Array) -> None:
-        elements = [word for element in array.elements for word in self.fields(element)]
-        if array.appends and array.name in self.variables:
-            elements = [*self.arrays.get(array.name, [self.variables[array.name]]), *elements]
-        self.put(array.name, " ".join(elements))
-        if array.name in self.variables:
-            self.arrays[array.name] = elements
-
-    def text(self, raw: str) -> str:
-        """The word with its variables filled in and its quotes off, as one text."""
-        return "".join(text for text, _ in self.pieces(raw))
-
-    def fields(self, raw: str) -> list[str]:
-        """The words that a word becomes: what is not quoted falls apart at spaces."""
-        words: list[str] = []
-        open_word = False  # whether the next piece goes on with the last word
-        for text, whole in self.pieces(raw):
-            if text is _BETWEEN:
-                open_word = False
-                continue
-            parts = [text] if whole else split_words(text)
-            if not whole and text[:1].isspace():
-                open_word = False
-            for number, part in enumerate(parts):
-                if open_word and number == 0:
-                    words[-1] += part
-                else:
-                    words.append(part)
-                open_word = True
-            if not whole and text[-1:].isspace():
-                open_word = False
-        return words
-
-    def pieces(self, raw: str) -> list[tuple[str, bool]]:
-        """(text, whether it is quoted or literal) of a word, one after the other."""
-        out: list[tuple[str, bool]] = []
-        at, quoted = 0, False
-        while at < len(raw):
-            char = raw[at]
-            if char == "\\" and at + 1 < len(raw):
-                escaped = raw[at + 1]
-                kept = "\\" + escaped if quoted and escaped not in '$`"\\\n' else escaped
-                out.append((" " if escaped == "\n" else kept, True))
-                at += 2
-            elif char == "'" and not quoted:
-                end = raw.find("'", at + 1)
-                out.append((raw[at + 1 : end if end >= 0 else len(raw)], True))
-                at = len(raw) if end < 0 else end + 1
-            elif char == '"':
-                quoted = not quoted
-                if quoted and not re.match(r'"\$(@|\{@\}|\{\w+\[@\]\})"', raw[at:]):
-                    out.append(("", True))  # "" is a word too
-                at += 1
-            elif char == "$":
-                end = _end_of_expansion(raw, at)
-                out += self.expansion(raw[at:end], quoted)
-                at = end
-            elif char == "`":
-                end = raw.find("`", at + 1)
-                end = end + 1 if end >= 0 else len(raw)
-                out.append((self.unknown(raw[at:end]), True))
-                at = end
-            else:
-                out.append((char, True))
-                at += 1
-        return out
-
-    def expansion(self, raw: str, quoted: bool) -> list[tuple[str, bool]]:
-        """Pieces of `$NAME` and the like; the elements of `${NAME[@]}` and `$@` are words of their own."""
-        match = re.fullmatch(r"\$(?:\{(\w+)\[@\]\}|([@*])|\{([@*])(?::(\d+))?\})", raw)
-        if match is None or (match.group(1) in self.variables and match.group(1) not in self.arrays):
-            return [(self.value(raw), quoted)]
-        name, start = match.group(1), max(int(match.group(4) or 1), 1) - 1
-        if name and name not in self.arrays:
-            self.note(f"the array {name} is set nowhere")  # an environment holds no arrays
-        elements = self.arrays.get(name, []) if name else self.arguments[start:]
-        return [piece for each in elements for piece in ((each, quoted), (_BETWEEN, quoted))][:-1]
-
-    def value(self, expansion: str) -> str:
-        """Of `$NAME`, `${NAME...}`, `$((...))` or `$(...)`."""
-        if expansion == "$":
-            return "$"
-        if expansion.startswith("$((") and expansion.endswith("))"):
-            result = self.compute(expansion[3:-2])
-            return self.unknown(expansion) if result is None else str(result)
-        if expansion.startswith("$("):
-            return self.unknown(expansion)
-        inner = expansion[2:-1] if expansion.startswith("${") else expansion[1:]
-        match = _EXPANSION.fullmatch(inner)
-        if match is None:
-            return self.removal(expansion, inner)
-        name, index, sign, word, _ = match.groups()
-        known = self.lookup(name, index)
-        empty = known is None or (known == "" and (sign or "").startswith(":"))
-        if sign and sign.endswith("+"):
-            return "" if empty else self.text(word)
-        if sign and empty and not sign.endswith("?"):
-            filled = self.text(word)
-            if sign.endswith("="):
-                self.put(name, filled)
-            return filled
-        if known is None:
-            return f"{_OPEN}{name}" if name.isdecimal() else f"{_OPEN}{{{name}}}"
-        return known
-
-    def removal(self, expansion: str, inner: str) -> str:
-        """Of `${NAME#PATTERN}`, `##`, `%` and `%%`: without the shortest or longest beginning or end like PATTERN."""
-        match = _REMOVAL.fullmatch(inner)
-        known = self.lookup(match.group(1), None) if match else None
-        if match is None or known is None or re.search(f"[{_OPEN}{_UNKNOWN}]", known):
-            return self.unknown(expansion)
-        _, sign, pattern = match.groups()
-        pattern = self.text(pattern)
-        starts, cuts = sign[0] == "#", range(len(known) + 1)
-        ends = [known[:cut] if starts else known[len(known) - cut :] for cut in cuts]
-        fits = [cut for cut in cuts if fnmatch.fnmatchcase(ends[cut], pattern)]
-        cut = 0 if not fits else fits[0] if len(sign) == 1 else fits[-1]
-        return known[cut:] if starts else known[: len(known) - cut]
-
-    def lookup(self, name: str, index: str | None) -> str | None:
-        if name.isdecimal():
-            return self.arguments[int(name) - 1] if 0 < int(name) <= len(self.arguments) else None
-        if name in "@*":
-            return " ".join(self.arguments)
-        if name in "#?!$":
-            return str(len(self.arguments)) if name == "#" else ""
-        if index and index.isdecimal():
-            elements = self.arrays.get(name)
-            return elements[int(index)] if elements and int(index) < len(elements) else None
-        return self.variables.get(name)
-
-    def compute(self, text: str) -> int | None:
-        """Of whole numbers; None where a variable is not set, or an operator is not known."""
-        filled = re.sub(rf"{_OPEN}\{{\w+\}}|{_OPEN}\d|[A-Za-z_]\w*", self.operand, self.text(text.strip()))
-        for sign, word in (("&&", " and "), ("||", " or ")):
-            filled = filled.replace(sign, word)
-        try:
-            return _compute(ast.parse(re.sub(r"!(?!=)", " not ", filled).strip(), mode="eval").body)
-        except (SyntaxError, ValueError, ZeroDivisionError, KeyError):
-            return None
-
-    def operand(self, match: re.Match) -> str:
-        value = self.variables.get(match.group(0), "?")
-        return value if re.fullmatch(r"-?\d+", value) else "?"
-
-    def unknown(self, expansion: str) -> str:
-        self.note(f"{expansion} is not computed")
-        return _UNKNOWN
 
     # Conditions
 
-    def all_of(self, words: list[str]) -> bool | None:
-        """Of `A && B || C` within one test, && before ||; None where a part is no comparison of values."""
-        results: list[bool | None] = []
-        for part in _split(words, ("||", "-o")):
-            ones = [self.test(each) for each in _split(part, ("&&", "-a"))]
-            results.append(False if False in ones else None if None in ones else True)
+    def follow_if_statement(self, node) -> Status:
+        clauses = [node, *(child for child in node.children if child.type in ("elif_clause", "else_clause"))]
+        return self.choose(clauses)
+
+    def choose(self, clauses: list) -> Status:
+        if not clauses:
+            return True
+        children, rest = clauses[0].children[1:], clauses[1:]
+        body = [child for child in children if child.type not in ("elif_clause", "else_clause")]
+        then = next((number for number, child in enumerate(body) if child.type == "then"), None)
+        if then is None:  # else
+            return self.block(body)
+        status = self.block(body[:then])
+        if isinstance(status, bool):
+            return self.block(body[then:]) if status else self.choose(rest)
+        condition = " ".join(shown(child) for child in body[:then] if child.is_named)
+        ways = [partial(self.block, body[then:]), partial(self.choose, rest)]
+        return self.branch(f"the condition `{condition}` is not decided", ways)
+
+    def follow_case_statement(self, node) -> Status:
+        value = node.child_by_field_name("value")
+        items = [child for child in node.children if child.type == "case_item"]
+        return self.case(shown(value), decided(self.text([value])), items, falls=False)
+
+    def case(self, given: str, subject: str | None, items: list, *, falls: bool) -> Status:
+        """The first item that fits; each that may, where that is not decided."""
+        ways = []
+        for number, item in enumerate(items):
+            fits = True if falls and number == 0 else self.fits(subject, item)
+            if fits is not False:
+                ways.append(partial(self.case_item, given, subject, item, items[number + 1 :]))
+            if fits:
+                break
+        else:
+            ways.append(lambda: True)
+        return ways[0]() if len(ways) == 1 else self.branch(f"a `case` of {given} is not decided", ways)
+
+    def fits(self, subject: str | None, item) -> bool | None:
+        shapes = [pattern(self.pieces(value)) for value in item.children_by_field_name("value")]
+        if "*" in shapes:
+            return True
+        results = [None if None in (subject, shape) else fnmatchcase(subject, shape) for shape in shapes]
         return True if True in results else None if None in results else False
 
-    def test(self, words: list[str]) -> bool | None:
-        if words[:1] == ["!"]:
-            opposite = self.test(words[1:])
-            return None if opposite is None else not opposite
-        values = [self.decided(word) for word in words]
-        if None in values:
-            return None
-        if len(values) == 1:
-            return values[0] != ""
-        if len(values) == 2 and words[0] in ("-z", "-n"):
-            return (values[1] == "") == (words[0] == "-z")
-        if len(values) == 3:
-            left, sign, right = values
-            if sign in ("==", "=", "!="):
-                plain = words[2][:1] in ("'", '"')
-                equal = left == right if plain else fnmatch.fnmatchcase(left, right)
-                return equal == (sign != "!=")
-            if sign in _COMPARISONS and re.fullmatch(r"-?\d+", left) and re.fullmatch(r"-?\d+", right):
-                return _COMPARISONS[sign](int(left), int(right))
-        return None
+    def case_item(self, given: str, subject: str | None, item, rest: list) -> Status:
+        start = next(number for number, child in enumerate(item.children) if child.type == ")")
+        status = self.block(item.children[start + 1 :])
+        end = item.children[-1].type
+        return self.case(given, subject, rest, falls=end == ";&") if end in (";&", ";;&") else status
 
-    def decided(self, raw: str) -> str | None:
-        """The word's value, with nothing for a variable that is not set; None where only a run would tell."""
-        value = self.text(raw)
-        if _UNKNOWN in value or self.uncomputed & set(_UNSET.findall(value)):
-            return None
-        return _UNSET.sub("", re.sub(rf"{_OPEN}\d", "", value))
+    def follow_test_command(self, node) -> Status:
+        result = judge(list(self.operands(node.children[1:-1], double=node.children[0].type == "[[")))
+        for name in self.effects(node):  # which of them come to pass hangs on && and ||
+            self.state.forget(name)
+        return result
 
+    def operands(self, nodes: list, *, double: bool) -> Iterator[Operand | str]:
+        for node in nodes:
+            if node.type in ("binary_expression", "unary_expression", "parenthesized_expression"):
+                yield from self.operands(node.children, double=double)
+            elif node.type == "test_operator" or not node.is_named:
+                yield source(node)
+            elif double:
+                pieces = self.pieces(node)
+                yield Operand(decided("".join(text for text, _ in pieces)), pattern(pieces))
+            else:
+                given = self.words_of([node])
+                absent = '"' not in source(node) and any(word and decided(word) == "" for word in given)
+                yield from [] if absent else [operand(decided(word)) for word in given]
 
-_BETWEEN = " \u0000"  # between two elements of an array
+    # Loops
 
+    def follow_for_statement(self, node) -> Status:
+        name, body = source(node.child_by_field_name("variable")), node.child_by_field_name("body")
+        values = [word for group in adjacent(node.children_by_field_name("value")) for word in self.words_of(group)]
+        if not any(child.type == "in" for child in node.children):
+            values = self.elements(self.state.values[ARGUMENTS])
+        follows = node.children[0].type == "for" and is_known(values)
 
-def _end_of_expansion(raw: str, at: int) -> int:
-    if raw[at : at + 2] in ("${", "$("):
-        return syntax.skip_dollar(raw, at)
-    match = _NAME.match(raw, at + 1)
-    return match.end() if match else at + 1
+        def rounds() -> Iterator[bool]:
+            for value in values if follows else [None]:
+                if follows:
+                    self.assign(name, value)
+                yield follows
 
+        return self.rounds(node, body, rounds())
 
-def _inner_script(words: list[str], document: Heredoc | None) -> str | None:
-    """The text that a command hands to another shell: `eval`, `bash -c`, or a here document that is a script."""
-    if words[:1] == ["eval"]:
-        return " ".join(words[1:])
-    for number, word in enumerate(words[:-2]):
-        if PurePath(word).name in _SHELLS and re.fullmatch(r"-[a-z]*c", words[number + 1]):
-            return words[number + 2]
-    if document is None:
-        return None
-    starts = any(PurePath(word).name in (*_SHELLS, "sbatch") for word in words)
-    return document.text.replace("\\$", "$") if starts or re.match(r"#!.*sh\b", document.text) else None
+    def follow_c_style_for_statement(self, node) -> Status:
+        signs = [child for child in node.children if child.type in ("((", ";", "))")][:4]
+        first, condition, update = ((before.end_byte, after.start_byte) for before, after in pairwise(signs))
 
+        def compute(part: tuple[int, int]) -> int | None:
+            return self.compute(self.inner_text(node, *part))
 
-def _is_test(node: Node) -> bool:
-    if isinstance(node, syntax.Not):
-        return _is_test(node.node)
-    first = node.tokens[0] if isinstance(node, syntax.Simple) and node.tokens else ""
-    return isinstance(first, Test) or first in ("[", "test", "true", "false", ":") or str(first).startswith("((")
+        def rounds() -> Iterator[bool]:
+            compute(first)
+            while (value := compute(condition) if source(node) else 1) != 0:
+                yield value is not None
+                compute(update)
 
+        return self.rounds(node, node.child_by_field_name("body"), rounds())
 
-def _split(words: list[str], signs: tuple[str, ...]) -> list[list[str]]:
-    parts: list[list[str]] = [[]]
-    for word in words:
-        if word in signs:
-            parts.append([])
-        else:
-            parts[-1].append(word)
-    return parts
+    def follow_while_statement(self, node) -> Status:
+        body = node.child_by_field_name("body")
+        head = node.children[1 : node.children.index(body)]
+        goes_on = node.children[0].type == "while"
+        endless = shown(head[0]) in ("true", ":", "false") and not re.search(r"\b(break|exit|return)\b", source(body))
 
+        def rounds() -> Iterator[bool]:
+            while (status := self.block(head)) is not (not goes_on) and not (status is RAN and not goes_on):
+                yield status is goes_on and not endless
 
-def _compute(node: ast.expr) -> int:
-    """Whole-number arithmetic; KeyError for anything else."""
-    match node:
-        case ast.BinOp():
-            return _operator(node.op)(_compute(node.left), _compute(node.right))
-        case ast.UnaryOp(op=ast.USub()):
-            return -_compute(node.operand)
-        case ast.UnaryOp(op=ast.Not()):
-            return int(not _compute(node.operand))
-        case ast.Compare(ops=[sign], comparators=[right]):
-            return int(_operator(sign)(_compute(node.left), _compute(right)))
-        case ast.BoolOp():
-            values = [_compute(each) != 0 for each in node.values]
-            return int(all(values) if isinstance(node.op, ast.And) else any(values))
-        case ast.Constant(value=int() as value):
-            return value
-    raise KeyError(type(node).__name__)
+        return self.rounds(node, body, rounds())
 
+    # Commands
 
-def _operator(sign: ast.AST) -> Callable[[int, int], int]:
-    return _ARITHMETIC[type(sign)]
+    def follow_redirected_statement(self, node) -> Status:
+        body, *redirections = node.children
+        for name in set().union(*map(self.effects, redirections)):
+            self.state.forget(name)
+        if body.type == "command":
+            return self.command(body, words(node), self.document(redirections))
+        return self.line(node) if body.type in ("list", "pipeline") else self.step(body)
 
+    def document(self, redirections: list) -> str:
+        """The text of `<<END`, with its variables filled in where END is not quoted."""
+        kinds = {child.type: child for one in redirections for child in one.children}
+        if "heredoc_body" not in kinds:
+            return ""
+        body = kinds["heredoc_body"]
+        text, escapes = source(body), self.escapes
+        if not re.search(r"['\"\\]", source(kinds["heredoc_start"])):
+            self.escapes = "$`\\\n"
+            text = self.inner_text(body, body.start_byte, body.end_byte)
+            self.escapes = escapes
+        return re.sub(r"(?m)^\t+", "", text) if "<<-" in kinds else text
 
-def _quotient(a: int, b: int) -> int:
-    """Towards zero, as in bash."""
-    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+    def follow_command(self, node) -> Status:
+        return self.command(node, words(node), "")
+
+    def command(self, node, groups: list[list], document: str) -> Status:
+        inner = next((child for child in node.children if child.type == "subshell"), None)
+        if inner:  # time (...)
+            return self.step(inner)
+        given: list[str] = []
+        for group in groups:
+            if opens := re.fullmatch(r"\{(\w+)\}", "".join(map(source, group))):  # exec {FD}> FILE
+                self.state.forget(opens[1])
+            given += [self.text(group)] if given[:1] == ["let"] else self.words_of(group)
+        assignments = [child for child in node.children if child.type == "variable_assignment"]
+        return self.named(given, document, assignments) if given else self.assignments(assignments)
+
+    def follow_variable_assignment(self, node) -> Status:
+        return self.assignments([node])
+
+    def follow_variable_assignments(self, node) -> Status:
+        return self.assignments(node.named_children)
+
+    def assignments(self, nodes: list) -> Status:
+        for node in nodes:
+            self.assignment(node)
+        return RAN if any("$(" in source(node) or "`" in source(node) for node in nodes) else True
+
+    def follow_declaration_command(self, node) -> Status:
+        command, *rest = node.children
+        entries: list = []
+        for group in adjacent(rest):
+            entries += group if group[0].type == "variable_assignment" else self.words_of(group)
+        return self.declare(source(command), entries)
+
+    def follow_unset_command(self, node) -> Status:
+        return self.unset([word for group in adjacent(node.children[1:]) for word in self.words_of(group)])

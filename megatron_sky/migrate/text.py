@@ -4,11 +4,11 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from megatron_sky.errors import ConfigError, Problem
-from megatron_sky.migrate.recipe import Translation
 from megatron_sky.migrate.shell import Script, read_script
+from megatron_sky.migrate.translation import Translation
+from megatron_sky.migrate.tree import MAX_BYTES
 
 
 def read_arguments(given: Sequence[str]) -> Script:
@@ -18,11 +18,13 @@ def read_arguments(given: Sequence[str]) -> Script:
     """
     is_file = os.path.isfile(given[0])  # of a whole line of arguments too, which pathlib finds too long for a name
     if is_file:
-        script = read_script(Path(given[0]).read_text(encoding="utf-8", errors="replace"), given[1:])
+        with open(given[0], "rb") as file:  # a byte more than is read, so that a larger file is refused
+            script = read_script(file.read(MAX_BYTES + 1).decode("utf-8", "replace"), given[1:])
     else:
         script = read_script(given[0] if len(given) == 1 else shlex.join(given))
     if not script.words:
         rule = "starts no command with --arguments" if is_file else "is no file, and no --arguments are given"
+        rule += "".join(f"\n      {note}" for note in script.notes)
         fix = "give a launch script, or Megatron-LM's arguments themselves, as --num-layers 32 ..."
         raise ConfigError(Problem(given[0], rule, fix))
     return script
@@ -32,9 +34,14 @@ def recipe_text(translation: Translation, source: str) -> str:
     """The recipe as YAML, with what is still to be given as comments at its top."""
     from megatron_sky.config.load import dump_tree
 
-    lines = [f"# From Megatron-LM's arguments, {source}: megatron-sky from-args"]
-    lines += [f"# TO GIVE: {each}" for each in translation.to_give]
+    lines = [_comment(f"From Megatron-LM's arguments, {source}: megatron-sky from-args")]
+    lines += [_comment(f"TO GIVE: {text}") for text in translation.to_give]
     return "\n".join(lines) + "\n" + dump_tree(translation.recipe)
+
+
+def _comment(text: str) -> str:
+    """One line of YAML, whatever signs the text has."""
+    return "# " + "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def report_lines(translation: Translation, script: Script) -> list[str]:

@@ -29,6 +29,20 @@ class BuiltModel:
         """Parameters held by this rank."""
         return sum(p.numel() for chunk in self.chunks for p in chunk.parameters())
 
+    def release(self) -> None:
+        """Lets go of a trained model, its optimizer and its process groups, whose threads never sleep for long.
+
+        Python's collector can't: DDP and optimizer hold the weights' gradient nodes, the nodes' hooks hold DDP, and
+        DDP's config holds the optimizer. The hooks are torch's own, in C++.
+        """
+        for chunk in self.chunks:
+            chunk.grad_accs.clear()
+        for hook in ("finalize_model_grads_func", "grad_scale_func", *_SYNC_HOOKS):
+            setattr(self.config, hook, None)
+
+
+_SYNC_HOOKS = ("no_sync_func", "grad_sync_func", "param_sync_func")
+
 
 def build_model(
     model: ModelConfig,

@@ -145,6 +145,7 @@ def _train(job: Job) -> None:
             garbage=garbage,
             beat=job.beat,
         ).fit()
+    runner.model.release()
 
 
 def _in_recipe_order(config: Config, seen: Preflight, run_dir: Path) -> TrainData:

@@ -1,9 +1,9 @@
 """Which text made a step bad: samples of the plan, told by source and document."""
 
-import json
 from pathlib import Path
 
 from megatron_sky.data.loader import TrainData
+from megatron_sky.files import write_json
 
 SHOWN = 4
 
@@ -47,5 +47,5 @@ def write(run_dir: Path, step: int, suspects: list[dict]) -> Path:
     """All of them, to `<run_dir>/bad_steps/step_0000123.json`."""
     path = run_dir / "bad_steps" / f"step_{step:07d}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(suspects, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_json(path, suspects)
     return path

@@ -332,7 +332,10 @@ def test_another_programs_partial_folder_is_left_alone(names, native, tmp_path):
     assert sorted(path.name for path in partial.iterdir()) == sorted(names)
 
 
-@pytest.mark.parametrize("names", [[], ["conversion.json.tmp"], ["conversion.json", "model.safetensors"]], ids=str)
+TORN = ["conversion.json.tmp", ".conversion.json.0123456789abcdef.tmp"]  # as versions before wrote it, and as now
+
+
+@pytest.mark.parametrize("names", [[], TORN, ["conversion.json", "model.safetensors"]], ids=str)
 def test_a_partial_folder_whose_record_a_crash_took_is_begun_anew(names, native, tmp_path):
     (tmp_path / "hf.partial").mkdir()
     for name in names:
@@ -345,6 +348,19 @@ def test_two_conversions_into_one_folder_are_kept_apart(native, tmp_path):
     source = open_source(native("tp2"))
     with outputs.prepared(tmp_path / "hf", {}), pytest.raises(CheckpointError, match="another process"):
         write_hf(source, tmp_path / "hf")
+    write_hf(source, tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]  # neither a lock nor an unfinished file stays beside it
+
+
+def test_an_unfinished_record_is_not_published(native, tmp_path, monkeypatch):
+    source = open_source(native("one"))
+    monkeypatch.setattr(outputs.WeightFile, "write", full_disk)
+    with pytest.raises(CheckpointError, match="No space left"):
+        write_hf(source, tmp_path / "hf")
+    monkeypatch.undo()
+    for name in TORN:
+        (tmp_path / "hf.partial" / name).write_text("{")
+    assert not {path.name for path in write_hf(source, tmp_path / "hf").folder.iterdir()} & set(TORN)
 
 
 @pytest.mark.parametrize("writer", WRITERS)

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_sky import log
 from megatron_sky.errors import RunError
-from megatron_sky.log import get_logger, log_once, setup_logging
+from megatron_sky.log import get_logger, setup_logging
 
 
 @pytest.fixture(autouse=True)
@@ -87,11 +87,3 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "logs").write_text("")
     with pytest.raises(RunError, match="fix: choose a writable run_dir"):
         setup_logging(0, 1, tmp_path)
-
-
-def test_log_once(caplog):
-    logger = get_logger("once")
-    with caplog.at_level(logging.INFO, logger="megatron_sky"):
-        for _ in range(3):
-            log_once(logger, logging.WARNING, "said once")
-    assert [(each.message, each.funcName) for each in caplog.records] == [("said once", "test_log_once")]

@@ -5,7 +5,7 @@ Lengths and document ends are spilled to disk, so that memory does not grow with
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -66,17 +66,13 @@ class IndexedWriter:
             "bounds": 8 * (self.num_documents + 1) if self.num_documents else 0,
         }
         try:
-            self._lock.enter_context(hold(self._temporary("bin"), log.warning))
+            self._lock.enter_context(_alone(self.prefix))
             for part, size in sizes.items():
                 file = self._files[part] = self._open(part)
                 if file.seek(0, os.SEEK_END) < size:
                     raise DataError(f"{self._temporary(part)} is shorter than it was left; remove it to begin again")
                 file.truncate(size)
                 file.seek(size)
-        except InUse:
-            raise DataError(
-                f"{self.prefix}: another process is writing these files\n  fix: wait for it, or choose another name"
-            ) from None
         except OSError as error:
             self._discard()
             raise DataError(f"{self._temporary('bin')} can't be written: {error.strerror}") from error
@@ -243,10 +239,11 @@ def finish_pair(prefix: str | Path, dtype: np.dtype, state: WriterState) -> None
     if _temporary(prefix, "bin").exists():
         with IndexedWriter(prefix, dtype, resume=state):
             return
-    if _temporary(prefix, "idx").exists():
-        os.replace(_temporary(prefix, "idx"), idx_path(prefix))
-    for part in PARTS:
-        _temporary(prefix, part).unlink(missing_ok=True)
+    with _alone(prefix):
+        if _temporary(prefix, "idx").exists():
+            os.replace(_temporary(prefix, "idx"), idx_path(prefix))
+        for part in PARTS:
+            _temporary(prefix, part).unlink(missing_ok=True)
     with IndexedTokens(prefix, allow_empty=True) as pair:
         actual = WriterState(pair.num_tokens, pair.num_sequences, pair.num_documents)
     if actual != state:
@@ -254,6 +251,19 @@ def finish_pair(prefix: str | Path, dtype: np.dtype, state: WriterState) -> None
             f"{bin_path(prefix)} and .idx are not what was written before the interruption\n"
             f"  fix: remove them and {prefix}.progress.json to begin again"
         )
+
+
+@contextmanager
+def _alone(prefix: str | Path) -> Iterator[None]:
+    """Holds a pair's name for this process alone. Raises DataError where another one writes under it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(f"{prefix}.lock", log.warning, remove=True))
+        except InUse:
+            raise DataError(
+                f"{prefix}: another process is writing these files\n  fix: wait for it, or choose another name"
+            ) from None
+        yield
 
 
 def _temporary(prefix: str | Path, part: str) -> Path:

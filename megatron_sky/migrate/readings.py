@@ -1,0 +1,32 @@
+"""The recipe of a script of which some conditions are not decided."""
+
+from megatron_sky.migrate.recipe import translate
+from megatron_sky.migrate.shell import Script
+from megatron_sky.migrate.translation import TO_GIVE, Translation
+
+
+def translate_script(script: Script) -> Translation:
+    """Of a script whose conditions leave several readings: a key on which they differ is still to be given."""
+    done = translate(script.words)
+    for words, why in script.readings:
+        other = translate(words)
+        ours, theirs = _flat(done.recipe), _flat(other.recipe)
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key) and ours.get(key) != TO_GIVE:
+                *sections, leaf = key.split(".")
+                here = done.recipe
+                for section in sections:
+                    here = here.setdefault(section, {})
+                here[leaf] = [*TO_GIVE]
+                done.to_give.append(f"{key}: {ours.get(key, 'not set')} or {theirs.get(key, 'not set')}: {why}")
+                done.mapped = [line for line in done.mapped if f" -> {key}: " not in line]
+        done.no_effect += [line for line in other.no_effect if line not in done.no_effect]
+        done.no_counterpart += [line for line in other.no_counterpart if line not in done.no_counterpart]
+    return done
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

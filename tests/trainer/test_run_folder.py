@@ -1,0 +1,47 @@
+"""One job holds a run folder; whoever comes second is told who."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from megatron_sky.errors import RunError
+from megatron_sky.trainer import run_folder
+
+
+def test_a_second_job_is_told_who_holds_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    run_folder.check_free(tmp_path)
+    with run_folder.locked(tmp_path, pytest.fail) as held:
+        assert held
+        for take in (run_folder.check_free, lambda run_dir: run_folder.locked(run_dir, pytest.fail).__enter__()):
+            with pytest.raises(RunError, match=f"in use by a live job: pid {os.getpid()} on .*, Slurm job 77, since"):
+                take(tmp_path)
+    run_folder.check_free(tmp_path)  # which takes nothing:
+    with run_folder.locked(tmp_path, pytest.fail) as held:
+        assert held
+
+
+def test_a_killed_job_holds_nothing(tmp_path):
+    code = (
+        "from pathlib import Path; import os; from megatron_sky.trainer import run_folder\n"
+        f"with run_folder.locked(Path({str(tmp_path)!r}), print): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    with run_folder.locked(tmp_path, pytest.fail) as held:
+        assert held
+
+
+def test_a_lock_that_may_not_be_written_is_an_error_with_a_fix(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(RunError, match=r"can't be written: \.lock: Is a directory\n  fix: choose a folder"):
+        run_folder.locked(tmp_path, pytest.fail).__enter__()
+
+
+def test_what_a_killed_writer_left_of_run_json_is_swept(tmp_path):
+    left, other = tmp_path / ".run.json.0123456789abcdef.tmp", tmp_path / ".report.html.0123456789abcdef.tmp"
+    for path in (left, other):
+        path.write_text("{")
+    run_folder.sweep(tmp_path, pytest.fail)
+    assert not left.exists() and other.exists()  # a report may be written at this moment
