@@ -397,7 +397,7 @@ def _default_names(prefix: str, keys: Sequence[str]) -> tuple[str, ...]:
 
 def _outputs(prefix: str, names: Sequence[str]) -> list[str]:
     """Files that the job itself writes and goes on from."""
-    endings = (".bin", ".idx", ".meta.json", ".meta.json.tmp", *(f".{part}.tmp" for part in PARTS))
+    endings = (".bin", ".idx", ".lock", ".meta.json", ".meta.json.tmp", *(f".{part}.tmp" for part in PARTS))
     pairs = [f"{name}{ending}" for name in names for ending in endings]
     kept = (".progress.json", ".progress.json.tmp", ".rejects.jsonl", ".rejects.jsonl.tmp")
     return [*pairs, *(f"{prefix}{ending}" for ending in kept)]
