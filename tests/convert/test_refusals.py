@@ -354,7 +354,7 @@ def test_two_conversions_into_one_folder_are_kept_apart(native, tmp_path):
 
 def test_an_unfinished_record_is_not_published(native, tmp_path, monkeypatch):
     source = open_source(native("one"))
-    monkeypatch.setattr(outputs.WeightFile, "write", full_disk)
+    monkeypatch.setattr(WeightFile, "write", full_disk)
     with pytest.raises(CheckpointError, match="No space left"):
         write_hf(source, tmp_path / "hf")
     monkeypatch.undo()
