@@ -159,7 +159,7 @@ def hide_failed_lookups(environ: MutableMapping[str, str] = os.environ) -> None:
         return
     try:
         socket.getnameinfo(("::ffff:127.0.0.1", 0, 0, 0), 0)
-    except OSError:
+    except OSError:  # no name is to be had: that is what was asked
         environ[TORCH_LOG_LEVEL] = "ERROR"
 
 
