@@ -27,8 +27,8 @@ BASE = [
     "protobuf>=4.25,<8",
     "matplotlib>=3.8,<4",
     "nltk>=3.9,<4",
-    "tree-sitter>=0.25,<0.27",  # reads launch scripts
-    "tree-sitter-bash>=0.25,<0.26",
+    "tree-sitter>=0.26.1,<0.27",  # reads launch scripts
+    "tree-sitter-bash>=0.25.1,<0.26",
 ]
 
 TRANSFORMERS = "transformers>=4.46,<6"
