@@ -249,7 +249,7 @@ def test_norms_that_differ_between_ranks_are_said(native, corpus, tmp_path):
     change_rank(folder, "mp_rank_01", lambda model: model["decoder.final_layernorm.weight"].add_(1))
     source = open_source(folder, tokenizer=corpus / "tokenizer.model")
     assert source.warnings == (
-        "decoder.final_layernorm.weight (in all 1): differ between tensor-parallel ranks; rank 0's are taken",
+        "decoder.final_layernorm.weight: differ between tensor-parallel ranks (in all 1 tensors): rank 0's taken",
     )
 
 

@@ -69,6 +69,7 @@ PRIVATE = {
     "_set_main_param_and_optimizer_states": "megatron-core's DistributedOptimizer",
     "_MODEL_PARALLEL_RNG_TRACKER_NAME": "megatron.core.tensor_parallel.random",
     "_special_tokens": "tiktoken's Encoding",
+    "_forward_hooks": "torch.nn.Module",
     "_exit": "os",
 }
 
