@@ -167,8 +167,10 @@ def test_random_scripts(script, stubs, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=False, reason="where a condition is not decided and one way makes a word unknown, its flags go"
+@pytest.mark.skipif(
+    "MEGATRON_SKY_RANDOM_SCRIPTS" not in os.environ,
+    reason="asked for by MEGATRON_SKY_RANDOM_SCRIPTS=1: where a condition is not decided and one way makes a word "
+    "unknown, its flags go; and some scripts take gigabytes",
 )
 @given(script=SCRIPT)
 @settings(max_examples=1500)
