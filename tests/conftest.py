@@ -56,6 +56,14 @@ def ranks() -> Iterator[Callable]:
     group.close()
 
 
+@pytest.fixture(scope="session")
+def never_a_rank() -> Iterator[Callable]:
+    """A worker for `run_hurt` alone: one that has been a rank holds threads, and what it forks may wait for them."""
+    group = RankGroup()
+    yield group.run
+    group.close()
+
+
 @pytest.fixture(autouse=True)
 def megatron_core_comes_after_the_device() -> Iterator[None]:
     """Names the test that imports megatron-core into this process before `device.setup`: later ones could not train."""

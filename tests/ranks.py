@@ -7,7 +7,10 @@ a rank: it calls `open_context` with the RankInfo it is given, does its work, an
 """
 
 import contextlib
+import faulthandler
 import gc
+import os
+import signal
 import socket
 import sys
 import traceback
@@ -50,6 +53,7 @@ class RankGroup:
             except Empty:
                 assert process.is_alive(), f"rank {rank} died with exit code {process.exitcode}"
         else:
+            os.kill(process.pid, signal.SIGABRT)  # its stacks go to standard error
             raise AssertionError(f"rank {rank} gave no result in {TIMEOUT_SECONDS} s")
         assert ok, f"rank {rank} failed:\n{value}"
         return value
@@ -70,6 +74,7 @@ class RankGroup:
 def _work(tasks, results) -> None:
     from megatron_sky.distributed.launch import RankInfo
 
+    faulthandler.enable()
     while True:
         function, args, rank, world_size, port = tasks.get()
         info = RankInfo(rank, world_size, rank, world_size, "127.0.0.1", port)

@@ -17,27 +17,18 @@ from megatron_sky.config import dump_config, load_config
 from megatron_sky.monitor.metrics import read_metrics
 from tests.faults import faults
 from tests.faults.harness import Ended, kill_group, run_hurt, wait_for
-from tests.ranks import RankGroup
 
 STEPS = 10
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def fresh():
-    """A worker of these tests' own: one that has been a rank holds threads, and must not fork what then trains."""
-    group = RankGroup()
-    yield group.run
-    group.close()
-
-
 @pytest.fixture
-def hurt(fresh, recipe):
+def hurt(never_a_rank, recipe):
     """`hurt("key=value", ..., fault=, watch=)`: how a run of STEPS steps ended, with a checkpoint every 4 steps."""
 
     def run(*overrides: str, fault=None, watch=None) -> Ended:
         config = recipe(f"train.max_steps={STEPS}", "checkpoint.interval=4 steps", *overrides)
-        return fresh(1, run_hurt, dump_config(config), fault, watch)[0]
+        return never_a_rank(1, run_hurt, dump_config(config), fault, watch)[0]
 
     return run
 
