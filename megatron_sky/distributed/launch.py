@@ -35,6 +35,8 @@ _LAUNCHER = "MEGATRON_SKY_LAUNCHER_PID"
 _REQUESTS = "leave_requests"  # in the ERROR_DIR of `run_local`: the signals that its ranks were to get, one a line
 _pending: list[int] = []  # signals that came before somebody could act on them
 _startup_complete = threading.Event()
+# Of a Slurm node list: letters of a name, or the first of the numbers in brackets.
+_HOST_PART = r"([A-Za-z0-9._-]++)|\[(\d+)(?:-\d+)?(?:,\d+(?:-\d+)?)*\]"
 # What a rank sees when another one has gone: never the first cause while there is any other.
 _SECONDARY = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|TCPStore|recvValue|sendBytes", re.I)
 
@@ -53,39 +55,44 @@ class RankInfo:
 
 
 def rank_info(environ: Mapping[str, str] = os.environ) -> RankInfo:
-    """This process's RankInfo, from torchrun's variables, else from Slurm's job step, else one process alone."""
+    """This process's RankInfo, from torchrun's variables, else from Slurm's job step, else one process alone.
+
+    Raises SkyError where a variable is no number, or not one that it can be.
+    """
     if "RANK" in environ and "WORLD_SIZE" in environ:
+        world_size = _int(environ, "WORLD_SIZE", least=1)
+        local_world_size = _int(environ, "LOCAL_WORLD_SIZE", "1", least=1)
         return RankInfo(
-            rank=_int(environ, "RANK"),
-            world_size=_int(environ, "WORLD_SIZE"),
-            local_rank=_int(environ, "LOCAL_RANK", "0"),
-            local_world_size=_int(environ, "LOCAL_WORLD_SIZE", "1"),
+            rank=_int(environ, "RANK", below=world_size),
+            world_size=world_size,
+            local_rank=_int(environ, "LOCAL_RANK", "0", below=local_world_size),
+            local_world_size=local_world_size,
             master_addr=environ.get("MASTER_ADDR", "127.0.0.1"),
-            master_port=_int(environ, "MASTER_PORT", "29500"),
+            master_port=_port(environ, 29500),
             from_torchrun=True,
         )
     # SLURM_STEP_ID is set by srun alone: a batch script without srun is one process, whatever --ntasks says.
-    if "SLURM_STEP_ID" in environ and int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        world_size = _int(environ, "SLURM_STEP_NUM_TASKS")
+    world_size = _int(environ, "SLURM_STEP_NUM_TASKS", "1", least=1) if "SLURM_STEP_ID" in environ else 1
+    if world_size > 1:
         nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "127.0.0.1")
+        local_world_size = _tasks_on_node(environ, world_size)
         return RankInfo(
-            rank=_int(environ, "SLURM_PROCID"),
+            rank=_int(environ, "SLURM_PROCID", below=world_size),
             world_size=world_size,
-            local_rank=_int(environ, "SLURM_LOCALID"),
-            local_world_size=_tasks_on_node(environ, world_size),
+            local_rank=_int(environ, "SLURM_LOCALID", below=local_world_size),
+            local_world_size=local_world_size,
             master_addr=environ.get("MASTER_ADDR") or first_host(nodes),
-            master_port=_int(environ, "MASTER_PORT", str(20_000 + int(environ.get("SLURM_JOB_ID", "0")) % 20_000)),
+            master_port=_port(environ, 20_000 + _int(environ, "SLURM_JOB_ID", "0") % 20_000),
         )
     return RankInfo()
 
 
 def first_host(nodelist: str) -> str:
-    """The first host of a Slurm node list: `n[07-09,12],m1` -> `n07`."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
+    """The first host of a Slurm node list: `n[07-09,12],m1` -> `n07`, `rack[1-2]n[07-09]` -> `rack1n07`."""
+    match = re.match(rf"(?:{_HOST_PART})+(?=,|$)", nodelist)
     if match is None:
         raise SkyError(f"SLURM_STEP_NODELIST = {nodelist!r}: is no node list\n  fix: set MASTER_ADDR yourself")
-    head, number, tail = match.groups()
-    return head + (number or "") + (tail or "")
+    return "".join(text or first for text, first in re.findall(_HOST_PART, match.group()))
 
 
 def _tasks_on_node(environ: Mapping[str, str], world_size: int) -> int:
@@ -95,14 +102,25 @@ def _tasks_on_node(environ: Mapping[str, str], world_size: int) -> int:
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
         if match:
             counts += [int(match.group(1))] * int(match.group(2) or 1)
-    node = int(environ.get("SLURM_NODEID", "0"))
+    node = _int(environ, "SLURM_NODEID", "0")
     return counts[node] if node < len(counts) else world_size
 
 
-def _int(environ: Mapping[str, str], name: str, default: str | None = None) -> int:
+def _port(environ: Mapping[str, str], default: int) -> int:
+    return _int(environ, "MASTER_PORT", str(default), least=1, below=1 << 16)
+
+
+def _int(
+    environ: Mapping[str, str], name: str, default: str | None = None, *, least: int = 0, below: int = 1 << 31
+) -> int:
     text = environ.get(name, default)
-    if text is None or not re.fullmatch(r"-?\d+", text):
+    if text is None or not re.fullmatch(r"[0-9]{1,10}", text):
         raise SkyError(f"environment variable {name} = {text!r}: must be a whole number, as the launcher sets it")
+    if not least <= int(text) < below:
+        raise SkyError(
+            f"environment variable {name} = {text}: must lie in {least} to {below - 1}\n"
+            "  fix: it is set by torchrun or srun; start the job by one of them, or unset the variables of the other"
+        )
     return int(text)
 
 
