@@ -29,21 +29,28 @@ def slow_writers(config) -> None:
     writers._write = slowly
 
 
-def helpers_of(pid: int) -> list[psutil.Process]:
-    """The forks of a rank; what it asks git is none."""
-    try:
-        rank = psutil.Process(pid)
-        return [child for child in rank.children(recursive=True) if child.cmdline() == rank.cmdline()]
-    except psutil.NoSuchProcess:
-        return []
+def writer_of(child: int, config) -> psutil.Process:
+    """The process that writes the first checkpoint of the rank `child`; what it asks git is none."""
+    checkpoints = Path(config.train.run_dir) / "checkpoints"
+    rank = psutil.Process(child)
+
+    def forks() -> list[psutil.Process]:
+        return [each for each in rank.children() if each.cmdline() == rank.cmdline()]
+
+    assert wait_for(lambda: list(checkpoints.glob("*.tmp")) and forks())
+    (writer,) = forks()
+    return writer
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 class KillTheWriter:
     """Kills the process that writes the first checkpoint; those after it are not held up."""
 
     def __call__(self, child: int, config) -> None:
-        assert wait_for(lambda: len(helpers_of(child)) == 1)
-        (writer,) = helpers_of(child)
+        writer = writer_of(child, config)
         (Path(config.train.run_dir) / "slow").unlink()
         writer.kill()
 
@@ -66,12 +73,11 @@ class KillTheRank:
     """Kills the rank, and nothing else, while its writer is at work; asks it to stop at first."""
 
     def __call__(self, child: int, config) -> None:
-        assert wait_for(lambda: len(helpers_of(child)) == 1)
-        (writer,) = helpers_of(child)
+        writer = writer_of(child, config)
         writer.send_signal(signal.SIGTERM)
-        assert not wait_for(lambda: not writer.is_running(), seconds=0.3), "requests to stop are for the rank alone"
+        assert not wait_for(lambda: is_gone(writer), seconds=0.3), "requests to stop are for the rank alone"
         os.kill(child, signal.SIGKILL)
-        assert wait_for(lambda: not writer.is_running(), seconds=5), "the writer outlives its rank"
+        assert wait_for(lambda: is_gone(writer), seconds=5), "the writer outlives its rank"
 
 
 def test_a_writer_ends_with_its_rank_and_the_next_start_goes_on(hurt, run_dir, slow, expected):  # noqa: F811
