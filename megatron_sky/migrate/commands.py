@@ -159,7 +159,7 @@ class Commands(Flow):
                     state.cover(name)
                 if re.search("[-+][a-zA-Z]*[ilucA]", letters) or ("g" in letters and state.local):
                     state.never.add(name)
-                    state.forget(name)
+                    self.lose({name}, f"`{command} {letters} {name}` is not followed")
                 if command == "export" or "x" in letters:
                     state.exported.add(name)
                 if not isinstance(entry, str):
@@ -176,7 +176,7 @@ class Commands(Flow):
             if "-f" in rest:
                 self.state.functions.pop(word, None)
             elif name and name[2]:
-                self.state.forget(name[1])
+                self.lose_known({name[1]}, f"`unset {word}` is not followed")
             elif name:
                 self.state.unset(name[1])
             elif word != "-v":

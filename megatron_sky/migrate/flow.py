@@ -64,7 +64,7 @@ class Flow(Words):
 
     def join(self, others: Iterable[State], why: str) -> None:
         """The state becomes what it may be where this one or any of the others came to pass."""
-        lost = set()
+        lost: dict[str, list[str]] = {}
         for other in others:
             self.spend(len(other.values))
             lost |= self.state.join(other, self.decide(why))

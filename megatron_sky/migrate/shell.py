@@ -21,7 +21,7 @@ from megatron_sky.migrate.commands import Commands, Stop
 from megatron_sky.migrate.conditions import Operand, judge, operand
 from megatron_sky.migrate.flow import RAN, Status
 from megatron_sky.migrate.tree import adjacent, chain, misread, parse, shown, source, statements, too_much, words
-from megatron_sky.migrate.values import ARGUMENTS, MARKS, decided, is_known, maybes, plain, unset_names
+from megatron_sky.migrate.values import ARGUMENTS, MARKS, decided, is_known, maybes, plain, under, unset_names
 from megatron_sky.migrate.words import pattern
 
 _MOST_READINGS = 30
@@ -65,13 +65,16 @@ class _Reader(Commands):
             if is_known(state.values[name]):
                 self.note(f"{name} is set only after it is used")
         marks = sorted(set().union(*map(maybes, state.words)))
+        if len(marks) > _MOST_READINGS:
+            self.note(f"{len(marks)} ways of conditions are not decided; only {_MOST_READINGS} are told one by one")
         readings = [({mark}, self.decisions[mark]) for mark in marks[:_MOST_READINGS]]
         readings += (
             [(set(marks), "; ".join(dict.fromkeys(self.decisions[mark] for mark in marks)))] if marks[1:] else []
         )
 
         def reading(present: set[int]) -> list[str]:
-            return [plain(word) for word in state.words if maybes(word) <= present]
+            kept = (under(word, present) for word in state.words)
+            return [plain(word) for word in kept if word is not None]
 
         return Script(
             words=reading(set()),
@@ -197,8 +200,8 @@ class _Reader(Commands):
 
     def follow_test_command(self, node) -> Status:
         result = judge(list(self.operands(node.children[1:-1], double=node.children[0].type == "[[")))
-        for name in self.effects(node):  # which of them come to pass hangs on && and ||
-            self.state.forget(name)
+        # which of them come to pass hangs on && and ||
+        self.lose_known(self.effects(node), f"what `{shown(node)}` sets is not followed")
         return result
 
     def operands(self, nodes: list, *, double: bool) -> Iterator[Operand | str]:
@@ -263,8 +266,7 @@ class _Reader(Commands):
 
     def follow_redirected_statement(self, node) -> Status:
         body, *redirections = node.children
-        for name in set().union(*map(self.effects, redirections)):
-            self.state.forget(name)
+        self.lose_known(set().union(*map(self.effects, redirections)), f"what `{shown(node)}` sets is not followed")
         if body.type == "command":
             return self.command(body, words(node), self.document(redirections))
         return self.line(node) if body.type in ("list", "pipeline") else self.step(body)
@@ -292,7 +294,7 @@ class _Reader(Commands):
         given: list[str] = []
         for group in groups:
             if opens := re.fullmatch(r"\{(\w+)\}", "".join(map(source, group))):  # exec {FD}> FILE
-                self.state.forget(opens[1])
+                self.lose_known({opens[1]}, f"{{{opens[1]}}} is set to the number of a file")
             given += [self.text(group)] if given[:1] == ["let"] else self.words_of(group)
         assignments = [child for child in node.children if child.type == "variable_assignment"]
         return self.named(given, document, assignments) if given else self.assignments(assignments)

@@ -36,6 +36,7 @@ def recipe_text(translation: Translation, source: str) -> str:
 
     lines = [_comment(f"From Megatron-LM's arguments, {source}: megatron-sky from-args")]
     lines += [_comment(f"TO GIVE: {text}") for text in translation.to_give]
+    lines += [_comment(f"MAY LACK: {text}") for text in translation.open_words]
     return "\n".join(lines) + "\n" + dump_tree(translation.recipe)
 
 
@@ -51,6 +52,7 @@ def report_lines(translation: Translation, script: Script) -> list[str]:
         ("no effect here", translation.no_effect),
         ("no counterpart", translation.no_counterpart),
         ("still to give", translation.to_give),
+        ("may hold more arguments", translation.open_words),
         ("not followed in the script", script.notes),
     )
     lines = [

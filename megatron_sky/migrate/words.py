@@ -16,6 +16,8 @@ from megatron_sky.migrate.values import (
     State,
     Value,
     decided,
+    flags,
+    holds_text,
     is_known,
     maybes,
     plain,
@@ -58,23 +60,33 @@ class Words:
 
     def lose(self, names: set[str], why: str) -> None:
         """What sets these variables is not followed: from here on they are not known."""
-        values = self.state.values
         if EVERYTHING in names:
             self.state.blind = True
-            names = names | values.keys()
-        known = {name for name in names if name in values and is_known(values[name]) and values[name] != []}
-        for name in names - {EVERYTHING}:
-            self.state.forget(name)
-        self.note_lost(known, why)
+            names = (names - {EVERYTHING}) | self.state.values.keys()
+        self.note_lost(self.forget(names), why)
 
-    def note_lost(self, names: set[str], why: str) -> None:
-        listed = ", ".join("$1, $2 ..." if name == ARGUMENTS else name for name in sorted(names))
+    def lose_known(self, names: set[str], why: str) -> None:
+        """`lose`, told only where something of them was known."""
+        if held := self.forget(names - {EVERYTHING}):
+            self.note_lost(held, why)
+
+    def forget(self, names: set[str]) -> dict[str, list[str]]:
+        """Returns those of the variables of which something was known, each with the arguments that it held."""
+        values = self.state.values
+        held = {name: flags(values[name]) for name in names if name in values and holds_text(values[name])}
+        for name in names:
+            self.state.forget(name)
+        return held
+
+    def note_lost(self, held: dict[str, list[str]], why: str) -> None:
+        shown = {name: "$1, $2 ..." if name == ARGUMENTS else name for name in sorted(held)}
+        listed = ", ".join(f"{shown[name]} ({' '.join(held[name])})" if held[name] else shown[name] for name in shown)
         self.note(f"{why}; not known from there on: {listed}" if listed else why)
 
     def assign(self, name: str, value: Value, index: str | None = None, *, appends: bool = False) -> None:
         before = self.state.values.get(name)
         if index is not None or (isinstance(value, str) and isinstance(before, list)):
-            value = self.with_element(before, index or "0", value, appends)
+            value = self.with_element(name, before, index or "0", value, appends)
         elif appends and isinstance(value, list):
             lost = isinstance(before, str) and not is_known(before)
             value = unknown() if lost else self.elements(before) + value
@@ -87,9 +99,11 @@ class Words:
         if self.exports_all:
             self.state.exported.add(name)
 
-    def with_element(self, before: Value | None, index: str, text: str, appends: bool) -> Value:
+    def with_element(self, name: str, before: Value | None, index: str, text: str, appends: bool) -> Value:
         elements, at = self.elements(before), self.compute(index)
         if at is None or not -len(elements) <= at <= len(elements) or (before and not is_known(before)):
+            held = {name: flags(before)} if holds_text(before) else {}
+            self.note_lost(held, f"the element [{plain(index)}] of {name} is not followed")
             return unknown()
         old = elements[at] if appends and at < len(elements) else ""
         at %= len(elements) + (at >= 0)
@@ -103,8 +117,7 @@ class Words:
         try:
             return arithmetic.evaluate(text, self.number, self.assign)
         except arithmetic.Unknown:
-            for name in may_set(f"(({text}))") - {EVERYTHING}:
-                self.state.forget(name)
+            self.lose_known(may_set(f"(({text}))"), f"(({plain(text)[:80]})) is not computed")
             return None
 
     def number(self, name: str) -> str:
@@ -188,9 +201,8 @@ class Words:
         return self.region(node, begin, end, quoted)
 
     def not_computed(self, node) -> str:
-        for name in may_set(source(node).lstrip()[2:]) if node.type == "expansion" else ():
-            self.state.forget(name)
-        self.note(f"{shown(node)} is not computed")
+        names = may_set(source(node).lstrip()[2:]) if node.type == "expansion" else set()
+        self.note_lost(self.forget(names - {EVERYTHING}), f"{shown(node)} is not computed")
         return unknown()
 
     def inner_text(self, node, first: int, end: int) -> str:
@@ -244,7 +256,7 @@ class Words:
             change = self.change(node, sign, after)
             values = [change(text) if text is not None and is_known(text) else None for text in values]
         elif not kind and values == [None]:
-            values = [unset(name)]
+            values = ["" if name.isdecimal() and self.state.local else unset(name)]
         return [(self.not_computed(node), mode)] if None in values else self.spread(values, kind, mode)
 
     def place(self, target) -> tuple[str, str | None]:

@@ -295,7 +295,27 @@ def test_variables_that_may_hold_arguments_are_told():
     done = translate(
         ["--bf16", "${MORE}", "--num-layers", "2", "${LOAD}", "--seed", "${SEED}", "--data-path", "1", "a", "2", "b"]
     )
-    assert [each.split(":")[0] for each in done.no_effect] == ["${MORE} after --bf16", "${LOAD} after --num-layers"]
+    assert [each.split(" is ")[0] for each in done.open_words] == ["${MORE} after --bf16", "${LOAD} after --num-layers"]
+    done = translate(
+        [
+            "torchrun",
+            "$(launcher)",
+            "t.py",
+            "${MODEL}",
+            "--bf16",
+            "--save",
+            "$1",
+            "$(cat more)",
+            "--log-throughput",
+            "x${B}",
+        ]
+    )
+    assert [each.split(" is ")[0] for each in done.open_words] == [
+        "${MODEL} before the first argument",
+        "$(cat more) after --save",
+        "x${B} after --log-throughput",
+    ]
+    assert "MAY LACK: ${MODEL} before" in recipe_text(done, "t.sh")
 
 
 def test_position_embeddings_beside_the_kind():
