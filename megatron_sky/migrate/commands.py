@@ -151,7 +151,7 @@ class Commands(Flow):
             match = re.match(r"([A-Za-z_]\w*)(\+?=|\[|$)", word)
             if match is None and re.fullmatch(r"[-+][A-Za-z]+", word):
                 letters += word
-            elif match is None or "n" in letters:
+            elif match is None or ("n" in letters and command != "export"):
                 raise Stop(f"`{command} {plain(word)[:60]}` is not followed, nor is what comes after it")
             elif not set(letters) & set("pfF"):
                 name = match[1]
@@ -160,7 +160,9 @@ class Commands(Flow):
                 if re.search("[-+][a-zA-Z]*[ilucA]", letters) or ("g" in letters and state.local):
                     state.never.add(name)
                     self.lose({name}, f"`{command} {letters} {name}` is not followed")
-                if command == "export" or "x" in letters:
+                if re.search(r"\+[a-zA-Z]*x", letters) or (command == "export" and "n" in letters):
+                    state.exported.discard(name)
+                elif command == "export" or "x" in letters:
                     state.exported.add(name)
                 if not isinstance(entry, str):
                     self.assignment(entry)

@@ -20,7 +20,19 @@ from itertools import pairwise
 from megatron_sky.migrate.commands import Commands, Stop
 from megatron_sky.migrate.conditions import Operand, judge, operand
 from megatron_sky.migrate.flow import RAN, Status
-from megatron_sky.migrate.tree import adjacent, chain, misread, parse, shown, source, statements, too_much, words
+from megatron_sky.migrate.tree import (
+    adjacent,
+    assignments,
+    chain,
+    first_command,
+    misread,
+    parse,
+    shown,
+    source,
+    statements,
+    too_much,
+    words,
+)
 from megatron_sky.migrate.values import ARGUMENTS, MARKS, decided, is_known, maybes, plain, under, unset_names
 from megatron_sky.migrate.words import pattern
 
@@ -95,6 +107,8 @@ class _Reader(Commands):
     def block(self, children: list) -> Status:
         status: Status = True
         for child, background in statements(children):
+            if (first := first_command(child)).type == "command":
+                self.assignments(assignments(first)[0])
             status = self.apart(partial(self.line, child)) if background else self.line(child)
         return status
 
@@ -296,8 +310,8 @@ class _Reader(Commands):
             if opens := re.fullmatch(r"\{(\w+)\}", "".join(map(source, group))):  # exec {FD}> FILE
                 self.lose_known({opens[1]}, f"{{{opens[1]}}} is set to the number of a file")
             given += [self.text(group)] if given[:1] == ["let"] else self.words_of(group)
-        assignments = [child for child in node.children if child.type == "variable_assignment"]
-        return self.named(given, document, assignments) if given else self.assignments(assignments)
+        own = assignments(node)[1]
+        return self.named(given, document, own) if given else self.assignments(own)
 
     def follow_variable_assignment(self, node) -> Status:
         return self.assignments([node])

@@ -7,6 +7,7 @@ import functools
 import re
 import time
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from megatron_sky.errors import ConfigError, Problem
 
@@ -96,6 +97,24 @@ def statements(children: list) -> list[tuple]:
     kept = [child for child in children if (child.is_named and child.type != "comment") or child.type == "&"]
     ends = [*kept[1:], None]
     return [(one, bool(end) and end.type == "&") for one, end in zip(kept, ends, strict=False) if one.type != "&"]
+
+
+def assignments(command) -> tuple[list, list]:
+    """(those of the lines before, those of the command) that the grammar takes for a command's own."""
+    parts = [child for child in command.children if child.type != "comment"]
+    lines_before = 0
+    for number, (node, follows) in enumerate(pairwise(parts), 1):
+        between = command.text[node.end_byte - command.start_byte : follows.start_byte - command.start_byte]
+        if node.type == "variable_assignment" and b"\n" in between.replace(b"\\\n", b""):
+            lines_before = number
+    return parts[:lines_before], [part for part in parts[lines_before:] if part.type == "variable_assignment"]
+
+
+def first_command(node):
+    """The command that a statement begins with, or the statement."""
+    while node.type in ("list", "pipeline", "redirected_statement"):
+        node = node.children[0]
+    return node
 
 
 def chain(node) -> Iterator:

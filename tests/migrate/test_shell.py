@@ -35,6 +35,14 @@ def test_arrays_and_variables():
     ]
 
 
+@pytest.mark.parametrize("end", ["", "| tee log", "&", "&& work", "2>&1 | tee log", "> log"])
+@pytest.mark.parametrize("lines", ["A=1 B=2", "A=1 B=2 # both", "A=0 B=0\nA=1 B=2", "A=1 B=0\nB=2 C=3"])
+def test_assignments_on_one_line(lines, end):
+    """The grammar takes them for those of the command that follows."""
+    assert words(f"{lines}\ntorchrun t.py --a $A --b $B {end}")[2:] == ["--a", "1", "--b", "2"]
+    assert words(f"A=1; B=2\nA=3 \\\n B=4 torchrun t.py --a $A --b $B {end}")[2:] == ["--a", "1", "--b", "2"]
+
+
 def test_one_flat_line():
     assert words("--num-layers 2 --lr=1e-3 --bf16") == ["--num-layers", "2", "--lr=1e-3", "--bf16"]
 
@@ -273,6 +281,9 @@ def test_what_only_arguments_of_the_script_tell():
 
 
 def test_exports():
+    assert words("export A=1 B=2; export -n A; declare +x B; A=3\nbash -c 'python t.py --a $A --b $B'")[2:] == [
+        *("--a", "${A}", "--b", "${B}"),
+    ]
     assert read_script("export CUDA_DEVICE_MAX_CONNECTIONS=1 A=2\npython t.py --x").exported == {
         "CUDA_DEVICE_MAX_CONNECTIONS",
         "A",
