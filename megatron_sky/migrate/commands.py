@@ -9,7 +9,7 @@ from megatron_sky.migrate.flow import RAN, Flow, Status
 from megatron_sky.migrate.tree import EVERYTHING, adjacent, may_set, parse, shown, source
 from megatron_sky.migrate.values import ARGUMENTS, decided, is_known, maybes, plain
 
-_DEEPEST = 40  # calls, loops and shells within each other
+_DEEPEST = 15  # calls, loops and shells within each other
 _SHELLS = ("bash", "sh", "zsh")
 _KEEP_ENVIRONMENT = (*_SHELLS, "env", "nohup", "srun", "sbatch", "setsid", "nice", "stdbuf", "cat")
 _ANSWERS = ("grep", "egrep", "fgrep", "pgrep", "which", "type", "hash", "diff", "cmp", "expr", "timeout")

@@ -11,6 +11,7 @@ environment.
 """
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ from itertools import pairwise
 from megatron_sky.migrate.commands import Commands, Stop
 from megatron_sky.migrate.conditions import Operand, judge, operand
 from megatron_sky.migrate.flow import RAN, Status
+from megatron_sky.migrate.limits import MAX_STATEMENTS, too_much
 from megatron_sky.migrate.tree import (
     adjacent,
     assignments,
@@ -30,7 +32,6 @@ from megatron_sky.migrate.tree import (
     shown,
     source,
     statements,
-    too_much,
     words,
 )
 from megatron_sky.migrate.values import ARGUMENTS, MARKS, decided, is_known, maybes, plain, under, unset_names
@@ -62,7 +63,8 @@ def read_script(text: str, arguments: Sequence[str] = ()) -> Script:
     except Stop as stop:
         reader.note(str(stop))
     except RecursionError:
-        raise too_much("has commands within each other deeper than is followed") from None
+        depth = sys.getrecursionlimit()
+        raise too_much(f"joins or nests commands deeper than {depth} of the reader's calls can follow") from None
     return reader.script()
 
 
@@ -70,6 +72,7 @@ class _Reader(Commands):
     def __init__(self, arguments: Sequence[str]):
         super().__init__()
         self.state.values[ARGUMENTS] = list(arguments)
+        self.depth = 0
 
     def script(self) -> Script:
         state = self.state
@@ -88,16 +91,26 @@ class _Reader(Commands):
             kept = (under(word, present) for word in state.words)
             return [plain(word) for word in kept if word is not None]
 
+        base = reading(set())
         return Script(
-            words=reading(set()),
-            readings=[(reading(present), why) for present, why in readings],
+            words=base,
+            readings=[(words, why) for present, why in readings if (words := reading(present)) != base],
             exported=state.exported,
             notes=self.notes,
         )
 
     def step(self, node) -> Status:
         """Follows one statement."""
-        self.spend()
+        self.depth += 1
+        try:
+            return self.statement(node)
+        finally:
+            self.depth -= 1
+
+    def statement(self, node) -> Status:
+        self.budget.spend()
+        if self.depth > MAX_STATEMENTS:
+            raise too_much(f"has more than {MAX_STATEMENTS} statements within each other")
         if misread(node) or not (follow := getattr(self, f"follow_{node.type}", None)):
             where = f"line {node.start_point[0] + 1} is not understood: {shown(node)}"
             self.lose(self.may_set(source(node)), where)

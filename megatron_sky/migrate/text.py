@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 
 from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.migrate.limits import MAX_BYTES, check_size
 from megatron_sky.migrate.shell import Script, read_script
 from megatron_sky.migrate.translation import Translation
-from megatron_sky.migrate.tree import MAX_BYTES
 
 
 def read_arguments(given: Sequence[str]) -> Script:
@@ -18,7 +18,8 @@ def read_arguments(given: Sequence[str]) -> Script:
     """
     is_file = os.path.isfile(given[0])  # of a whole line of arguments too, which pathlib finds too long for a name
     if is_file:
-        with open(given[0], "rb") as file:  # a byte more than is read, so that a larger file is refused
+        check_size(os.path.getsize(given[0]))
+        with open(given[0], "rb") as file:
             script = read_script(file.read(MAX_BYTES + 1).decode("utf-8", "replace"), given[1:])
     else:
         script = read_script(given[0] if len(given) == 1 else shlex.join(given))

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from megatron_sky.migrate import arithmetic
-from megatron_sky.migrate.tree import EVERYTHING, may_set, parts, shown, source, start, too_much
+from megatron_sky.migrate.limits import MAX_NOTES, MAX_VALUE, Budget
+from megatron_sky.migrate.tree import EVERYTHING, may_set, parts, shown, source, start
 from megatron_sky.migrate.values import (
     ARGUMENTS,
     State,
@@ -28,9 +29,7 @@ from megatron_sky.migrate.values import (
 LITERAL, QUOTED, SPLIT, BETWEEN = "literal", "quoted", "split", "between"
 Piece = tuple[str, str]
 
-_LONGEST = 100_000  # characters of a variable's value
 _LONGEST_CUT = 1000  # characters of a value of which a pattern is cut off
-_MOST_WORK = 400_000  # nodes that are looked at
 _OPERATOR = re.compile(r":?[-=+?]|##?|%%?|//?|\^\^|,,|:")
 _NAMES = ("variable_name", "special_variable_name", "subscript")
 _FILES = re.compile(r"[*?]|\[.+\]")
@@ -43,18 +42,15 @@ class Words:
     def __init__(self):
         self.state = State()
         self.notes: list[str] = []
-        self.work = 0
+        self.budget = Budget()
         self.exports_all = False
         self.escapes = '$`"\\\n'  # what \ takes its meaning from between quotes
 
     def note(self, text: str) -> None:
-        if text not in self.notes:
+        if len(self.notes) == MAX_NOTES:
+            text = f"more than {MAX_NOTES} things are not followed; the others are not listed"
+        if len(self.notes) <= MAX_NOTES and text not in self.notes:
             self.notes.append(text)
-
-    def spend(self, amount: int = 1) -> None:
-        self.work += amount
-        if self.work > _MOST_WORK:
-            raise too_much(f"takes more than {_MOST_WORK:,} steps to follow")
 
     # Variables
 
@@ -85,6 +81,8 @@ class Words:
 
     def assign(self, name: str, value: Value, index: str | None = None, *, appends: bool = False) -> None:
         before = self.state.values.get(name)
+        size = sum(map(len, value)) + len(value) + (sum(map(len, before or "")) + len(before or "") if appends else 0)
+        self.budget.spend(characters=size)
         if index is not None or (isinstance(value, str) and isinstance(before, list)):
             value = self.with_element(name, before, index or "0", value, appends)
         elif appends and isinstance(value, list):
@@ -92,8 +90,9 @@ class Words:
             value = unknown() if lost else self.elements(before) + value
         elif appends:
             value = (before or "") + value
-        if sum(map(len, value)) + len(value) > _LONGEST:
-            self.note(f"{name} grows longer than {_LONGEST:,} characters and is not followed")
+        if size > MAX_VALUE:
+            held = {name: flags(value)} if holds_text(value) else {}
+            self.note_lost(held, f"{name} grows longer than {MAX_VALUE:,} characters and is not followed")
             value = unknown()
         self.state.put(name, value)
         if self.exports_all:
@@ -179,7 +178,7 @@ class Words:
         return pieces
 
     def pieces(self, node, quoted: bool = False) -> list[Piece]:
-        self.spend()
+        self.budget.spend()
         text, begin, end = source(node).lstrip(), start(node), node.end_byte
         mode = QUOTED if quoted else SPLIT
         match node.type:
@@ -301,7 +300,7 @@ class Words:
 
     def spread(self, values: list[str], kind: str, mode: str) -> list[Piece]:
         """The values as words of their own, or as one text where it is `"${NAME[*]}"`."""
-        self.spend(len(values) + sum(map(len, values)) // 100)
+        self.budget.spend(len(values), characters=sum(map(len, values)))
         if kind == "*" and mode == QUOTED:
             return [(unknown() if "IFS" in self.state.values else " ".join(values), mode)]
         return [piece for value in values for piece in ((value, mode), (" ", BETWEEN))][:-1]
@@ -333,7 +332,7 @@ class Words:
         end = node.end_byte - 1
         colons = [child.start_byte for child in node.children if child.type == ":" and child.start_byte >= after]
         begin = self.compute(self.inner_text(node, after, (colons or [end])[0]))
-        length = self.compute(self.inner_text(node, colons[0] + 1, end)) if colons else _LONGEST
+        length = self.compute(self.inner_text(node, colons[0] + 1, end)) if colons else MAX_VALUE
         if None in (*values, begin, length) or not is_known(values) or begin < first or length < 0:
             return [None]
         whole, begin = values if kind else values[0], begin - first
@@ -355,7 +354,13 @@ class Words:
         new = "".join(text for text, _ in self.region(node, slash + 1, end, quoted=False)) if slash < end else ""
         if re.search(r"[*?[]|^$|^[#%]", shape) or "&" in new or not is_known(new):  # & is the match in newer versions
             return lambda text: None
-        return lambda text: text.replace(shape, new, 1 if sign == "/" else -1)
+
+        def replaced(text: str) -> str | None:
+            number = min(text.count(shape), 1 if sign == "/" else MAX_VALUE)
+            is_small = len(text) + number * len(new) <= MAX_VALUE
+            return text.replace(shape, new, number) if is_small else None
+
+        return replaced
 
 
 def pattern(pieces: Iterable[Piece]) -> str | None:

@@ -45,8 +45,7 @@ def run(script: str, stubs: Path, folder: Path) -> list[list[str]]:
             env={"PATH": str(stubs)},
             cwd=folder,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             timeout=20,
             check=False,
         )
