@@ -88,10 +88,11 @@ def _model(args: Arguments, put: Put, done: Translation) -> None:
     unknown = Untold("the tokenizer's number of tokens, without padding")
     size = args.one("vocab-size", int, unknown)
     put("model.vocab_size", size, "vocab-size")
-    if args.given.get("tokenizer-type") == ["NullTokenizer"] and isinstance(size, int):
+    if args.given.get("tokenizer-type") == ["NullTokenizer"] and not isinstance(size, Untold):
         done.to_give.append(
-            f"model.vocab_size: the recipe says {size}; NullTokenizer of megatron-core 0.16 adds a token for the end "
-            f"of a document, so that a run of that version has {size + 1}; in newer ones it is within the {size}"
+            f"model.vocab_size: is written as {size}, the tokens of a run with megatron-core 0.18 and newer, whose "
+            "NullTokenizer takes the last of them for the end of a document; up to 0.17 it adds one token for that, "
+            "so that such a run has one more: add 1 to go on with its checkpoints"
         )
 
 

@@ -246,6 +246,10 @@ class Words:
         if prefix or (rest and not sign):
             return [(self.not_computed(node), mode)]
         values = self.all_of(name) if kind else [self.one(name, index)]
+        if not kind and index is None and len(self.elements(self.state.values.get(name))) > 1 and name != ARGUMENTS:
+            self.note(
+                f"${name} of an array is its first element alone, as in bash; ${{{name}[@]}} would be all of them"
+            )
         after = target.end_byte + len(sign)
         if sign and sign[-1] in "-=+?":
             return self.default(node, sign, (name, index), values, kind, quoted, after)

@@ -1,12 +1,14 @@
 """Megatron-LM's arguments as recipes: the kinds of its GPT-3 175B, LLaMA 8B in FP8 and 70B scripts, written anew."""
 
 import re
+from importlib.metadata import version
 
 import pytest
 import yaml
 
 from megatron_sky.config import load_config
 from megatron_sky.config.validate import check
+from megatron_sky.distributed import device
 from megatron_sky.errors import ConfigError
 from megatron_sky.migrate import flags
 from megatron_sky.migrate.recipe import translate
@@ -276,6 +278,20 @@ def test_variables_are_read_when_the_recipe_is_loaded(tmp_path, monkeypatch):
     for name, text in source.items():
         monkeypatch.setenv(text[2:-1], values[name])
     assert resolved(open_ones, tmp_path, *rest) == resolved(told, tmp_path, *rest)
+
+
+@pytest.mark.parametrize("size", ["1000", "${N}"])
+def test_the_tokens_of_a_null_tokenizer(size):
+    """N + 1 up to megatron-core 0.17, N since."""
+    device.setup()
+    from megatron.core.tokenizers.text.libraries import NullTokenizer
+
+    newer = tuple(map(int, version("megatron-core").split(".")[:2])) >= (0, 18)
+    assert NullTokenizer(1000).vocab_size == (1000 if newer else 1001)
+    done = translate(["--tokenizer-type", "NullTokenizer", "--vocab-size", size])
+    (text,) = [line for line in done.to_give if line.startswith("model.vocab_size")]
+    assert f"written as {size}," in text and "0.18 and newer" in text and "up to 0.17 it adds one" in text
+    assert not any("0.17" in line for line in translate(["--vocab-size", size]).to_give)
 
 
 def test_nodes_that_are_variables():
