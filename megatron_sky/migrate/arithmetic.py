@@ -12,7 +12,7 @@ _TOKEN = re.compile(
     r"|(<<=|>>=|\*\*|\+\+|--|&&|\|\||<<|>>|[-+*/%&^|]=|[<>=!]=|[-+*/%<>=!~&^|?:(),]))\s*"
 )
 _ASSIGN = ("=", "+=", "-=", "*=", "/=", "%=", "<<=", ">>=", "&=", "^=", "|=")
-_LONGEST, _DEEPEST = 2000, 40  # characters; parentheses and signs within each other
+_LONGEST = 2000  # characters of an expression
 _LARGEST = 2**62
 
 
@@ -66,14 +66,16 @@ _LEVELS = (
 
 def evaluate(text: str, read: Callable[[str], str], assign: Callable[[str, str], None]) -> int:
     """The value of expressions between commas. `assign` is called for each variable that is set. Raises Unknown."""
-    return _Expression(text, read, assign).value() if text.strip() else 0
+    try:
+        return _Expression(text, read, assign).value() if text.strip() else 0
+    except RecursionError:  # signs within each other, deeper than anyone writes
+        raise Unknown from None
 
 
 class _Expression:
     def __init__(self, text: str, read: Callable[[str], str], assign: Callable[[str, str], None]):
         self.read, self.assign = read, assign
         self.tokens: list[str] = []
-        self.depth = 0
         at = 0
         while at < len(text):
             match = _TOKEN.match(text, at)
@@ -134,9 +136,6 @@ class _Expression:
         return value
 
     def unary(self, live: bool) -> int:
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            raise Unknown
         token = self.tokens.pop(0)
         step = {"++": 1, "--": -1}.get(token)
         if step and _is_name(self.tokens[0]):
@@ -155,7 +154,6 @@ class _Expression:
                 self.set(token, value + (1 if sign == "++" else -1), live)
         else:
             value = _number(token)
-        self.depth -= 1
         return value
 
     def variable(self, name: str, live: bool) -> int:

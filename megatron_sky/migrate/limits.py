@@ -12,7 +12,7 @@ MAX_DEPTH = 250
 """Of the tree that the grammar makes."""
 MAX_STATEMENTS = 60
 """Within each other, those of functions and of other shells too."""
-MAX_STEPS = 100_000
+MAX_STEPS = 50_000
 """A step is a part of the script that is looked at, or `CHARACTERS` that are handled."""
 CHARACTERS = 100
 MAX_VALUE = 100_000

@@ -5,6 +5,7 @@ elements of an array. An expansion that is not followed is not known; the variab
 """
 
 import fnmatch
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -29,6 +30,7 @@ from megatron_sky.migrate.values import (
 LITERAL, QUOTED, SPLIT, BETWEEN = "literal", "quoted", "split", "between"
 Piece = tuple[str, str]
 
+_MOST_ALTERNATIVES = 1000  # of the braces of a word
 _LONGEST_CUT = 1000  # characters of a value of which a pattern is cut off
 _OPERATOR = re.compile(r":?[-=+?]|##?|%%?|//?|\^\^|,,|:")
 _NAMES = ("variable_name", "special_variable_name", "subscript")
@@ -135,8 +137,15 @@ class Words:
         """The words that a command gets for the word; one that names files by a pattern is not known."""
         pieces, written = self.pieces_of(group), "".join(map(source, group))
         if _BRACES.search("".join(text if kind == LITERAL else "_" for text, kind in pieces)):
-            self.note(f"the braces of {written[:80]} are not followed")
-            return [unknown()]
+            several = without_braces(pieces)
+            if several is None:
+                self.note(f"the braces of {written[:80]} are not followed")
+                return [unknown()]
+            self.budget.spend(len(several))
+            return [word for one in several for word in self.split(one, written)]
+        return self.split(pieces, written)
+
+    def split(self, pieces: list[Piece], written: str) -> list[str]:
         if "IFS" in self.state.values and any(kind == SPLIT for _, kind in pieces):
             self.note(f"{written[:80]} is not split by IFS")
             return [unknown()]
@@ -365,6 +374,38 @@ class Words:
             return text.replace(shape, new, number) if is_small else None
 
         return replaced
+
+
+def without_braces(pieces: list[Piece]) -> list[list[Piece]] | None:
+    """The words that `{A,B}` and `{1..3}` make of one; None where they are too many, or within each other."""
+    choices, count = [], 1
+    for text, kind in pieces:
+        at = 0
+        for match in _BRACES.finditer(text) if kind == LITERAL else ():
+            alternatives = _alternatives(match[0][1:-1])
+            if alternatives is None or (count := count * len(alternatives)) > _MOST_ALTERNATIVES:
+                return None
+            choices += [[(text[at : match.start()], kind)], [(one, kind) for one in alternatives]]
+            at = match.end()
+        if kind == LITERAL and re.search(r"[{}]", _BRACES.sub("", text)):
+            return None
+        choices.append([(text[at:], kind)])
+    return [[piece for piece in one if piece != ("", LITERAL)] for one in itertools.product(*choices)]
+
+
+def _alternatives(inner: str) -> list[str] | None:
+    if "," in inner:
+        return inner.split(",")
+    match = re.fullmatch(r"(-?\d{1,9})\.\.(-?\d{1,9})(?:\.\.-?(\d{1,9}))?", inner)
+    if match is None:
+        return None
+    first, last, step = int(match[1]), int(match[2]), int(match[3] or 1) or 1
+    padded = any(re.match(r"-?0\d", text) for text in match.groups()[:2])
+    width = max(map(len, match.groups()[:2])) if padded else 0
+    if abs(last - first) // step >= _MOST_ALTERNATIVES:
+        return None
+    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+    return [f"{number:0{width}}" for number in numbers]
 
 
 def pattern(pieces: Iterable[Piece]) -> str | None:

@@ -236,6 +236,29 @@ def test_quoted_words_stay_whole():
     ]
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("{a,b}", "a b"),
+        ("x{1..3}y", "x1y x2y x3y"),
+        ("$D/{a,b}_{1,2}", "d/a_1 d/a_2 d/b_1 d/b_2"),
+        ("{08..10}", "08 09 10"),
+        ("{5..1..2}", "5 3 1"),
+        ("{-1..1}", "-1 0 1"),
+        ("{a,}", "a"),
+        ("'{a,b}'", "{a,b}"),
+        ("\\{a,b}", "{a,b}"),
+        ("{a}", "{a}"),
+        ("{{a,b},c}", "$(...)"),
+        ("{a..e}", "$(...)"),
+        ('{"a b",c}', "$(...)"),
+        ("{1..100000}", "$(...)"),
+    ],
+)
+def test_braces(word, expected):
+    assert words(f"D=d\nA={{a,b}}\npython t.py --x {word} --y $A")[3:] == [*expected.split(), "--y", "{a,b}"]
+
+
 def test_arithmetic():
     script = """
     GPUS=8; NODES=$((2 * 2)); HEADS=$(( ${GPUS} * NODES )); SAMPLES=$(( 1000 * 1000 / 7 )); LEFT=$((-7 / 2))
