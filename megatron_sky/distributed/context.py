@@ -5,6 +5,7 @@ and asks it for ranks, groups and the few collectives a run needs.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -159,15 +160,29 @@ def open_context(
     device = accelerator.setup(info.local_rank, num_threads, info.local_world_size)
     choose_interface(info)
     store = meet(info, facts or {}, timeout_seconds=startup_timeout_seconds, warn=warn)
-    dist.init_process_group(
-        accelerator.collective_backend(),
-        store=dist.PrefixStore("group", store),
-        rank=info.rank,
-        world_size=info.world_size,
-        timeout=timedelta(seconds=timeout_seconds),
-    )
-    yield _make_groups(parallel, info.rank, info.local_rank, info.world_size, device, store=store)
+    with _native_output_to_stderr():
+        dist.init_process_group(
+            accelerator.collective_backend(),
+            store=dist.PrefixStore("group", store),
+            rank=info.rank,
+            world_size=info.world_size,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+        context = _make_groups(parallel, info.rank, info.local_rank, info.world_size, device, store=store)
+    yield context
     close_context()
+
+
+@contextlib.contextmanager
+def _native_output_to_stderr() -> Iterator[None]:
+    """What libraries print by themselves does not get between a verb's own lines: torch 2.10's gloo names its peers."""
+    with contextlib.ExitStack() as restored:
+        with contextlib.suppress(OSError):  # one of the two is closed
+            own = os.dup(1)
+            restored.callback(os.close, own)
+            os.dup2(2, 1)
+            restored.callback(os.dup2, own, 1)
+        yield
 
 
 @contextlib.contextmanager

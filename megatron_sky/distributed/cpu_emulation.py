@@ -8,8 +8,6 @@ runs, so torch's factories are wrapped instead.
 
 import contextlib
 import functools
-import importlib.abc
-import importlib.util
 import sys
 from collections.abc import Callable
 
@@ -36,24 +34,19 @@ _FACTORIES = [
 ]
 
 
+GPU_PACKAGES = ("apex", "transformer_engine")
+"""Packages that import without a GPU but can't run; hidden, since megatron-core takes what it can import."""
+
+
 def install(product_dtype: Callable) -> None:
     """Must come before `megatron.core` is imported. `product_dtype`: see `device.product_dtype`."""
     assert "megatron.core" not in sys.modules, "device.setup() must come before megatron.core is imported"
-    sys.meta_path.insert(0, _Hidden())
+    sys.modules |= dict.fromkeys(GPU_PACKAGES)  # to Python a None is a package that isn't there
     sys.modules["fused_weight_gradient_mlp_cuda"] = _WeightGradients
     _answer_with_cpu(product_dtype)
     _import_megatron_uncompiled()
     _patch_megatron_rng()
     _skip_single_rank_collectives()
-
-
-class _Hidden(importlib.abc.MetaPathFinder):
-    """Import of a GPU-only package fails as if it were not installed: it imports without a GPU but can't run."""
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname.partition(".")[0] in ("transformer_engine", "apex"):
-            raise ModuleNotFoundError(f"{fullname} is hidden: this machine has no CUDA device", name=fullname)
-        return None
 
 
 class _WeightGradients:

@@ -1,16 +1,18 @@
 """How processes become ranks: from torchrun's variables, from Slurm's, or as one process alone.
 
-`run_local` starts N processes on this machine through torch's elastic launcher. Each rank that fails leaves a small
-file with its cause and the time; the parent names the first cause and its rank last on the screen. A request to stop
-(a signal) is handed on to the ranks, at whatever moment it comes: to those that start up as well as to those to come.
+`run_local` starts N processes on this machine, which meet in a file that only this user can read: a port would be open
+to all users, and torch's elastic launcher listens to other machines too and unpickles what they say. Each rank that
+fails leaves a small file with its cause and the time; the parent names the first cause and its rank last on the screen.
+A request to stop (a signal) is handed on to the ranks, at whatever moment it comes: to those that start up as well as
+to those to come.
 """
 
-import contextlib
 import json
 import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -26,6 +28,10 @@ from megatron_sky.errors import LeftEarly, RankFailed, SkyError
 from megatron_sky.files import write_json
 from megatron_sky.log import log_traceback
 
+LOOPBACK = "127.0.0.1"
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 30.0  # that ranks have to end, once one has failed
+STORE_FILE = "MEGATRON_SKY_STORE_FILE"  # where the ranks of one machine meet
 ERROR_DIR = "MEGATRON_SKY_ERROR_DIR"  # a folder: ranks that fail leave their causes there
 TORCH_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 HANG_EXIT_CODE = 86  # a rank hung and the watchdog ended the job; starting it again may help
@@ -35,13 +41,18 @@ _LAUNCHER = "MEGATRON_SKY_LAUNCHER_PID"
 _REQUESTS = "leave_requests"  # in the ERROR_DIR of `run_local`: the signals that its ranks were to get, one a line
 _pending: list[int] = []  # signals that came before somebody could act on them
 _startup_complete = threading.Event()
+# Of a Slurm node list: letters of a name, or the first of the numbers in brackets.
+_HOST_PART = r"([A-Za-z0-9._-]++)|\[(\d+)(?:-\d+)?(?:,\d+(?:-\d+)?)*\]"
 # What a rank sees when another one has gone: never the first cause while there is any other.
 _SECONDARY = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|TCPStore|recvValue|sendBytes", re.I)
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One process's number in the job and where the job meets (master_addr None: a job of one process)."""
+    """One process's number in the job and where the job meets (master_addr None: a job of one process).
+
+    `store_file`: the file in which the ranks of `run_local` meet; None: they meet at the address.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -50,42 +61,49 @@ class RankInfo:
     master_addr: str | None = None
     master_port: int = 0
     from_torchrun: bool = False
+    store_file: str | None = None
 
 
 def rank_info(environ: Mapping[str, str] = os.environ) -> RankInfo:
-    """This process's RankInfo, from torchrun's variables, else from Slurm's job step, else one process alone."""
+    """This process's RankInfo, from torchrun's variables, else from Slurm's job step, else one process alone.
+
+    Raises SkyError where a variable is no number, or not one that it can be.
+    """
     if "RANK" in environ and "WORLD_SIZE" in environ:
+        world_size = _int(environ, "WORLD_SIZE", least=1)
+        local_world_size = _int(environ, "LOCAL_WORLD_SIZE", "1", least=1)
         return RankInfo(
-            rank=_int(environ, "RANK"),
-            world_size=_int(environ, "WORLD_SIZE"),
-            local_rank=_int(environ, "LOCAL_RANK", "0"),
-            local_world_size=_int(environ, "LOCAL_WORLD_SIZE", "1"),
-            master_addr=environ.get("MASTER_ADDR", "127.0.0.1"),
-            master_port=_int(environ, "MASTER_PORT", "29500"),
-            from_torchrun=True,
+            rank=_int(environ, "RANK", below=world_size),
+            world_size=world_size,
+            local_rank=_int(environ, "LOCAL_RANK", "0", below=local_world_size),
+            local_world_size=local_world_size,
+            master_addr=environ.get("MASTER_ADDR", LOOPBACK),
+            master_port=_port(environ, 29500),
+            from_torchrun=STORE_FILE not in environ,
+            store_file=environ.get(STORE_FILE),
         )
     # SLURM_STEP_ID is set by srun alone: a batch script without srun is one process, whatever --ntasks says.
-    if "SLURM_STEP_ID" in environ and int(environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        world_size = _int(environ, "SLURM_STEP_NUM_TASKS")
-        nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "127.0.0.1")
+    world_size = _int(environ, "SLURM_STEP_NUM_TASKS", "1", least=1) if "SLURM_STEP_ID" in environ else 1
+    if world_size > 1:
+        nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", LOOPBACK)
+        local_world_size = _tasks_on_node(environ, world_size)
         return RankInfo(
-            rank=_int(environ, "SLURM_PROCID"),
+            rank=_int(environ, "SLURM_PROCID", below=world_size),
             world_size=world_size,
-            local_rank=_int(environ, "SLURM_LOCALID"),
-            local_world_size=_tasks_on_node(environ, world_size),
+            local_rank=_int(environ, "SLURM_LOCALID", below=local_world_size),
+            local_world_size=local_world_size,
             master_addr=environ.get("MASTER_ADDR") or first_host(nodes),
-            master_port=_int(environ, "MASTER_PORT", str(20_000 + int(environ.get("SLURM_JOB_ID", "0")) % 20_000)),
+            master_port=_port(environ, 20_000 + _int(environ, "SLURM_JOB_ID", "0") % 20_000),
         )
     return RankInfo()
 
 
 def first_host(nodelist: str) -> str:
-    """The first host of a Slurm node list: `n[07-09,12],m1` -> `n07`."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodelist)
+    """The first host of a Slurm node list: `n[07-09,12],m1` -> `n07`, `rack[1-2]n[07-09]` -> `rack1n07`."""
+    match = re.match(rf"(?:{_HOST_PART})+(?=,|$)", nodelist)
     if match is None:
         raise SkyError(f"SLURM_STEP_NODELIST = {nodelist!r}: is no node list\n  fix: set MASTER_ADDR yourself")
-    head, number, tail = match.groups()
-    return head + (number or "") + (tail or "")
+    return "".join(text or first for text, first in re.findall(_HOST_PART, match.group()))
 
 
 def _tasks_on_node(environ: Mapping[str, str], world_size: int) -> int:
@@ -95,14 +113,25 @@ def _tasks_on_node(environ: Mapping[str, str], world_size: int) -> int:
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
         if match:
             counts += [int(match.group(1))] * int(match.group(2) or 1)
-    node = int(environ.get("SLURM_NODEID", "0"))
+    node = _int(environ, "SLURM_NODEID", "0")
     return counts[node] if node < len(counts) else world_size
 
 
-def _int(environ: Mapping[str, str], name: str, default: str | None = None) -> int:
+def _port(environ: Mapping[str, str], default: int) -> int:
+    return _int(environ, "MASTER_PORT", str(default), least=1, below=1 << 16)
+
+
+def _int(
+    environ: Mapping[str, str], name: str, default: str | None = None, *, least: int = 0, below: int = 1 << 31
+) -> int:
     text = environ.get(name, default)
-    if text is None or not re.fullmatch(r"-?\d+", text):
+    if text is None or not re.fullmatch(r"[0-9]{1,10}", text):
         raise SkyError(f"environment variable {name} = {text!r}: must be a whole number, as the launcher sets it")
+    if not least <= int(text) < below:
+        raise SkyError(
+            f"environment variable {name} = {text}: must lie in {least} to {below - 1}\n"
+            "  fix: it is set by torchrun or srun; start the job by one of them, or unset the variables of the other"
+        )
     return int(text)
 
 
@@ -112,41 +141,55 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
     Where that is a request to stop, its exit code is LEFT_EXIT_CODE.
     """
     hide_failed_lookups()
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    _quiet_elastic()
-    with tempfile.TemporaryDirectory(prefix="megatron_sky_") as folder:
-        os.environ |= {ERROR_DIR: folder, _LAUNCHER: str(os.getpid())}
-        requests: list[int] = []
-        os.environ.setdefault("OMP_NUM_THREADS", str(share_of_cores(nproc)))
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=nproc,
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            run_id=f"local-{os.getpid()}",
-            max_restarts=0,
-            monitor_interval=0.1,
-            start_method="spawn",
-            local_addr="127.0.0.1",
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-            signals_to_handle="SIGHUP,SIGQUIT",
-        )
-        forward = partial(_forward, Path(folder), requests)
+    with tempfile.TemporaryDirectory(prefix="megatron_sky_") as name:
+        folder, ranks, requests = Path(name), [], []
+        forward = partial(_forward, folder, ranks, requests)
         before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
         try:
-            elastic_launch(config, entrypoint=sys.executable)("-m", "megatron_sky", *arguments)
-        except ChildFailedError as error:
-            raise _failure(Path(folder), error, requests) from None
-        except SignalException as error:
-            raise RankFailed(f"stopped by {signal.Signals(error.sigval).name}", 128 + error.sigval) from None
+            for rank in range(nproc):
+                ranks.append(_start(arguments, _environment(rank, nproc, folder)))
+            codes = _wait_for_failure(ranks)
         finally:
+            _end(ranks)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            del os.environ[ERROR_DIR], os.environ[_LAUNCHER]
+        if codes:
+            raise _failure(folder, codes, requests)
+
+
+def _environment(rank: int, nproc: int, folder: Path) -> dict[str, str]:
+    numbers = {"RANK": rank, "WORLD_SIZE": nproc, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": nproc, _LAUNCHER: os.getpid()}
+    own = {name: str(number) for name, number in numbers.items()}
+    files = {ERROR_DIR: str(folder), STORE_FILE: str(folder / "store"), "MASTER_ADDR": LOOPBACK}
+    return {"OMP_NUM_THREADS": str(share_of_cores(nproc))} | os.environ | own | files
+
+
+def _start(arguments: Sequence[str], environ: Mapping[str, str]) -> subprocess.Popen:
+    """A rank. In a session of its own, so that a key pressed at the terminal reaches it through the launcher alone."""
+    command = [sys.executable, "-m", "megatron_sky", *arguments]
+    return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _wait_for_failure(ranks: Sequence[subprocess.Popen]) -> dict[int, int]:
+    """Exit codes by rank of those that had failed when the first failure was seen; empty where all ended well."""
+    while True:
+        codes = [process.poll() for process in ranks]
+        if any(codes) or None not in codes:
+            return {rank: code for rank, code in enumerate(codes) if code}
+        time.sleep(POLL_SECONDS)
+
+
+def _end(ranks: Sequence[subprocess.Popen]) -> None:
+    """Asks those that still run to end, and kills what has not after a while."""
+    for process in ranks:
+        process.terminate()
+    end = time.monotonic() + GRACE_SECONDS
+    for process in ranks:
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def hide_failed_lookups(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -163,15 +206,12 @@ def hide_failed_lookups(environ: MutableMapping[str, str] = os.environ) -> None:
         environ[TORCH_LOG_LEVEL] = "ERROR"
 
 
-def _forward(folder: Path, requests: list[int], number: int, frame) -> None:
+def _forward(folder: Path, ranks: Sequence[subprocess.Popen], requests: list[int], number: int, frame) -> None:
     """Hands a request to stop on to the ranks, those to come as well: they save and end by themselves."""
-    import psutil
-
     requests.append(number)
     (folder / _REQUESTS).write_text("".join(f"{each}\n" for each in requests), encoding="utf-8")
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
-            child.send_signal(number)
+    for process in ranks:
+        process.send_signal(number)
 
 
 def hold_stop_signals() -> None:
@@ -246,25 +286,26 @@ def leave_with(rank: int, message: str, exit_code: int) -> None:
     os._exit(exit_code)  # torch's exit handlers may wait for ranks that are gone
 
 
-def _failure(folder: Path, error, requests: list[int]) -> RankFailed:
-    """The failure that began it: a rank's own error before what followed from it, a killed rank before lost peers."""
+def _failure(folder: Path, codes: Mapping[int, int], requests: Sequence[int]) -> RankFailed:
+    """The failure that began it: a rank's own error before what followed from it, a killed rank before lost peers.
+
+    `codes`: exit codes by rank of those that failed by themselves.
+    """
     cause = first_cause(folder)
-    ended = {-failure.exitcode for failure in error.failures.values()}
-    if cause is None and ended & set(requests):
+    killed = {rank: -code for rank, code in codes.items() if code < 0}
+    if cause is None and set(killed.values()) & set(requests):
         return RankFailed(f"stopped by {signal.Signals(requests[0]).name}; nothing was to be saved", LEFT_EXIT_CODE)
     if cause is not None and not cause.is_secondary:
         return RankFailed(cause.message, cause.exit_code)
-    # The launcher ends the other ranks with SIGTERM, so any other signal came before it.
-    killed = [(f.exitcode == -signal.SIGTERM, rank, f) for rank, f in error.failures.items() if f.exitcode < 0]
     if killed:
-        _, rank, failure = min(killed, key=lambda each: each[:2])
-        name = signal.Signals(-failure.exitcode).name
-        hint = " (out of memory? look at the kernel's log)" if name == "SIGKILL" else ""
+        rank, number = min(killed.items())
+        name = signal.Signals(number).name
+        hint = " (out of memory? look at the kernel's log)" if number == signal.SIGKILL else ""
         return RankFailed(f"rank {rank}: killed by {name}{hint}", 1)
     if cause is not None:
         return RankFailed(cause.message, cause.exit_code)
-    rank, failure = error.get_first_failure()
-    return RankFailed(f"rank {rank}: ended with exit code {failure.exitcode}", failure.exitcode)
+    rank, code = min(codes.items())
+    return RankFailed(f"rank {rank}: ended with exit code {code}", code)
 
 
 @dataclass(frozen=True)
@@ -288,11 +329,3 @@ def first_cause(folder: Path) -> Cause | None:
         for record in sorted(records, key=lambda record: record["time"])
     ]
     return min(causes, key=lambda cause: cause.is_secondary, default=None)
-
-
-def _quiet_elastic() -> None:
-    """The launcher's own report of a failed child is a page long and says less than ours."""
-    import logging
-
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -5,6 +5,8 @@ the ones that did not come, compares, and answers with a word to go on or the re
 groups made. The store stays open for the run: the watchdog posts there when nothing else moves.
 """
 
+import errno
+import ipaddress
 import json
 import os
 import socket
@@ -12,14 +14,13 @@ import time
 from collections.abc import Callable, MutableMapping
 from datetime import timedelta
 
-from megatron_sky.distributed.launch import RankInfo
+from megatron_sky.distributed.launch import LOOPBACK, RankInfo
 from megatron_sky.errors import NodeError, RunError
 
 CLOCK_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
 READ_SECONDS = 5.0
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
-LOOPBACK = "127.0.0.1"
 
 
 def choose_interface(info: RankInfo, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -40,6 +41,8 @@ def choose_interface(info: RankInfo, environ: MutableMapping[str, str] = os.envi
     interface = _interface_of(address)
     if interface is not None:
         environ[GLOO_INTERFACE] = interface
+        if address == LOOPBACK:
+            environ.setdefault("NCCL_SOCKET_IFNAME", interface)
 
 
 def _leads_out(host: str) -> bool:
@@ -116,16 +119,22 @@ def disagreement(facts: list[dict]) -> str:
 def _open_store(info: RankInfo, timeout_seconds: float):
     import torch.distributed as dist
 
+    if info.store_file is not None:
+        store = dist.FileStore(info.store_file, info.world_size)
+        store.set_timeout(timedelta(seconds=timeout_seconds))
+        return store
     if info.master_addr is None:
         return dist.HashStore()
     agent = info.from_torchrun and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = info.rank == 0 and not agent
     try:
         store = dist.TCPStore(
             info.master_addr,
             info.master_port,
-            is_master=info.rank == 0 and not agent,
+            is_master=serves,
             wait_for_workers=False,
             timeout=timedelta(seconds=timeout_seconds),
+            master_listen_fd=_listen_at(info.master_addr, info.master_port) if serves else None,
         )
     except (dist.DistError, TimeoutError, OSError) as error:
         where = f"{info.master_addr}:{info.master_port}"
@@ -134,6 +143,32 @@ def _open_store(info: RankInfo, timeout_seconds: float):
             f"  fix: set MASTER_ADDR and MASTER_PORT to an address of rank 0's node that the others reach"
         ) from error
     return dist.PrefixStore(f"megatron_sky/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _listen_at(host: str, port: int) -> int | None:
+    """A socket that listens at this address alone, not on all interfaces as torch's own would.
+
+    None, for torch's own, where the address isn't this machine's or others see another one under its name: a name that
+    leads to loopback here.
+    """
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        is_loopback = ipaddress.ip_address(target[0]).is_loopback
+        if is_loopback and host not in (target[0], "localhost"):
+            return None
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError):
+        return None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(target)
+        listener.listen(4096)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            return None
+        raise
+    return listener.detach()
 
 
 def _wait_for_all(store, world_size: int, timeout_seconds: float) -> tuple[str, list[dict]]:

@@ -1,7 +1,7 @@
 """Trying it out: local ranks that talk to each other, and a disk that writes."""
 
 import os
-import socket
+import tempfile
 import time
 import warnings
 from multiprocessing import get_context
@@ -9,8 +9,8 @@ from pathlib import Path
 from queue import Empty
 
 from megatron_sky.distributed import device
-from megatron_sky.distributed.launch import RankInfo
-from megatron_sky.distributed.rendezvous import LOOPBACK, choose_interface
+from megatron_sky.distributed.launch import LOOPBACK, RankInfo
+from megatron_sky.distributed.rendezvous import choose_interface
 
 TIMEOUT_SECONDS = 120
 ELEMENTS = 1 << 22  # 16 MiB of fp32 for the speed
@@ -23,16 +23,19 @@ def ranks_talk(world_size: int) -> dict:
     """
     spawn = get_context("spawn")
     results = spawn.Queue()
-    port = _free_port()
-    processes = [spawn.Process(target=_rank, args=(rank, world_size, port, results)) for rank in range(world_size)]
-    for process in processes:
-        process.start()
-    try:
-        told = _collect(processes, results)
-    finally:
+    with tempfile.TemporaryDirectory(prefix="megatron_sky_") as folder:
+        meeting = os.path.join(folder, "store")
+        processes = [
+            spawn.Process(target=_rank, args=(rank, world_size, meeting, results)) for rank in range(world_size)
+        ]
         for process in processes:
-            process.kill()
-            process.join()
+            process.start()
+        try:
+            told = _collect(processes, results)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
     failed = [reason for reason, _ in told if reason]
     return {
         "world_size": world_size,
@@ -58,7 +61,7 @@ def _collect(processes: list, results) -> list[tuple[str, float]]:
     return told
 
 
-def _rank(rank: int, world_size: int, port: int, results) -> None:
+def _rank(rank: int, world_size: int, store_file: str, results) -> None:
     import torch
     import torch.distributed as dist
 
@@ -66,9 +69,9 @@ def _rank(rank: int, world_size: int, port: int, results) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
     try:
         target = device.use(rank)
-        address = f"tcp://{LOOPBACK}:{port}"
-        choose_interface(RankInfo(rank, world_size, rank, world_size, LOOPBACK, port))
-        dist.init_process_group(device.collective_backend(), init_method=address, rank=rank, world_size=world_size)
+        choose_interface(RankInfo(rank, world_size, rank, world_size, LOOPBACK))
+        store = dist.FileStore(store_file, world_size)
+        dist.init_process_group(device.collective_backend(), store=store, rank=rank, world_size=world_size)
         wrong = _wrong_collective(rank, world_size, target)
         results.put((wrong, _speed(target) if not wrong else 0.0))
         dist.barrier()
@@ -158,9 +161,3 @@ def _writing_seconds(path: Path, mebibytes: int) -> float:
             return time.perf_counter() - start
         finally:
             path.unlink()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -58,11 +58,10 @@ def load_model(folder: Path, dtype: torch.dtype):
 
     transformers.utils.logging.disable_progress_bar()
     settings = hf_settings(folder)
-    kind, given = transformers.AutoModelForCausalLM, {"trust_remote_code": False}
+    kind, given = transformers.AutoModelForCausalLM, {"trust_remote_code": False, "dtype": dtype}
     if is_skywork(settings):
         config = transformers.LlamaConfig.from_dict(settings | {"model_type": "llama"})
-        kind, given = transformers.LlamaForCausalLM, {"config": config}
-    given["dtype" if hasattr(transformers.PretrainedConfig(), "dtype") else "torch_dtype"] = dtype
+        kind, given = transformers.LlamaForCausalLM, {"config": config, "dtype": dtype}
     try:
         # A weight of another shape is then among what was found, by name, and not an error without one.
         model, found = kind.from_pretrained(
@@ -70,17 +69,20 @@ def load_model(folder: Path, dtype: torch.dtype):
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: transformers can't load it: {error}") from error
-    _check_whole(folder, found)
+    _check_whole(folder, model, found)
     return model.eval()
 
 
-def _check_whole(folder: Path, found: dict) -> None:
+def _check_whole(folder: Path, model: torch.nn.Module, found: dict) -> None:
     """Raises CheckpointError for weights that transformers did not find and made up: random numbers.
 
     A tied weight, which a folder holds once, is not among them.
     """
     wrong = [f"{name} is missing" for name in sorted(found["missing_keys"])]
-    wrong += [f"{name} has the shape {list(own)}, not {list(asked)}" for name, own, asked in found["mismatched_keys"]]
+    for weight in found["mismatched_keys"]:
+        name, own = (weight, None) if isinstance(weight, str) else weight[:2]  # transformers 4 gives the name alone
+        has = "another shape" if own is None else f"the shape {list(own)}"
+        wrong.append(f"{name} has {has}, not {list(model.state_dict()[name].shape)}")
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise CheckpointError(

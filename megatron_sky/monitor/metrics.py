@@ -9,6 +9,7 @@ a step, 0.4 ms with TensorBoard.
 Numbers that JSON lacks are the strings "nan", "inf" and "-inf". docs/monitoring.md lists the fields.
 """
 
+import importlib.util
 import json
 import secrets
 import time
@@ -83,6 +84,12 @@ class Metrics:
     validation: list[ValidationRecord]
     events: list[EventRecord]
     notes: list[str]
+
+
+def check_wandb(wandb: WandbConfig | None) -> None:
+    """Raises MissingDependency where W&B is asked for and not installed."""
+    if wandb is not None and importlib.util.find_spec("wandb") is None:
+        raise MissingDependency("wandb", "monitor.wandb", 'pip install "megatron-sky[wandb]"')
 
 
 class MetricsWriter:
@@ -188,10 +195,9 @@ class _WandbSink:
     """One W&B run per run folder: its id is kept there, so that a resumed run goes on in the same picture."""
 
     def __init__(self, run_dir: Path, wandb: WandbConfig, config: dict):
-        try:
-            import wandb as library
-        except ModuleNotFoundError as error:
-            raise MissingDependency("wandb", "monitor.wandb", 'pip install "megatron-sky[wandb]"') from error
+        check_wandb(wandb)
+        import wandb as library
+
         self._run = library.init(
             project=wandb.project,
             name=wandb.name or run_dir.resolve().name,

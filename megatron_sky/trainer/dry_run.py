@@ -4,6 +4,7 @@ Every pipeline stage is built with the real megatron-core, on process groups who
 weights that take no memory, so a 512-rank job is checked in seconds on a laptop. The data files are checked as well.
 """
 
+import importlib.util
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace
@@ -55,7 +56,9 @@ def _find_backend_problems(config: Config) -> list[Problem]:
 
 
 def _backend_notes(config: Config) -> list[str]:
-    """A lone backend that suits the recipe."""
+    """A lone backend that suits the recipe, and what must be installed where the job will run."""
+    if config.model.backend == "te" and importlib.util.find_spec("transformer_engine") is None:
+        return ["model.backend=te needs transformer-engine, which is not installed here: the nodes must have it"]
     if config.model.backend != "auto":
         return []
     lone = [name for name, other in _OTHER.items() if backend_problems(config, other)]

@@ -20,6 +20,7 @@ from megatron_sky.data.sampling.mixture import check_weights
 from megatron_sky.data.tokens.meta import shared_source
 from megatron_sky.data.tokens.sources import OpenSource, open_source
 from megatron_sky.errors import ConfigError, DataError, Problem, SkyError
+from megatron_sky.monitor.metrics import check_wandb
 from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
 from megatron_sky.trainer import run_folder
 from megatron_sky.trainer.resume import check_start
@@ -105,6 +106,7 @@ def preflight(
     run_dir = Path(config.train.run_dir)
     seen.attempt(run_folder.check_free if leads else run_folder.check, run_dir)
     if leads:
+        seen.attempt(check_wandb, config.monitor.wandb)
         seen.attempt(check_start, config.checkpoint, model=config.model, run_dir=run_dir, warn=seen.damaged.append)
     if not problems and seen.sessions is not None:
         seen.notes = [*find_notes(config, world_size), *find_session_notes(seen.sessions, config)]

@@ -35,10 +35,10 @@ class Start:
 
 @dataclass(frozen=True)
 class TakenUp:
-    """A run's progress at a checkpoint; `is_changed`: the mixture or its length is another since."""
+    """A run's progress at a checkpoint; `change`: what the mixture or its length is now, empty if it is the same."""
 
     state: TrainState
-    is_changed: bool
+    change: str
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,8 @@ def find_start(
         own = read_description(folder)
         check_same_model(own.config.model, model, folder)
         taken = take_up(own, data)
-        if context.rank == 0 and taken.is_changed:
-            log.warning(
-                "the mixture or its length has changed since %s: each source goes on from where it stopped", folder.name
-            )
+        if context.rank == 0 and taken.change:
+            log.warning("the mixture or its length has changed since %s: %s", folder.name, taken.change)
         if context.rank == 0 and checkpoint.init_from:
             log.info("checkpoint.init_from is not used: the run continues from its own %s", folder.name)
         start = Start(taken.state, own=own)

@@ -52,10 +52,48 @@ def test_a_variable_that_is_no_number():
 
 @pytest.mark.parametrize(
     ("nodelist", "host"),
-    [("n1", "n1"), ("n[07-09,12],m1", "n07"), ("n1,n2", "n1"), ("rack1-[3,5]", "rack1-3"), ("c[1-2]-ib", "c1-ib")],
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("n1.site.org,n2", "n1.site.org"),
+        ("n[07-09,12],m1", "n07"),
+        ("rack1-[3,5]", "rack1-3"),
+        ("c[1-2]-ib", "c1-ib"),
+        ("rack[1-2]n[07-09]", "rack1n07"),
+        ("r[3,5-6]c[0-1]n[2-4],m1", "r3c0n2"),
+    ],
 )
 def test_first_host(nodelist, host):
     assert first_host(nodelist) == host
+
+
+@pytest.mark.parametrize("nodelist", ["", "n[07-09", "n[7-9]]", "n[a-c]", "n 1", "n" * 50_000 + "!", ",n1"])
+def test_a_node_list_that_is_none(nodelist):
+    with pytest.raises(SkyError, match="is no node list"):
+        first_host(nodelist)
+
+
+TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        (SLURM | {"SLURM_PROCID": "16"}, "SLURM_PROCID = 16: must lie in 0 to 15"),
+        (SLURM | {"SLURM_LOCALID": "8"}, "SLURM_LOCALID = 8: must lie in 0 to 7"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "0"}, "SLURM_STEP_NUM_TASKS = 0: must lie in 1"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS = 'many': must be a whole number"),
+        (SLURM | {"SLURM_JOB_ID": "7_1"}, "SLURM_JOB_ID = '7_1'"),
+        (SLURM | {"MASTER_PORT": "65536"}, "MASTER_PORT = 65536: must lie in 1 to 65535"),
+        (TORCHRUN | {"RANK": "2"}, "RANK = 2: must lie in 0 to 1"),
+        (TORCHRUN | {"RANK": "-1"}, "RANK = '-1': must be a whole number"),
+        (TORCHRUN | {"LOCAL_RANK": "2"}, "LOCAL_RANK = 2: must lie in 0 to 1"),
+        (TORCHRUN | {"WORLD_SIZE": "0"}, "WORLD_SIZE = 0: must lie in 1"),
+    ],
+)
+def test_a_number_that_no_rank_has(environ, message):
+    with pytest.raises(SkyError, match=message):
+        rank_info(environ)
 
 
 def run(code: str, nproc: int = 2, first: str = "") -> subprocess.CompletedProcess:

@@ -1,5 +1,6 @@
 """metrics.jsonl survives kills, resumes and NaNs; TensorBoard and W&B receive what the file holds."""
 
+import importlib.machinery
 import json
 import math
 import os
@@ -246,6 +247,7 @@ def test_wandb_goes_on_under_the_same_id(tmp_path, monkeypatch):
             calls.append(("finish",))
 
     library = types.ModuleType("wandb")
+    library.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
     library.init = lambda **kwargs: calls.append(("init", kwargs)) or Run()
     monkeypatch.setitem(sys.modules, "wandb", library)
     for step in (1, 2):

@@ -98,9 +98,20 @@ def test_the_quick_look_before_a_start(trained, recipe, tmp_path):
 def test_a_changed_mixture_is_taken_up_and_said(recipe):
     before, after = (preflight(recipe(*change), 1).data for change in ([], ["data.train.0.weight=0.2"]))
     checkpoint = _described(recipe(), before)
-    assert not take_up(checkpoint, preflight(recipe(), 1).data).is_changed
+    assert not take_up(checkpoint, preflight(recipe(), 1).data).change
     taken = take_up(checkpoint, after)
-    assert taken.is_changed and taken.state.consumed_samples == 16
+    assert taken.change == "from where they stopped go on en_web, zh_web" and taken.state.consumed_samples == 16
+
+
+def test_a_renamed_source_is_named_with_what_begins_anew(recipe):
+    before, after = (preflight(recipe(*change), 1).data for change in ([], ["data.train.0.name=web"]))
+    given = 10 * STEP // 8
+    assert take_up(_described(recipe(), before), after).change.split("; ") == [
+        f"en_web has left after {given} tokens",
+        "web begins at its first token",
+        "where web is only en_web under a new name, restore the old one: its texts would be repeated",
+        "from where they stopped go on zh_web",
+    ]
 
 
 def _described(config, data):

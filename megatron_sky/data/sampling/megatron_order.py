@@ -106,12 +106,12 @@ class MegatronTrainData:
             },
         )
 
-    def continue_from(self, saved: Mapping, used_samples: int) -> bool:
-        """Raises ConfigError unless nothing has changed: this order can't change in mid-run. Returns False."""
+    def continue_from(self, saved: Mapping, used_samples: int) -> str:
+        """Raises ConfigError unless nothing has changed: this order can't change in mid-run. Returns an empty text."""
         check_sampling(saved, "megatron")
         if problems := _changes(saved, self.plan.fingerprint()):
             raise ConfigError(problems)
-        return False
+        return ""
 
     def read(self, sample_numbers: Sequence[int]) -> Batch:
         """The batch of these samples of the run, in this order."""

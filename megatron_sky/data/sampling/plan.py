@@ -222,7 +222,7 @@ class SamplingPlan:
             if node.leaf is not None:
                 counts[node.leaf] += number
                 continue
-            left = int(node.split(number, 0, self.length)[0])
+            left = node.split_one(number, self.length)
             pending += [(node.left, left), (node.right, number - left)]
         return counts
 
@@ -248,8 +248,12 @@ class SamplingPlan:
                 sources[slots] = node.leaf
                 counts[node.leaf] += number
                 continue
+            if not len(slots):
+                left = node.split_one(number, self.length)
+                pending += [(node.left, left, slots), (node.right, number - left, slots)]
+                continue
             left = node.split(number, len(slots), self.length)
-            goes_left = np.diff(left) == 1
+            goes_left = left[1:] != left[:-1]
             pending += [
                 (node.left, int(left[0]), slots[goes_left]),
                 (node.right, number - int(left[0]), slots[~goes_left]),
@@ -257,10 +261,10 @@ class SamplingPlan:
         key = hashlib.sha256(f"{self.seed}/block/{self.first_sample}/{first}".encode()).digest()
         order = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little"))).random(size).argsort()
         sources = sources[order]
+        by_source = sources.argsort(kind="stable")
+        given = np.bincount(sources)
         ranks = np.empty(size, dtype=np.int64)
-        for source in np.unique(sources):
-            mine = np.flatnonzero(sources == source)
-            ranks[mine] = np.arange(len(mine))
+        ranks[by_source] = np.arange(size) - np.repeat(given.cumsum() - given, given)
         return _Block(sources, ranks, counts)
 
 

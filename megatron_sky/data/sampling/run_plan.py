@@ -130,6 +130,27 @@ def continue_plan(saved: Mapping, plan: RunPlan, used_samples: int) -> RunPlan:
     return RunPlan(tuple(chain))
 
 
+def describe_change(saved: Mapping, plan: RunPlan, used_samples: int) -> str:
+    """What the `plan` of a resumed run changes after `used_samples` samples of the `saved` one; empty: nothing."""
+    if plan.fingerprint() == dict(saved):
+        return ""
+    now, given = plan.segment(used_samples), plan.tokens_given(used_samples)
+    known = {source.name for source in RunPlan.from_fingerprint(saved, math.inf).segment(used_samples).sources}
+    known |= {name for name, count in given.items() if count}
+    names = [source.name for source in now.sources]
+    new = [f"{source.name} begins at its first token" for source in now.sources if source.name not in known]
+    gone = [source for source in now.retired if source.name in known]
+    left = [f"{source.name} has left after {source.consumed * now.seq_length:,} tokens" for source in gone]
+    renamed = [
+        f"where {source.name} is only {old.name} under a new name, restore the old one: its texts would be repeated"
+        for source in now.sources
+        for old in gone
+        if source.name not in known and source.num_tokens == old.num_tokens
+    ]
+    going_on = ", ".join(name for name in names if name in known)
+    return "; ".join([*left, *new, *renamed] + ([f"from where they stopped go on {going_on}"] if going_on else []))
+
+
 def check_sampling(saved: Mapping, sampling: str) -> None:
     """Raises ConfigError where the run whose order is `saved` can't go on in the order of `data.sampling: <sampling>`:
     neither knows which sequences the other has given."""

@@ -1,5 +1,6 @@
 """How many of the first n samples come from each source: shares as whole numbers, and the tree that splits them."""
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +23,44 @@ class Node:
 
     def split(self, first: int, count: int, total: int) -> np.ndarray:
         """Of the node's first m samples, how many the left child gets, for m in `first .. first + count`."""
-        left = self.left
-        if left.start * self.end == left.end * self.start:  # a constant ratio
-            part, whole = (left.start, self.start) if self.start else (left.end, self.end)
-            exact = np.int64 if 2 * (first + count) * part + whole < 1 << 63 else object
-            numbers = np.arange(first, first + count + 1, dtype=exact)
-            return ((2 * part * numbers + whole) // (2 * whole)).astype(np.int64)
-        return np.array([self._split_ramp(number, total) for number in range(first, first + count + 1)], dtype=np.int64)
+        numbers = np.arange(first, first + count + 1)
+        if not self._has_constant_ratio:
+            return self._split_ramps(numbers, total)
+        part, whole = self._ratio
+        exact = np.int64 if 2 * (first + count) * part + whole < 1 << 63 else object
+        return ((2 * part * numbers.astype(exact) + whole) // (2 * whole)).astype(np.int64)
+
+    def split_one(self, number: int, total: int) -> int:
+        """`split` for m = `number` alone."""
+        if not self._has_constant_ratio:
+            return self._split_ramp(number, total)
+        part, whole = self._ratio
+        return (2 * part * number + whole) // (2 * whole)
+
+    @property
+    def _has_constant_ratio(self) -> bool:
+        return self.left.start * self.end == self.left.end * self.start
+
+    @property
+    def _ratio(self) -> tuple[int, int]:
+        return (self.left.start, self.start) if self.start else (self.left.end, self.end)
+
+    def _split_ramps(self, numbers: np.ndarray, total: int) -> np.ndarray:
+        """`_split_ramp` of each: in floating point, and exactly where that leaves the whole number in doubt."""
+        start, end = self.start / SHARE_UNIT, self.end / SHARE_UNIT
+        left_start, left_end = self.left.start / SHARE_UNIT, self.left.end / SHARE_UNIT
+        area = numbers / total
+        in_doubt = (numbers == 0) | (area > (start + end) / 2 * (1 - 1e-9))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            root = np.sqrt(start * start + 2 * (end - start) * area)
+            time = 2 * area / (root + start)
+            count = total * time * (left_start + (left_end - left_start) / 2 * time)
+            # Some 30 roundings; where the node's share falls, the root's own error grows as the root gets small.
+            error = count * 64 * np.finfo(np.float64).eps * (1 + start / root) + 1e-9
+            in_doubt |= ~(np.abs(count - np.floor(count) - 0.5) > error)  # not a number: in doubt too
+        counts = np.floor(np.where(in_doubt, 0, count) + 0.5).astype(np.int64)
+        counts[in_doubt] = [self._split_ramp(int(number), total) for number in numbers[in_doubt]]
+        return counts
 
     def _split_ramp(self, number: int, total: int) -> int:
         """round(T_left(T_node^-1(number))) for T(n) = (start * n + (end - start) * n^2 / (2 * total)) / SHARE_UNIT."""
@@ -71,21 +103,32 @@ def best_tree(leaves: list[Node]) -> Node:
     """The tree with the smallest error bound among those that set the s smallest sources apart at the top, one a level,
     and pair the rest as Huffman's code does."""
     ordered = sorted(leaves, key=lambda node: (node.start + node.end, node.leaf))
-    candidates = []
-    for apart in range(len(ordered)):
+    best, bound = None, math.inf
+    rest = Node(sum(leaf.start for leaf in ordered), sum(leaf.end for leaf in ordered))
+    off = worst = 0.0  # of the levels at the top, which a tree shares with all that have more of them
+    for apart, smallest in enumerate(ordered):
+        if worst >= bound:
+            break
         tree = _huffman(ordered[apart:])
         for leaf in reversed(ordered[:apart]):
             tree = _join(leaf, tree)
-        candidates.append(tree)
-    return min(candidates, key=error_bound)
+        if (its_bound := error_bound(tree)) < bound:
+            best, bound = tree, its_bound
+        below = Node(rest.start - smallest.start, rest.end - smallest.end)
+        worst = max(worst, 0.5 + off * _largest_ratio(smallest, rest))
+        off = 0.5 + off * _largest_ratio(below, rest)
+        worst, rest = max(worst, off), below
+    return best
 
 
 def _huffman(nodes: list[Node]) -> Node:
-    nodes = list(nodes)
-    while len(nodes) > 1:
-        nodes.sort(key=lambda node: node.start + node.end)
-        nodes = [_join(nodes[0], nodes[1]), *nodes[2:]]
-    return nodes[0]
+    """The two smallest joined until one is left; of equal ones the last that was joined goes first."""
+    waiting = [(node.start + node.end, place, node) for place, node in enumerate(nodes)]
+    for place in range(1, len(nodes)):
+        first, second = heapq.heappop(waiting)[2], heapq.heappop(waiting)[2]
+        joined = _join(first, second)
+        heapq.heappush(waiting, (joined.start + joined.end, -place, joined))
+    return waiting[0][2]
 
 
 def error_bound(tree: Node) -> float:
