@@ -307,7 +307,7 @@ class Words:
         """The number of elements, or of characters."""
         if name in ("@", "*") or index in ("@", "*"):
             values = self.all_of(name)
-            return unknown() if None in values or any(map(maybes, values)) else str(len(values))
+            return unknown() if None in values or not is_known(values) else str(len(values))
         value = self.one(name, index)
         return str(len(value)) if value is not None and is_known(value) else unknown()
 
