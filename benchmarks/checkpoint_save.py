@@ -18,7 +18,7 @@ from pathlib import Path
 from megatron_sky.checkpoint import state, store
 from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config.schema import Config
-from megatron_sky.distributed import compat, device
+from megatron_sky.distributed import device
 from megatron_sky.distributed.context import open_context
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.model.build import build_model
@@ -60,7 +60,6 @@ def recipe(folder: Path, layers: int, beside: bool) -> Config:
 def run(folder: Path, layers: int, rounds: int) -> None:
     config = recipe(folder, layers, beside=True)
     device.setup()
-    compat.start_result_collector()
     held: dict[str, list[float]] = {}
     with open_context(config.parallel, RankInfo()) as context:
         context.seed_step(1, 0)

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     ["__init__"],
     ["errors"],
-    ["log", "files", "palette", "records", "versions"],
+    ["control", "log", "files", "palette", "records", "versions"],
     ["config"],
     ["distributed"],
     ["model", "tokenizer"],
@@ -34,6 +34,7 @@ FLOORS = [
 LEVELS = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 NO_TORCH = [
     "config",
+    "control.py",
     "errors.py",
     "files.py",
     "log.py",

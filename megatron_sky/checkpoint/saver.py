@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from megatron_sky.checkpoint import state, store
 from megatron_sky.checkpoint.description import write_description
+from megatron_sky.checkpoint.writers import writers_queue
 from megatron_sky.config import Config
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
@@ -140,7 +141,7 @@ class Saver:
             self._chunks, self._optimizer, self._context, loading=False, fp8=self._fp8
         )
         compat.write_views_in_place()
-        queue = compat.async_calls_queue()
+        queue = writers_queue()
         try:
             request = compat.call(
                 dist_checkpointing.save,

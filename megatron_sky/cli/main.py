@@ -10,6 +10,7 @@ import typer
 from megatron_sky import __version__
 from megatron_sky.cli import checkpoint, convert, data, doctor, eval, generate, migrate, report, slurm, tokenizer, train
 from megatron_sky.cli._common import verb_group
+from megatron_sky.control import visible
 from megatron_sky.errors import RunError, SkyError
 from megatron_sky.log import quiet_torch
 
@@ -30,13 +31,13 @@ def main() -> None:
     try:
         app()
     except SkyError as error:
-        print(f"megatron-sky: {error}", file=sys.stderr)
+        print(visible(f"megatron-sky: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.filename is None:
             raise
         fix = "see that it is there, that you may read or write it, and that its disk has room"
-        print(f"megatron-sky: {error.filename}: {error.strerror}\n  fix: {fix}", file=sys.stderr)
+        print(visible(f"megatron-sky: {error.filename}: {error.strerror}\n  fix: {fix}"), file=sys.stderr)
         sys.exit(RunError.exit_code)
     except SystemExit as left:
         if left.code == INTERRUPTED:  # typer's answer to Ctrl-C

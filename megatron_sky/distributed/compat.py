@@ -53,24 +53,6 @@ def replace_members(owner, **members) -> None:
         setattr(owner, name, member)
 
 
-def start_result_collector() -> None:
-    """Starts the small process through which a checkpoint's writers hand over their results.
-
-    megatron-core would spawn it at the first save, which imports everything again (4 s). It must be forked before the
-    process group exists: a process that held its sockets would hide this rank's death from the others.
-    """
-    from multiprocessing import get_context
-    from multiprocessing.managers import SyncManager
-
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    if filesystem_async._results_queue is None:
-        manager = SyncManager(ctx=get_context("fork"))
-        manager.start(initializer=_die_with_parent)
-        replace_members(filesystem_async, _results_queue=manager.Queue())
-        filesystem_async._results_manager = manager  # it lives as long as somebody holds it
-
-
 def write_views_in_place() -> None:
     """Lets megatron-core hand a CPU tensor that is a part of a larger one to its writers without a copy.
 
@@ -175,13 +157,6 @@ def read_as_data(saved, name: str):
         raise CheckpointError(f"{name}: {what}; it was not run\n  fix: do not use this checkpoint") from None
 
 
-def async_calls_queue():
-    """megatron-core's queue of checkpoint writers, each save in a process forked for it."""
-    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
-
-    return AsyncCallsQueue(persistent=False)
-
-
 def write_common_file(state: dict, folder: Path) -> None:
     """Writes what is no tensor of a state that was just saved where 0.16 looks for it; 0.19 puts it among the tensors.
 
@@ -195,17 +170,3 @@ def write_common_file(state: dict, folder: Path) -> None:
 
         _, common = extract_sharded_base(extract_nonpersistent(state)[1])
         torch.save(common, path)
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel to end this process when the one that forked it ends, however it ends (Linux only).
-
-    Requests to leave are for the rank, which still needs this process for its last save; Slurm sends them to both.
-    """
-    import ctypes
-    import signal
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)

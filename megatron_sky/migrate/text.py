@@ -43,12 +43,12 @@ def _lines_left(text: str) -> list[str]:
 
 def recipe_text(translation: Translation, source: str) -> str:
     """The recipe as YAML, with what is still to be given as comments at its top."""
-    from megatron_sky.config.load import dump_tree
+    from megatron_sky.config import strict_yaml
 
     lines = [_comment(f"From Megatron-LM's arguments, {source}: megatron-sky from-args")]
     lines += [_comment(f"TO GIVE: {text}") for text in translation.to_give]
     lines += [_comment(f"MAY LACK: {text}") for text in translation.open_words]
-    return "\n".join(lines) + "\n" + dump_tree(translation.recipe)
+    return "\n".join(lines) + "\n" + strict_yaml.dump(translation.recipe)
 
 
 def _comment(text: str) -> str:

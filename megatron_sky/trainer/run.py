@@ -10,7 +10,7 @@ from megatron_sky.checkpoint.manager import CheckpointManager
 from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config import Config
 from megatron_sky.data.loader import DocumentBounds, TrainData
-from megatron_sky.distributed import compat, device
+from megatron_sky.distributed import device
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with, mark_startup_complete
 from megatron_sky.distributed.requirements import warn_of_untested
@@ -49,7 +49,6 @@ def train(config: Config, info: RankInfo) -> None:
     seen.raise_errors()
     run_folder.prepare(run_dir)
     setup_logging(info.rank, info.world_size, run_dir)
-    compat.start_result_collector()
     lock = run_folder.locked(run_dir, log.warning) if info.rank == 0 else contextlib.nullcontext()
     with (
         lock as held,

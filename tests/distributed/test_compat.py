@@ -70,6 +70,7 @@ PRIVATE = {
     "_MODEL_PARALLEL_RNG_TRACKER_NAME": "megatron.core.tensor_parallel.random",
     "_special_tokens": "tiktoken's Encoding",
     "_forward_hooks": "torch.nn.Module",
+    "_replace": "a named tuple: megatron-core's AsyncRequest",
     "_exit": "os",
 }
 

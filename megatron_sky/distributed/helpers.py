@@ -1,0 +1,33 @@
+"""Processes that help this one: each ends with it, however that ends.
+
+A helper that outlives its rank would keep memory, sockets and the run folder's lock.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with(parent: int) -> None:
+    """For a process that `parent` (its pid) has just started: the kernel ends it when that ends (Linux only).
+
+    Requests to leave are for the parent alone, which may still need its helpers; Slurm and terminals send them to all.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the kernel knew
+        os._exit(1)
+
+
+def how_it_ended(exit_code: int) -> str:
+    """A helper's end, in words, by multiprocessing's exit code: below 0 for a signal's number."""
+    if exit_code >= 0:
+        return f"ended with exit code {exit_code}"
+    name = signal.Signals(-exit_code).name
+    return f"was killed by {name}" + (" (out of memory? look at the kernel's log)" if name == "SIGKILL" else "")
