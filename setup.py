@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# `.ci/run --all` tests both ends: row c the lowest of all together, the other rows the newest. `megatron-sky doctor`
+# `.ci/run` tests both ends: row c the lowest of all together, the other rows the newest. `megatron-sky doctor`
 # and a run's first lines say what lies outside. An upper bound is raised when the tests have passed on the new release.
 BASE = [
     "megatron-core>=0.16.1,<0.20",

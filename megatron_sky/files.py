@@ -9,6 +9,7 @@ JSON has no NaN and no infinity; they are written as the strings "nan", "inf" an
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -16,13 +17,15 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _TEMPORARY = re.compile(r"\.(.*)\.[0-9a-f]{16}\.tmp")
 _LONGEST_STEM = 58  # characters of a name, of up to 4 bytes, in its temporary name, which has at most 255 bytes
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without locks
 _PATIENCE = 0.5  # seconds: another process that only asks whether a lock is free has it for less
 _READ_BYTES = 4 << 20
+MAX_BYTES = 256 << 20
+"""Of a file that is read whole: the largest known, a tokenizer's or a shard's index, has a tenth of it."""
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -67,6 +70,33 @@ def write_json(path: str | Path, value: object, *, indent: int | None = 1, sync:
     """Writes `value` as JSON, whole or not at all. Raises OSError."""
     text = json_text(value, indent=indent) + "\n"
     write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)  # JSON's own escape, of a file's odd name
+
+
+def read_bytes(path: str | Path, limit: int = MAX_BYTES) -> bytes:
+    """A whole file. Raises OSError, also where it has more than `limit` bytes, which an honest one does not have."""
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"has more than {limit:,} bytes", str(path))
+    return content
+
+
+def read_text(path: str | Path, limit: int = MAX_BYTES) -> str:
+    """A whole file of UTF-8. Raises OSError as `read_bytes` does, and ValueError where it is not UTF-8."""
+    return io.TextIOWrapper(io.BytesIO(read_bytes(path, limit)), encoding="utf-8").read()
+
+
+def read_json(path: str | Path, limit: int = MAX_BYTES, **hooks: Callable) -> Any:
+    """What a file of JSON holds. Raises OSError as `read_bytes` does, and ValueError where it is no JSON."""
+    return parse_json(read_bytes(path, limit), **hooks)
+
+
+def parse_json(text: str | bytes, **hooks: Callable) -> Any:
+    """`json.loads` that raises ValueError alone, also for what is nested without end."""
+    try:
+        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, **hooks)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
 
 
 def leftovers(path: str | Path) -> list[Path]:

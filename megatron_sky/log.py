@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_sky.control import visible
 from megatron_sky.errors import RunError
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def screen() -> "Console":
 
 def say(text: str) -> None:
     """Prints a line on standard error. Where nobody reads that any more, the caller still does what it has to do."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # there is no other place to say so
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 def quiet_torch() -> None:

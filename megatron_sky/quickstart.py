@@ -60,7 +60,7 @@ def run(out: Path, *, seed: int) -> None:
 def _check_seed(run_dir: Path, seed: int) -> None:
     """A run goes on with the corpus it began with."""
     resolved = run_dir / "config.yaml"
-    began_with = load_config([resolved]).data.seed if resolved.exists() else seed
+    began_with = load_config([resolved], keep_unset=True).data.seed if resolved.exists() else seed
     if began_with != seed:
         raise RunError(
             f"--seed {seed}: {run_dir} holds a run of --seed {began_with}, which goes on with its own corpus\n"

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # come. The planner stands above the trainer, since a rehearsal runs the trainer's own step.
 FLOORS = [
     ["__init__"],
-    ["errors"],
+    ["control", "errors"],
     ["log", "files", "palette", "records", "versions"],
     ["config"],
     ["distributed"],
@@ -34,6 +34,7 @@ FLOORS = [
 LEVELS = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 NO_TORCH = [
     "config",
+    "control.py",
     "errors.py",
     "files.py",
     "log.py",

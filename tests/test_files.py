@@ -175,3 +175,20 @@ def test_numbers_that_json_lacks_come_back():
     back = files.read_numbers(json.loads(text))
     assert back["a"][:2] == [math.inf, -math.inf] and math.isnan(back["a"][2]) and back["a"][3:] == [1.5, 2]
     assert back["b"] == {"c": [math.inf]} and back["d"] == "text" and back["e"] is None and back["f"] is True
+
+
+def test_what_is_read_whole_has_an_end(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": ["ä", 1]}', encoding="utf-8")
+    assert files.read_json(path) == {"a": ["ä", 1]} and files.read_text(path).startswith('{"a"')
+    with pytest.raises(OSError, match="has more than 10 bytes"):
+        files.read_bytes(path, 10)
+    with pytest.raises(OSError, match="has more than 1,000 bytes"):
+        files.read_text("/dev/zero", 1000)
+    path.write_bytes(b"[" * 200_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        files.read_json(path)
+    for content in (b"\xff", b"", b"9" * 10_000, b'{"a": 1'):
+        path.write_bytes(content)
+        with pytest.raises(ValueError):
+            files.read_json(path)

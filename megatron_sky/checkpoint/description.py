@@ -12,6 +12,7 @@ from megatron_sky.checkpoint.store import MANIFEST, TRAIN_STATE
 from megatron_sky.config import Config, dump_config, load_config
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.errors import CheckpointError, ConfigError
+from megatron_sky.files import read_json
 from megatron_sky.tokenizer import files as tokenizer_files
 
 CONFIG = "config.yaml"
@@ -62,7 +63,7 @@ def read_description(folder: Path) -> CheckpointDescription:
     """The description of the checkpoint in `folder`. Raises CheckpointError naming the file."""
     path = folder / TRAIN_STATE
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = read_json(path)
         progress, data, layout = state["progress"], state["data"], state["layout"]
         writer = state.get(_WRITER, "of an unknown version")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -73,7 +74,7 @@ def read_description(folder: Path) -> CheckpointDescription:
 def _recipe(path: Path, writer: str) -> Config:
     """The recipe saved by megatron_sky `writer`, whose fields this version may not have any more."""
     try:
-        return load_config([path])
+        return load_config([path], keep_unset=True)
     except ConfigError as error:
         problems = "\n".join(f"  {problem}" for problem in error.problems)
         raise CheckpointError(

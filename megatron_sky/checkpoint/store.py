@@ -7,7 +7,6 @@ checks that it still is: a damaged one is named and the one before it is used.
 
 import hashlib
 import heapq
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Literal
 import xxhash
 
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import sync_to_disk, write_json
+from megatron_sky.files import read_json, sync_to_disk, write_json
 from megatron_sky.records import read_record
 
 FORMAT_VERSION = 1
@@ -230,7 +229,7 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     """The manifest's files. Raises CheckpointError where it is missing, unreadable, or of another step or format."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         version = content.get("format_version") if isinstance(content, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:
             fix = "use the version of megatron-sky that wrote it, or a newer one"
@@ -258,7 +257,7 @@ def consumed_tokens(folder: Path) -> int:
     """The consumed tokens of a checkpoint, from its train_state.json."""
     path = folder / TRAIN_STATE
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["progress"]["consumed_tokens"])
+        return int(read_json(path)["progress"]["consumed_tokens"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: can't be read: {error}") from None
 

@@ -104,7 +104,7 @@ def _recipe_of(run_dir: Path, checkpoint: Path):
     from megatron_sky.config import load_config
 
     recipe = run_dir / "config.yaml"
-    return load_config([recipe]) if recipe.is_file() else read_description(checkpoint).config
+    return load_config([recipe], keep_unset=True) if recipe.is_file() else read_description(checkpoint).config
 
 
 def _sweep(run_dir: Path, dry_run: bool) -> None:

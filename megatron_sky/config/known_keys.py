@@ -4,8 +4,10 @@ import difflib
 import functools
 import re
 import typing
+from dataclasses import dataclass
 
 from megatron_sky.config.schema import Config, Section
+from megatron_sky.config.sections.base import kinds_in
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")  # of a list's item
 _NEAR_SIBLING = 0.6  # of difflib's ratio, from which a name of the same section is near enough to be meant
@@ -14,7 +16,14 @@ _NEAR_ELSEWHERE = 0.75
 
 def meaning_of(key: str) -> str:
     """What the dotted key stands for, with its unit; "" where there is no such key."""
-    return _known_keys().get(_NUMBER.sub("*", key), "")
+    known = _known_keys().get(_NUMBER.sub("*", key))
+    return known.meaning if known else ""
+
+
+def takes_text(key: str) -> bool:
+    """Whether the value of the dotted key is free text, or a path."""
+    known = _known_keys().get(_NUMBER.sub("*", key))
+    return known is not None and known.takes_text
 
 
 def nearest_key(key: str) -> str:
@@ -35,15 +44,22 @@ def _name_of(key: str) -> str:
     return key.rpartition(".")[2]
 
 
+@dataclass(frozen=True)
+class _Key:
+    meaning: str
+    takes_text: bool
+
+
 @functools.cache
-def _known_keys() -> dict[str, str]:
-    """Every dotted key, `*` for a list's items, with what it stands for."""
-    keys: dict[str, str] = {}
+def _known_keys() -> dict[str, _Key]:
+    """Every dotted key, `*` for a list's items."""
+    keys: dict[str, _Key] = {}
 
     def add(prefix: str, section: type[Section]) -> None:
         for name, info in section.model_fields.items():
             key, below = prefix + name, _sections_in(info.annotation)
-            keys[key] = info.description or next(((part.__doc__ or "").splitlines()[0] for part in below), "")
+            meaning = info.description or next(((part.__doc__ or "").splitlines()[0] for part in below), "")
+            keys[key] = _Key(meaning, str in kinds_in(info.annotation))
             for part in below:
                 add(f"{key}.*." if _is_list(info.annotation) else f"{key}.", part)
 

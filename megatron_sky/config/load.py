@@ -15,52 +15,25 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import ValidationError
 
-from megatron_sky.config.known_keys import meaning_of, nearest_key
+from megatron_sky.config import strict_yaml
+from megatron_sky.config.known_keys import meaning_of, nearest_key, takes_text
 from megatron_sky.config.schema import Config
+from megatron_sky.config.sections.base import KEEP_UNSET, expand_variables
 from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.files import read_text
 from megatron_sky.records import dotted_key, problem_of
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-_FLOAT = re.compile(
-    r"""^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|\.[0-9_]+(?:[eE][-+]?[0-9]+)?
-    |[0-9][0-9_]*\.[0-9_]*|\.inf|\.nan)$""",
-    re.X | re.I,
-)
-_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_MERGE = "tag:yaml.org,2002:merge"  # of the key <<
 
 Place = str  # "file.yaml:12" or "command line"
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `6e-4` as a float (plain PyYAML reads a string)."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:float"]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what `_Loader` would not read as a string."""
-
-
-def _represent_str(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    """In double quotes, with escapes, where PyYAML's other styles lose Unicode's line ends."""
-    style = '"' if any(char in text for char in "\r\x85\u2028\u2029\ufeff") else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-_Dumper.add_representer(str, _represent_str)
-
-
-def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> Config:
+def load_config(files: Sequence[str | Path], overrides: Iterable[str] = (), *, keep_unset: bool = False) -> Config:
     """The recipe made of `files`, left to right, and then `overrides` such as `train.micro_batch_size=2`.
+
+    `keep_unset`: a path that names a variable which is not set stays as it is written, as in a recipe of another place.
 
     Raises ConfigError with every problem found in reading and in the sections' own rules. Rules that span sections
     and need the number of ranks are `validate.check`'s.
@@ -75,10 +48,10 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = ()) -> C
         _merge(tree, layer)
     for text in overrides:
         _apply_override(tree, text, places, problems)
-    tree = _expand_variables(tree, "", problems)
+    tree = _expand_numbers(tree, "", problems)
     config = None
     try:
-        config = Config.model_validate(tree)
+        config = Config.model_validate(tree, context={KEEP_UNSET: keep_unset})
     except ValidationError as error:
         problems += [_problem(each, places) for each in _drop_derived_errors(error.errors(include_url=False))]
     if problems or config is None:
@@ -99,18 +72,13 @@ def _is_named_as_file(argument: str) -> bool:
 
 def dump_config(config: Config) -> str:
     """The resolved recipe as YAML; `load_config` of it gives an equal Config."""
-    return dump_tree(_escape_variables(config.model_dump(mode="json")))
-
-
-def dump_tree(tree: object) -> str:
-    """Mappings, lists and plain values as YAML whose strings a recipe's reading takes for strings."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return strict_yaml.dump(config.model_dump(mode="json"))
 
 
 def _read_file(path: Path, places: dict[str, Place], problems: list[Problem]) -> dict | None:
     """The file's mapping; None, and the problem told, where it has none."""
     try:
-        return _parse(path, path.read_text(encoding="utf-8"), places, problems)
+        return _parse(path, read_text(path, 4 * strict_yaml.MAX_CHARACTERS), places, problems)
     except FileNotFoundError:
         problems.append(Problem(str(path), "no such recipe file", _near_file(path)))
     except IsADirectoryError:
@@ -119,35 +87,28 @@ def _read_file(path: Path, places: dict[str, Place], problems: list[Problem]) ->
         problems.append(Problem(str(path), f"can't be read: {error}", "give a readable UTF-8 YAML file"))
     except yaml.YAMLError as error:
         problems.append(Problem(str(path), f"is not valid YAML: {error}", "fix the file at that place"))
-    except RecursionError:
-        problems.append(Problem(str(path), "has an anchor (&) that holds itself", "remove the alias (*) within it"))
     return None
 
 
 def _parse(path: Path, text: str, places: dict[str, Place], problems: list[Problem]) -> dict | None:
-    loader = _Loader(text)
-    loader.name = str(path)  # in what PyYAML says of a place
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return {}
-        if isinstance(node, yaml.MappingNode):
-            return _build(loader, node, str(path), "", places, problems)
-    finally:
-        loader.dispose()
+    node = strict_yaml.compose(text, str(path))
+    if node is None:
+        return {}
+    if isinstance(node, yaml.MappingNode):
+        return _build(node, str(path), "", places, problems)
     problems.append(Problem(str(path), "a recipe must be a mapping of sections", "start it with `model:`"))
     return None
 
 
-def _build(loader: _Loader, node: yaml.Node, file: str, key: str, places: dict, problems: list[Problem]) -> object:
+def _build(node: yaml.Node, file: str, key: str, places: dict, problems: list[Problem]) -> object:
     """The node as plain Python, each dotted key's place noted, keys given twice told."""
     places[key] = f"{file}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
-        own, merged = _entries(node)
+        own, merged = strict_yaml.entries(node)
         made: dict = {}
         own_names: set[str] = set()
         for number, (name_node, value_node) in enumerate([*merged, *own]):
-            name = str(loader.construct_object(name_node, deep=True))
+            name = str(strict_yaml.scalar(name_node))
             dotted = f"{key}.{name}" if key else name
             if name in own_names:
                 line = name_node.start_mark.line + 1
@@ -156,27 +117,11 @@ def _build(loader: _Loader, node: yaml.Node, file: str, key: str, places: dict, 
                 )
             if number >= len(merged):
                 own_names.add(name)
-            made[name] = _build(loader, value_node, file, dotted, places, problems)
+            made[name] = _build(value_node, file, dotted, places, problems)
         return made
     if isinstance(node, yaml.SequenceNode):
-        return [_build(loader, each, file, f"{key}.{i}", places, problems) for i, each in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
-
-
-def _entries(node: yaml.MappingNode) -> tuple[list, list]:
-    """A mapping's own entries, and those that its `<<` bring in; of these, the later ones win."""
-    own, merged = [], []
-    for name, value in node.value:
-        if name.tag != _MERGE:
-            own.append((name, value))
-            continue
-        for source in reversed(value.value if isinstance(value, yaml.SequenceNode) else [value]):
-            if not isinstance(source, yaml.MappingNode):
-                rule = "<< wants a mapping, or a list of them"
-                raise yaml.MarkedYAMLError(problem=rule, problem_mark=value.start_mark)
-            theirs, further = _entries(source)
-            merged += [*further, *theirs]
-    return own, merged
+        return [_build(each, file, f"{key}.{i}", places, problems) for i, each in enumerate(node.value)]
+    return strict_yaml.scalar(node)
 
 
 def _merge(base: dict, over: dict) -> None:
@@ -196,7 +141,7 @@ def _apply_override(tree: dict, text: str, places: dict[str, Place], problems: l
         )
         return
     try:
-        value = yaml.load(value_text, Loader=_Loader) if value_text.strip() else None  # a SafeLoader subclass
+        value = strict_yaml.load(value_text, key)
     except yaml.YAMLError as error:
         problems.append(Problem(key, f"has a value that is not valid YAML: {error}", "quote it", value_text))
         return
@@ -245,39 +190,22 @@ def _index(items: list, name: str) -> int | None:
     return int(name) if name.isdigit() and int(name) < len(items) else None
 
 
-def _expand_variables(node: object, key: str, problems: list[Problem]) -> object:
-    """`${NAME}` and `${NAME:-default}` in strings, from the environment; `$${` stands for `${`."""
+def _expand_numbers(node: object, key: str, problems: list[Problem]) -> object:
+    """Variables in what is not to be a text: a number or a word. Paths have theirs expanded by their own fields, and
+    other texts none: they would be stored, and a variable may hold a secret."""
     if isinstance(node, dict):
         return {
-            name: _expand_variables(value, f"{key}.{name}" if key else name, problems) for name, value in node.items()
+            name: _expand_numbers(value, f"{key}.{name}" if key else name, problems) for name, value in node.items()
         }
     if isinstance(node, list):
-        return [_expand_variables(value, f"{key}.{i}", problems) for i, value in enumerate(node)]
-    if not isinstance(node, str):
+        return [_expand_numbers(value, f"{key}.{i}", problems) for i, value in enumerate(node)]
+    if not isinstance(node, str) or takes_text(key):
         return node
-
-    def value_of(match: re.Match) -> str:
-        name, default = match.groups()
-        if name is None:
-            return "${"
-        found = os.environ.get(name, default)
-        if found is None:
-            problems.append(
-                Problem(key, f"names the environment variable {name}, which is not set", f"export {name}=...", node)
-            )
-            return match.group(0)
-        return found
-
-    return _VARIABLE.sub(value_of, node)
-
-
-def _escape_variables(node: object) -> object:
-    """The tree that `_expand_variables` makes `node` of."""
-    if isinstance(node, dict):
-        return {name: _escape_variables(value) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_escape_variables(value) for value in node]
-    return node.replace("${", "$${") if isinstance(node, str) else node
+    try:
+        return expand_variables(node)
+    except ValueError as error:
+        problems.append(Problem(key, str(error), "", node))
+        return node
 
 
 def _drop_derived_errors(errors: list["ErrorDetails"]) -> list["ErrorDetails"]:

@@ -1,15 +1,15 @@
 """JSON of other programs, read strictly: an object whose keys each stand in it once."""
 
-import json
 from pathlib import Path
 
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import read_json
 
 
 def read_object(path: Path) -> dict:
     """The object in a file. Raises CheckpointError where it is missing, none, or says a thing twice."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=only_once)
+        content = read_json(path, object_pairs_hook=only_once)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing\n  fix: give a whole folder") from None
     except (OSError, ValueError, RecursionError) as error:

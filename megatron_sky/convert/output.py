@@ -8,7 +8,6 @@ to be.
 """
 
 import contextlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from megatron_sky.convert.sources import Source
 from megatron_sky.convert.verify import verify_readable
 from megatron_sky.convert.weight_file import cant_write
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import InUse, hold, leftovers, sync_to_disk, write_json
+from megatron_sky.files import InUse, hold, leftovers, read_json, sync_to_disk, write_json
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
 
@@ -291,7 +290,7 @@ def plan_files(source: Source, file_size: int) -> list[list[str]]:
 def _read_record(path: Path) -> dict | None:
     """A conversion's record; None where there is none, or one that a crash tore."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         return record if isinstance(record["files"], dict) and isinstance(record["conversion"], dict) else None
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None

@@ -13,6 +13,7 @@ from megatron_sky.checkpoint.reader import torch_dist, weights
 from megatron_sky.checkpoint.reader.index import METADATA
 from megatron_sky.checkpoint.reader.lazy import LazyTensor
 from megatron_sky.checkpoint.reader.torch_files import TorchArchive, settings_of
+from megatron_sky.config import strict_yaml
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert import vocabulary
 from megatron_sky.convert.huggingface import config as hf_config
@@ -21,6 +22,7 @@ from megatron_sky.convert.megatron import args as megatron_args
 from megatron_sky.convert.megatron import split_files
 from megatron_sky.convert.model_section import build_model
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import read_text
 from megatron_sky.tokenizer import files as tokenizer_files
 from megatron_sky.tokenizer.kinds import find_in_hugging_face
 
@@ -113,7 +115,7 @@ def resolve(path: Path) -> Path:
 def _iteration_folder(latest: Path) -> str:
     """The name of the folder that Megatron-LM's note of its latest checkpoint means."""
     try:
-        name = latest.read_text(encoding="utf-8").strip()
+        name = read_text(latest).strip()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{latest}: can't be read: {error}") from error
     if name != "release" and not name.isdecimal():
@@ -232,7 +234,7 @@ def _megatron_fields(folder: Path, settings: dict | None, given: Overrides) -> t
 
 def _recipe_fields(path: Path) -> dict:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = strict_yaml.load(read_text(path), str(path))
         return ModelConfig(**content["model"]).model_dump()
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: holds no model section that can be read: {error}") from error

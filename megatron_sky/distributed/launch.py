@@ -8,7 +8,6 @@ to those to come.
 """
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -28,7 +27,7 @@ from types import FrameType
 from megatron_sky.distributed.device import share_of_cores
 from megatron_sky.distributed.helpers import handle_stop_signals
 from megatron_sky.errors import LeftEarly, RankFailed, SkyError
-from megatron_sky.files import write_json
+from megatron_sky.files import read_json, read_text, write_json
 from megatron_sky.log import log_traceback, say
 
 LOOPBACK = "127.0.0.1"
@@ -270,7 +269,7 @@ def _watch(launcher: int) -> None:
 def pending_stop_signals() -> list[int]:
     """The requests to stop that came while this rank started up, its own or its launcher's; given out once."""
     path = Path(os.environ[ERROR_DIR]) / _REQUESTS if ERROR_DIR in os.environ else None
-    told = [int(line) for line in path.read_text(encoding="utf-8").split()] if path and path.is_file() else []
+    told = [int(line) for line in read_text(path).split()] if path and path.is_file() else []
     own = _pending[:]
     _pending.clear()
     return max(told, own, key=len)
@@ -340,7 +339,7 @@ class Cause:
 
 def first_cause(folder: Path) -> Cause | None:
     """What ended a job, by its ranks' files in `folder`: the first cause of their own, else the first secondary one."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("error_*.json")]
+    records = [read_json(path) for path in folder.glob("error_*.json")]
     causes = [
         Cause(
             message=f"rank {record['rank']}: {record['message']}",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_sky.distributed import device, requirements
 from megatron_sky.distributed.machine import this_machine
+from megatron_sky.files import read_text
 from megatron_sky.monitor.throughput import gpu_peak
 from megatron_sky.versions import installed
 
@@ -104,7 +105,7 @@ def infiniband(folder: Path) -> list[dict]:
 
 def _word(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip().split(": ")[-1]
+        return read_text(path).strip().split(": ")[-1]
     except OSError as error:
         return f"can't be read: {error.strerror}"
 

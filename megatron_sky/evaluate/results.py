@@ -7,7 +7,6 @@
       documents/<model>.jsonl            one line per document (of `eval leakage`: leakage_<model>.jsonl)
 """
 
-import json
 import re
 import tempfile
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from megatron_sky import files
 from megatron_sky.errors import DataError, RunError
 from megatron_sky.evaluate.leakage import Comparison, Verdict
 from megatron_sky.evaluate.metrics import DocumentLoss, LossFigures
+from megatron_sky.files import parse_json, read_json
 from megatron_sky.records import BadRecord, read_record
 
 FORMAT_VERSION = 1
@@ -140,7 +140,7 @@ def read_documents(path: Path) -> list[DocumentLoss]:
     """The lines of a documents file. Raises DataError."""
     try:
         with open(path, encoding="utf-8") as lines:
-            return read_record(list[DocumentLoss], [json.loads(line) for line in lines])
+            return read_record(list[DocumentLoss], [parse_json(line) for line in lines])
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: is no file of document losses: {error}\n  fix: evaluate again") from error
 
@@ -186,7 +186,7 @@ def file_name(model: str) -> str:
 def _read(path: Path, kind: type[Results], name: str) -> Results:
     path = path / f"{name}.json" if path.is_dir() else path
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: can't be read: {error}") from error
     if not isinstance(given, dict) or (given.get("kind"), given.get("format_version")) != (name, FORMAT_VERSION):

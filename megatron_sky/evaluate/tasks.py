@@ -6,7 +6,6 @@ local files need no network.
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from megatron_sky.evaluate.models import open_models
 from megatron_sky.evaluate.results import check_writable, write_text
 from megatron_sky.evaluate.tables import Rows, markdown_table
 from megatron_sky.evaluate.write import print_partial_on_error
-from megatron_sky.files import json_text
+from megatron_sky.files import json_text, read_json
 from megatron_sky.inference.checkpoints import Checkpoint
 from megatron_sky.log import get_logger
 from megatron_sky.records import read_record
@@ -114,7 +113,7 @@ def read_tasks(path: Path) -> list[TaskScore]:
     """tasks.json (or the folder that holds it). Raises DataError."""
     path = path / "tasks.json" if path.is_dir() else path
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return read_record(_TaskScores, content).scores
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: can't be read as task scores: {error}\n  fix: evaluate again") from error

@@ -1,9 +1,9 @@
 """A Hugging Face folder's config.json, and the library that runs such folders."""
 
-import json
 from pathlib import Path
 
 from megatron_sky.errors import CheckpointError, MissingDependency
+from megatron_sky.files import read_json
 
 HF_CONFIG = "config.json"
 
@@ -14,7 +14,7 @@ def hf_settings(folder: Path) -> dict:
     """config.json of a Hugging Face folder. Raises CheckpointError."""
     path = folder / HF_CONFIG
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: can't be read: {error}") from error
     if not isinstance(settings, dict):

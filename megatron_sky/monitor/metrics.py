@@ -10,7 +10,6 @@ Numbers that JSON lacks are the strings "nan", "inf" and "-inf". docs/monitoring
 """
 
 import importlib.util
-import json
 import secrets
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 
 from megatron_sky.config.schema import WandbConfig
 from megatron_sky.errors import MissingDependency, RunError
-from megatron_sky.files import json_text, read_numbers
+from megatron_sky.files import json_text, parse_json, read_numbers
 from megatron_sky.records import read_record
 
 METRICS_FILE = "metrics.jsonl"
@@ -272,7 +271,7 @@ class _History:
 
     def take(self, number: int, line: bytes) -> None:
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             self._add(values.pop("kind"), values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # what a line of another shape can cause
             why = f"{type(error).__name__}: {error}"

@@ -4,7 +4,6 @@ They are looked for in a run's `eval` folder and the folders below it. One that 
 Results of one kind that were taken in the same way on the same texts become one table of all their models.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from megatron_sky.evaluate.results import (
 )
 from megatron_sky.evaluate.tables import leakage_rows, loss_rows, setting_words
 from megatron_sky.evaluate.tasks import TaskScore, read_tasks, task_rows
+from megatron_sky.files import read_json
 from megatron_sky.report.content import Block, Notes, Section, Table, table
 
 EVAL_FOLDER = "eval"
@@ -93,7 +93,7 @@ def _short(path: Path, run_dirs: Sequence[Path]) -> str:
 
 def _read(path: Path, notes: list[str]) -> Results | list[TaskScore] | None:
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path)
         kind = given.get("kind") if isinstance(given, dict) else None
         if kind in list(_READERS):  # which, unlike the dict, may be asked for anything
             return _READERS[kind](path)

@@ -19,12 +19,14 @@ def recipe_differences(recipes: Mapping[str, str | None], notes: list[str]) -> l
 def _read(name: str, text: str | None, notes: list[str]) -> dict | None:
     import yaml
 
+    from megatron_sky.config import strict_yaml
+
     if text is None:
         notes.append(f"{name}: has no config.yaml to compare")
         return None
     try:
-        found = _by_name(yaml.safe_load(text))
-    except (yaml.YAMLError, RecursionError) as error:
+        found = _by_name(strict_yaml.load(text, name))
+    except yaml.YAMLError as error:
         notes.append(f"{name}: config.yaml is not YAML ({' '.join(str(error).split())})")
         return None
     if not isinstance(found, dict):

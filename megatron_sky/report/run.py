@@ -4,7 +4,6 @@ Only metrics.jsonl must be there. Every other file is optional; one that is ther
 which the page shows, so that a damaged side file never hides the rest of a run.
 """
 
-import json
 import math
 import statistics
 from bisect import bisect_left
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_sky.errors import RunError
+from megatron_sky.files import parse_json, read_text
 from megatron_sky.monitor.metrics import (
     METRICS_FILE,
     Metrics,
@@ -216,7 +216,7 @@ def _read_text(path: Path, notes: list[str]) -> str | None:
     if not path.exists():
         return None
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         notes.append(f"{path.name}: can't be read ({error})")
         return None
@@ -227,7 +227,7 @@ def _read_json(path: Path, notes: list[str]) -> object:
     if text is None:
         return None
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         notes.append(f"{path.name}: is not JSON ({error})")
         return None

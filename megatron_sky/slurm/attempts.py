@@ -7,7 +7,6 @@
                                  /attempt.json  what run.json says of it, for where that is torn
 """
 
-import json
 import math
 import os
 import re
@@ -21,7 +20,7 @@ from megatron_sky.checkpoint.store import list_checkpoints
 from megatron_sky.config import Config
 from megatron_sky.distributed.launch import first_cause
 from megatron_sky.errors import RunError
-from megatron_sky.files import write_json
+from megatron_sky.files import read_json, write_json
 from megatron_sky.log import get_logger
 from megatron_sky.slurm.policy import Decision, decide
 from megatron_sky.trainer import run_folder, run_record
@@ -140,7 +139,7 @@ def _read_own(folder: Path, log_file: str, before: list[dict]) -> dict:
     """What an attempt's own folder says of it; at the least which one it was, and after which step it began."""
     path = folder / ATTEMPT
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         log.warning("%s: what became of this attempt is lost: %s", path, error)
     job_id, number = _FOLDER.fullmatch(folder.name).groups()
@@ -197,7 +196,7 @@ def _read_list(path: Path) -> list:
     if not path.is_file():
         return []
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except ValueError as error:
         fix = "delete it; jobs that are queued already are then not known"
         raise RunError(f"{path}: is not JSON: {error}\n  fix: {fix}") from None

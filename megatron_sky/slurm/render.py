@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_sky.control import find_control
+from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.slurm.site import Container, Site
 
 BEGIN = "# ---- site: all that differs from cluster to cluster ----\n"
@@ -56,8 +58,12 @@ def render(job: Job, site: Site) -> str:
     assert begin and end, f"{job.script}.sbatch: has no site part"
     known = settings(job, site)
     names = re.findall(r"^([A-Z_]+)=", old, re.M)
+    given = options(job, site)
+    for option in given:
+        if control := find_control(option):  # a line end would begin a command of the script
+            raise ConfigError(Problem(f"sbatch {option!r}", f"holds the control character {control}", "leave it out"))
     lines = [
-        *(f"#SBATCH {option}" for option in options(job, site)),
+        *(f"#SBATCH {option}" for option in given),
         *(f"{name}={known[name]}" for name in names),
         *(f"module load {shlex.quote(module)}" for module in site.modules),
         *(f"export {name}={shlex.quote(value)}" for name, value in site.environment.items()),

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.files import read_text
 from megatron_sky.records import dotted_key, problem_of
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 Positive = Annotated[int, Field(ge=1)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 TIME_PATTERN = r"^(\d+-)?\d+(:\d{1,2}){0,2}$"
 
 
@@ -51,7 +53,7 @@ class Site(_Section):
     sbatch: tuple[str, ...] = Field((), description='More options of sbatch, as "--mem=0".')
     modules: tuple[str, ...] = Field((), description="Modules to load.")
     setup: tuple[str, ...] = Field((), description="Shell lines to run first, as `source venv/bin/activate`.")
-    environment: dict[str, str] = Field({}, description="Environment variables of the jobs.")
+    environment: dict[Variable, str] = Field({}, description="Environment variables of the jobs.")
     interface: str | None = Field(None, description="Network interface of gloo and of NCCL's first contact, as ib0.")
     python: str | None = Field(None, description="Interpreter; null: the one that submits, or python3 in a container.")
     container: Container = Field(Container(), description="The image that jobs run in.")
@@ -78,15 +80,17 @@ def load_site(path: Path | None) -> Site:
     """The profile in `path`; None: the default file, or the defaults where there is none. Raises ConfigError."""
     import yaml
 
+    from megatron_sky.config import strict_yaml
+
     file = path or default_path()
     if path is None and not file.is_file():
         return Site()
     try:
-        given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        given = strict_yaml.load(read_text(file), str(file)) or {}
         return Site.model_validate(given)
     except OSError as error:
         raise ConfigError(Problem(str(file), f"can't be read: {error.strerror}", "give --site FILE")) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(Problem(str(file), f"is not valid YAML: {error}", "fix the file at that place")) from None
     except ValidationError as error:
         raise ConfigError([_problem(file, each) for each in error.errors()]) from None

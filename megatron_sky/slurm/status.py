@@ -56,7 +56,7 @@ def _budget(run_dir: Path) -> int | None:
     """Tokens at the run's end; None where the folder holds no recipe."""
     for file in (run_dir / RECIPE, run_dir / "config.yaml"):
         if file.is_file():
-            return sessions_of(load_config([file])).every[-1].end_token
+            return sessions_of(load_config([file], keep_unset=True)).every[-1].end_token
     return None
 
 

@@ -4,12 +4,12 @@ There are three kinds: a SentencePiece model, Hugging Face's tokenizer.json with
 ranks (`NAME.tiktoken`, whose name may say the encoding) with `NAME.tiktoken.json` beside them.
 """
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 from megatron_sky.errors import DataError
+from megatron_sky.files import parse_json, read_json
 
 MODEL, JSON, RANKS = "tokenizer.model", "tokenizer.json", ".tiktoken"
 SETTINGS = "tokenizer_config.json"
@@ -65,7 +65,7 @@ def other_format(path: Path) -> str | None:
             'beside it: {"pretokenizer": "cl100k", "special_tokens": {"<|end_of_text|>": 128001}} with its own values'
         )
     try:
-        content = json.loads(data)
+        content = parse_json(data)
     except ValueError:
         return None
     if isinstance(content, dict) and content and all(type(token_id) is int for token_id in content.values()):
@@ -107,7 +107,7 @@ def adds_begin(path: Path) -> bool:
 def read_table(path: Path) -> dict:
     """The JSON object in a file, empty where there is no file. Raises DataError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = read_json(path) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be read: {error}\n  fix: fix it, or take it away") from error
     if not isinstance(content, dict):

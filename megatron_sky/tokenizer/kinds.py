@@ -8,7 +8,6 @@ reads the tokenizer. `parse_special` asks for the tokens.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from megatron_sky.errors import DataError, MissingDependency
+from megatron_sky.files import parse_json, read_json
 from megatron_sky.tokenizer import files as tokenizer_files
 
 _EOD_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<eos>", "<|im_end|>")
@@ -260,7 +260,7 @@ class HuggingFaceTokenizer(Tokenizer):
     @cached_property
     def _unknown_id(self) -> int | None:
         """The id of what the vocabulary lacks, which any text may have."""
-        model = json.loads(self.data)["model"]
+        model = parse_json(self.data)["model"]
         return model.get("unk_id", self._vocab.get(model.get("unk_token")))
 
 
@@ -276,7 +276,7 @@ class TiktokenTokenizer(Tokenizer):
         super().__init__(path.read_bytes(), path.name)
         gigatoken = gigatoken_for(f"the tokenizer {path}")
         beside = tokenizer_files.settings_of_ranks(path)
-        settings = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        settings = read_json(beside) if beside.exists() else {}
         if settings:
             self.data += beside.read_bytes()
         self._whole = gigatoken.Tokenizer.from_tiktoken(path, **settings)

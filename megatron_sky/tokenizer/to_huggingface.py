@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from megatron_sky.errors import MissingDependency
+from megatron_sky.files import read_json
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
 from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, load_tokenizer
@@ -55,12 +56,12 @@ def write(path: Path, folder: Path, *, adds_begin: bool) -> dict[str, int]:
 def _take_begin_out(folder: Path) -> None:
     """Has tokenizer.json and its settings add nothing to a text, as in training here."""
     path = folder / tokenizer_files.JSON
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     content["post_processor"] = _without_template(content["post_processor"])
     _write_json(path, content)
     path = folder / tokenizer_files.SETTINGS
     if path.is_file():
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
         _write_json(path, settings | {"add_bos_token": False, "add_eos_token": False})
 
 

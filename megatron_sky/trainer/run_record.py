@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_sky import __version__, files
 from megatron_sky.config import Config, dump_config
+from megatron_sky.files import parse_json
 from megatron_sky.log import get_logger
 from megatron_sky.versions import installed
 
@@ -81,7 +82,7 @@ def write_attempts(run_dir: Path, attempts: list[dict], warn: Callable[[str], No
 def _parse(text: str) -> tuple[list[dict], bool]:
     """The attempts in `text`, and whether it is whole; otherwise those before the place where it breaks off."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError:
         return _before_the_tear(text), False
     attempts = content.get("attempts") if isinstance(content, dict) else None

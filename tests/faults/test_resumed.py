@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults.test_faults import hurt, losses, run_dir, unhurt, expected  # noqa: F401, I001 (fixtures)
+from tests.faults.test_faults import expected, hurt, losses, run_dir, unhurt  # noqa: F401 (fixtures)
 
 
 @pytest.mark.parametrize(

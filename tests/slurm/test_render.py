@@ -4,9 +4,12 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 
+from megatron_sky.errors import ConfigError
 from megatron_sky.slurm.render import BEGIN, END, Job, render, scripts
 from megatron_sky.slurm.site import Container, Site
 
@@ -92,6 +95,20 @@ def test_what_the_site_says():
     assert "--partition=gpu" in render(job("evaluate", gpus_per_node=1), SITE)
     assert "--gpus-per-node=8\n" in render(job("train", gpus_per_node=8), SITE)
     assert "--signal=USR1@300\n" in render(job("train", signal_seconds=300), SITE)
+
+
+@pytest.mark.parametrize("field", ["name", "folder", "output"])
+def test_a_line_end_does_not_become_a_command(field):
+    with pytest.raises(ConfigError, match=r"holds the control character '\\n'"):
+        render(replace(JOB, **{field: "a\ntouch X\n#"}), SITE)
+    with pytest.raises(ConfigError, match="control character"):
+        render(JOB, SITE.model_copy(update={"cpu_partition": "gpu\ntouch X"}))
+
+
+@pytest.mark.parametrize("name", ["A B", "A=1;touch X;B", "$(touch X)", "1A", ""])
+def test_a_variables_name_is_a_name(name):
+    with pytest.raises(ValidationError):
+        Site(environment={name: "1"})
 
 
 def test_pyxis():

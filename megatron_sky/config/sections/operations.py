@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_sky.config.sections.base import FilePath, Positive, Section
+from megatron_sky.config.sections.base import FilePath, Line, Positive, Section
 from megatron_sky.config.units import IntervalField, TokenCount
 
 
@@ -66,8 +66,8 @@ class ResilienceConfig(Section):
 class WandbConfig(Section):
     """Weights & Biases; needs `pip install megatron-sky[wandb]`."""
 
-    project: str = Field(description="Project name.")
-    name: str | None = Field(None, description="Run name; null: the run folder's name.")
+    project: Line = Field(description="Project name.")
+    name: Line | None = Field(None, description="Run name; null: the run folder's name.")
     mode: Literal["online", "offline"] = Field("online", description="Whether to send while training.")
 
 

@@ -20,6 +20,7 @@ from megatron_sky.checkpoint.reader.lazy import LazyTensor, as_float32, same_bit
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert.sources import HF, Source, open_source
 from megatron_sky.errors import CheckpointError, DataError
+from megatron_sky.files import read_text
 from megatron_sky.inference.hf_folder import transformers_for
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer.kinds import load_tokenizer
@@ -104,7 +105,7 @@ def compare(
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read: {error}\n  fix: give a text file in UTF-8") from error
 

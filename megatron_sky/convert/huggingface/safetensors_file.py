@@ -19,6 +19,7 @@ from megatron_sky.checkpoint.reader.lazy import ITEM_SIZE, LazyTensor, in_file
 from megatron_sky.checkpoint.reader.pickles import counts
 from megatron_sky.convert.json_object import only_once
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import parse_json
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 100_000_000  # the format's own limit, bytes
@@ -92,7 +93,7 @@ def _read_header(path: Path) -> tuple[dict, int]:
             length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else _MAX_HEADER + 1
             if length > min(_MAX_HEADER, os.fstat(file.fileno()).st_size):
                 raise CheckpointError(f"{path}: is no safetensors file, or truncated within its header")
-            header = json.loads(file.read(length), object_pairs_hook=only_once)
+            header = parse_json(file.read(length), object_pairs_hook=only_once)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -6,7 +6,6 @@ conversion is; a mark that is exported and whole is left as it is, whatever has 
 command can be run again whenever the run has passed another mark.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from megatron_sky.convert.release.model_card import Facts, build_card
 from megatron_sky.convert.sources import open_source
 from megatron_sky.data.sampling.run_plan import tokens_given
 from megatron_sky.errors import CheckpointError, MissingDependency
-from megatron_sky.files import write_json
+from megatron_sky.files import read_json, write_json
 from megatron_sky.log import get_logger
 from megatron_sky.monitor.metrics import METRICS_FILE, read_metrics
 
@@ -193,7 +192,7 @@ def _validation(run_dir: Path, step: int) -> dict[str, tuple[float, int]]:
 def _name_before(out: Path) -> str | None:
     """The name that the run's own series bears, also where the run's folder was renamed since."""
     try:
-        return json.loads((out / SERIES).read_text(encoding="utf-8"))["name"]
+        return read_json(out / SERIES)["name"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

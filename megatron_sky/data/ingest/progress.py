@@ -1,13 +1,12 @@
 """How far a tokenizing job has come: what `<prefix>.progress.json` holds, from which an interrupted one goes on."""
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from megatron_sky.data.ingest.encode import EncodedBlock
 from megatron_sky.data.ingest.inputs import Block
-from megatron_sky.files import write_json
+from megatron_sky.files import read_json, write_json
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Progress:
     def load(cls, path: Path, fingerprint: str) -> "Progress | None":
         """That of the job with this fingerprint; None where there is none."""
         try:
-            saved = cls(**json.loads(path.read_text(encoding="utf-8")))
+            saved = cls(**read_json(path))
         except (FileNotFoundError, ValueError, TypeError):
             return None
         return saved if saved.fingerprint == fingerprint else None

@@ -6,7 +6,6 @@ The hash of the tokens is kept per block of `HASH_BLOCK` bytes, so that files ar
 place is found without a second copy.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from megatron_sky.data.tokens.index_check import check_index_once
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path
 from megatron_sky.errors import DataError
-from megatron_sky.files import hash_range, write_json
+from megatron_sky.files import hash_range, read_json, write_json
 from megatron_sky.records import BadRecord, read_record
 
 FORMAT_VERSION = 2
@@ -161,7 +160,7 @@ def read_meta(prefix: str | Path) -> Meta | None:
     """
     path = meta_path(prefix)
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path)
     except FileNotFoundError:
         return None
     except OSError as error:

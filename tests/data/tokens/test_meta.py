@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,7 +108,7 @@ def test_a_meta_file_that_may_not_be_read_is_not_called_broken(pair, monkeypatch
     def refuse(*arguments, **more):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr("megatron_sky.data.tokens.meta.read_json", refuse)
     with pytest.raises(DataError, match=r"meta\.json can't be read: Permission denied$") as caught:
         read_meta(pair[0])
     assert not isinstance(caught.value, BrokenMeta)

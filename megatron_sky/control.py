@@ -1,0 +1,17 @@
+"""Control characters in what comes from files: a terminal and a script would obey them."""
+
+import re
+
+# C0, DEL and C1, and what reorders the text around it or ends a line in some readers; tabs and line ends among them.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def find_control(text: str) -> str | None:
+    """The first control character in a text, as it is written in Python; None where there is none."""
+    match = _CONTROL.search(text)
+    return None if match is None else ascii(match.group())
+
+
+def visible(text: str) -> str:
+    """The text with its control characters written out, but for tabs and line ends."""
+    return _CONTROL.sub(lambda match: match.group() if match.group() in "\n\t" else ascii(match.group())[1:-1], text)
