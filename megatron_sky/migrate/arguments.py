@@ -1,5 +1,6 @@
 """Megatron-LM's arguments as flags with values, and what a value is that they do not tell."""
 
+import itertools
 import math
 import re
 import shlex
@@ -7,7 +8,11 @@ from collections.abc import Callable, Sequence
 
 NOT_COMPUTED = r"\$\(|\$\d"
 """What in a word stands for a value that only a run of the script, or its own arguments, would tell."""
+OPEN = NOT_COMPUTED + r"|\$\{"
 VARIABLE = re.compile(r"\$\{\w+\}")
+
+_SWITCH = re.compile("no-|use-|log-|check-|enable-|reset-|apply-")
+"""How arguments without a value begin, of those that the recipe does not take."""
 
 
 class Untold(Exception):
@@ -19,6 +24,7 @@ class Arguments:
 
     def __init__(self, words: Sequence[str]):
         self.given = parse(words)
+        self.leading = list(itertools.takewhile(lambda word: not _is_flag(word), words))
         self.used: set[str] = set()
         self.read: dict[str, int] = {}  # how many of a flag's values its translation looks at
 
@@ -49,6 +55,14 @@ class Arguments:
         """The flag's value; an `Untold` where it is not given."""
         return self.one(name, kind, Untold(f"--{name} is not given"))
 
+    def open_words(self) -> list[tuple[str, str]]:
+        """(word, where it stands) of those that are not known and are no flag's value: they may hold arguments."""
+        places = [("before the first argument", self.leading)]
+        for name, values in self.given.items():
+            own = self.read.get(name, 0 if name in self.used or _SWITCH.match(name) else 1)
+            places.append((f"after --{name}", values[own:]))
+        return [(word, where) for where, words in places for word in words if re.search(OPEN, word)]
+
     def number(self, name: str, kind: Callable, default: object = None):
         """The flag's value to reckon with; raises Untold where the arguments leave it open."""
         return known(name, self.asked(name, kind) if default is None else self.one(name, kind, default))
@@ -73,12 +87,16 @@ def known(name: str, value: object):
     return value
 
 
+def _is_flag(word: str) -> bool:
+    return word.startswith("--") and len(word) > 2
+
+
 def parse(words: Sequence[str]) -> dict[str, list[str]]:
     """`--name value...` and `--name=value`; the last of a name counts, words before the first are dropped."""
     given: dict[str, list[str]] = {}
     name = None
     for word in words:
-        if word.startswith("--") and len(word) > 2:
+        if _is_flag(word):
             name, equals, value = word[2:].partition("=")
             given[name] = [value] if equals else []
         elif name is not None:

@@ -9,7 +9,7 @@ from megatron_sky.migrate.flow import RAN, Flow, Status
 from megatron_sky.migrate.tree import EVERYTHING, adjacent, may_set, parse, shown, source
 from megatron_sky.migrate.values import ARGUMENTS, decided, is_known, maybes, plain
 
-_DEEPEST = 40  # calls, loops and shells within each other
+_DEEPEST = 15  # calls, loops and shells within each other
 _SHELLS = ("bash", "sh", "zsh")
 _KEEP_ENVIRONMENT = (*_SHELLS, "env", "nohup", "srun", "sbatch", "setsid", "nice", "stdbuf", "cat")
 _ANSWERS = ("grep", "egrep", "fgrep", "pgrep", "which", "type", "hash", "diff", "cmp", "expr", "timeout")
@@ -151,7 +151,7 @@ class Commands(Flow):
             match = re.match(r"([A-Za-z_]\w*)(\+?=|\[|$)", word)
             if match is None and re.fullmatch(r"[-+][A-Za-z]+", word):
                 letters += word
-            elif match is None or "n" in letters:
+            elif match is None or ("n" in letters and command != "export"):
                 raise Stop(f"`{command} {plain(word)[:60]}` is not followed, nor is what comes after it")
             elif not set(letters) & set("pfF"):
                 name = match[1]
@@ -159,8 +159,10 @@ class Commands(Flow):
                     state.cover(name)
                 if re.search("[-+][a-zA-Z]*[ilucA]", letters) or ("g" in letters and state.local):
                     state.never.add(name)
-                    state.forget(name)
-                if command == "export" or "x" in letters:
+                    self.lose({name}, f"`{command} {letters} {name}` is not followed")
+                if re.search(r"\+[a-zA-Z]*x", letters) or (command == "export" and "n" in letters):
+                    state.exported.discard(name)
+                elif command == "export" or "x" in letters:
                     state.exported.add(name)
                 if not isinstance(entry, str):
                     self.assignment(entry)
@@ -176,7 +178,7 @@ class Commands(Flow):
             if "-f" in rest:
                 self.state.functions.pop(word, None)
             elif name and name[2]:
-                self.state.forget(name[1])
+                self.lose_known({name[1]}, f"`unset {word}` is not followed")
             elif name:
                 self.state.unset(name[1])
             elif word != "-v":

@@ -14,6 +14,7 @@ from megatron_sky.migrate.words import Words
 RAN = "ran"  # the status of a command that is taken to have succeeded
 Status = bool | str | None  # True and False of a test, None of one that is not decided, RAN
 _TURNS = 1000  # of all loops and calls of a script, after which they are not followed
+_UNDECIDED = 20  # ways out of one loop that are not decided, after which it is not followed
 
 
 @dataclass(eq=False)
@@ -41,7 +42,9 @@ class Flow(Words):
         self.decisions: list[str] = []  # by number, what the words with that mark hang on
 
     def may_set(self, text: str) -> set[str]:
-        return may_set(text, {name: source(body) for name, body in self.state.functions.items() if body})
+        functions = {name: source(body) for name, body in self.state.functions.items() if body}
+        self.budget.spend(len(functions), characters=len(text) + sum(map(len, functions.values())))
+        return may_set(text, functions)
 
     def effects(self, node) -> set[str]:
         """Names that expansions within a node may set."""
@@ -64,9 +67,9 @@ class Flow(Words):
 
     def join(self, others: Iterable[State], why: str) -> None:
         """The state becomes what it may be where this one or any of the others came to pass."""
-        lost = set()
+        lost: dict[str, list[str]] = {}
         for other in others:
-            self.spend(len(other.values))
+            self.budget.spend(len(other.values), characters=sum(map(len, other.values.values())))
             lost |= self.state.join(other, self.decide(why))
         self.note_lost(lost, why)
 
@@ -150,7 +153,7 @@ class Flow(Words):
 
         def turns(frame: Frame) -> Status:
             for goes_on in rounds:
-                if not goes_on or not self.turn():
+                if not goes_on or not self.turn() or len(frame.left) > _UNDECIDED:
                     return self.unfollowed(node, body)
                 try:
                     self.step(body)

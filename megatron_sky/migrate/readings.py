@@ -22,6 +22,7 @@ def translate_script(script: Script) -> Translation:
                 done.mapped = [line for line in done.mapped if f" -> {key}: " not in line]
         done.no_effect += [line for line in other.no_effect if line not in done.no_effect]
         done.no_counterpart += [line for line in other.no_counterpart if line not in done.no_counterpart]
+        done.open_words += [line for line in other.open_words if line not in done.open_words]
     return done
 
 

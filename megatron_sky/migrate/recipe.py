@@ -45,9 +45,13 @@ def translate(words: Sequence[str]) -> Translation:
     _schedule(args, put, done, batch)
     _data(args, put, done, batch)
     _run(args, put, done, batch)
-    _tell_loose_variables(args, done)
     done.nodes, done.gpus_per_node = (number_or_variable(launcher, name) for name in ("nnodes", "nproc_per_node"))
     _sort_the_rest(args, done)
+    done.open_words = [
+        f"{word} {where} is not known: if it holds arguments, the recipe lacks them"
+        for word, where in args.open_words()
+        if where not in [f"after --{name}" for name in _LISTS]
+    ]
     return done
 
 
@@ -84,10 +88,11 @@ def _model(args: Arguments, put: Put, done: Translation) -> None:
     unknown = Untold("the tokenizer's number of tokens, without padding")
     size = args.one("vocab-size", int, unknown)
     put("model.vocab_size", size, "vocab-size")
-    if args.given.get("tokenizer-type") == ["NullTokenizer"] and isinstance(size, int):
+    if args.given.get("tokenizer-type") == ["NullTokenizer"] and not isinstance(size, Untold):
         done.to_give.append(
-            f"model.vocab_size: the recipe says {size}; NullTokenizer of megatron-core 0.16 adds a token for the end "
-            f"of a document, so that a run of that version has {size + 1}; in newer ones it is within the {size}"
+            f"model.vocab_size: is written as {size}, the tokens of a run with megatron-core 0.18 and newer, whose "
+            "NullTokenizer takes the last of them for the end of a document; up to 0.17 it adds one token for that, "
+            "so that such a run has one more: add 1 to go on with its checkpoints"
         )
 
 
@@ -387,16 +392,6 @@ def _load(args: Arguments, done: Translation) -> None:
         f"--load {source}: its weights come in by `megatron-sky convert from-megatron {source} OUT` and "
         f"checkpoint.init_from: OUT; optimizer state does not"
     )
-
-
-def _tell_loose_variables(args: Arguments, done: Translation) -> None:
-    """Variables after a flag and its values, that the script does not set: empty, or arguments of their own."""
-    for name in [each for each in args.given if each in args.used and each not in _LISTS]:
-        for word in args.given[name][args.read.get(name, 0) :]:
-            if VARIABLE.fullmatch(word):
-                done.no_effect.append(
-                    f"{word} after --{name}: the script does not set it; if it holds arguments, add them"
-                )
 
 
 def _sort_the_rest(args: Arguments, done: Translation) -> None:

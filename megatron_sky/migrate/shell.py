@@ -11,6 +11,7 @@ environment.
 """
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,8 +21,20 @@ from itertools import pairwise
 from megatron_sky.migrate.commands import Commands, Stop
 from megatron_sky.migrate.conditions import Operand, judge, operand
 from megatron_sky.migrate.flow import RAN, Status
-from megatron_sky.migrate.tree import adjacent, chain, misread, parse, shown, source, statements, too_much, words
-from megatron_sky.migrate.values import ARGUMENTS, MARKS, decided, is_known, maybes, plain, unset_names
+from megatron_sky.migrate.limits import MAX_STATEMENTS, too_much
+from megatron_sky.migrate.tree import (
+    adjacent,
+    assignments,
+    chain,
+    first_command,
+    misread,
+    parse,
+    shown,
+    source,
+    statements,
+    words,
+)
+from megatron_sky.migrate.values import ARGUMENTS, MARKS, decided, is_known, maybes, plain, under, unset_names
 from megatron_sky.migrate.words import pattern
 
 _MOST_READINGS = 30
@@ -50,7 +63,8 @@ def read_script(text: str, arguments: Sequence[str] = ()) -> Script:
     except Stop as stop:
         reader.note(str(stop))
     except RecursionError:
-        raise too_much("has commands within each other deeper than is followed") from None
+        depth = sys.getrecursionlimit()
+        raise too_much(f"joins or nests commands deeper than {depth} of the reader's calls can follow") from None
     return reader.script()
 
 
@@ -58,6 +72,7 @@ class _Reader(Commands):
     def __init__(self, arguments: Sequence[str]):
         super().__init__()
         self.state.values[ARGUMENTS] = list(arguments)
+        self.depth = 0
 
     def script(self) -> Script:
         state = self.state
@@ -65,24 +80,37 @@ class _Reader(Commands):
             if is_known(state.values[name]):
                 self.note(f"{name} is set only after it is used")
         marks = sorted(set().union(*map(maybes, state.words)))
+        if len(marks) > _MOST_READINGS:
+            self.note(f"{len(marks)} ways of conditions are not decided; only {_MOST_READINGS} are told one by one")
         readings = [({mark}, self.decisions[mark]) for mark in marks[:_MOST_READINGS]]
         readings += (
             [(set(marks), "; ".join(dict.fromkeys(self.decisions[mark] for mark in marks)))] if marks[1:] else []
         )
 
         def reading(present: set[int]) -> list[str]:
-            return [plain(word) for word in state.words if maybes(word) <= present]
+            kept = (under(word, present) for word in state.words)
+            return [plain(word) for word in kept if word is not None]
 
+        base = reading(set())
         return Script(
-            words=reading(set()),
-            readings=[(reading(present), why) for present, why in readings],
+            words=base,
+            readings=[(words, why) for present, why in readings if (words := reading(present)) != base],
             exported=state.exported,
             notes=self.notes,
         )
 
     def step(self, node) -> Status:
         """Follows one statement."""
-        self.spend()
+        self.depth += 1
+        try:
+            return self.statement(node)
+        finally:
+            self.depth -= 1
+
+    def statement(self, node) -> Status:
+        self.budget.spend()
+        if self.depth > MAX_STATEMENTS:
+            raise too_much(f"has more than {MAX_STATEMENTS} statements within each other")
         if misread(node) or not (follow := getattr(self, f"follow_{node.type}", None)):
             where = f"line {node.start_point[0] + 1} is not understood: {shown(node)}"
             self.lose(self.may_set(source(node)), where)
@@ -92,6 +120,8 @@ class _Reader(Commands):
     def block(self, children: list) -> Status:
         status: Status = True
         for child, background in statements(children):
+            if (first := first_command(child)).type == "command":
+                self.assignments(assignments(first)[0])
             status = self.apart(partial(self.line, child)) if background else self.line(child)
         return status
 
@@ -197,8 +227,8 @@ class _Reader(Commands):
 
     def follow_test_command(self, node) -> Status:
         result = judge(list(self.operands(node.children[1:-1], double=node.children[0].type == "[[")))
-        for name in self.effects(node):  # which of them come to pass hangs on && and ||
-            self.state.forget(name)
+        # which of them come to pass hangs on && and ||
+        self.lose_known(self.effects(node), f"what `{shown(node)}` sets is not followed")
         return result
 
     def operands(self, nodes: list, *, double: bool) -> Iterator[Operand | str]:
@@ -263,8 +293,7 @@ class _Reader(Commands):
 
     def follow_redirected_statement(self, node) -> Status:
         body, *redirections = node.children
-        for name in set().union(*map(self.effects, redirections)):
-            self.state.forget(name)
+        self.lose_known(set().union(*map(self.effects, redirections)), f"what `{shown(node)}` sets is not followed")
         if body.type == "command":
             return self.command(body, words(node), self.document(redirections))
         return self.line(node) if body.type in ("list", "pipeline") else self.step(body)
@@ -292,10 +321,10 @@ class _Reader(Commands):
         given: list[str] = []
         for group in groups:
             if opens := re.fullmatch(r"\{(\w+)\}", "".join(map(source, group))):  # exec {FD}> FILE
-                self.state.forget(opens[1])
+                self.lose_known({opens[1]}, f"{{{opens[1]}}} is set to the number of a file")
             given += [self.text(group)] if given[:1] == ["let"] else self.words_of(group)
-        assignments = [child for child in node.children if child.type == "variable_assignment"]
-        return self.named(given, document, assignments) if given else self.assignments(assignments)
+        own = assignments(node)[1]
+        return self.named(given, document, own) if given else self.assignments(own)
 
     def follow_variable_assignment(self, node) -> Status:
         return self.assignments([node])

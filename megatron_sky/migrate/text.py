@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 
 from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.migrate.limits import MAX_BYTES, check_size
 from megatron_sky.migrate.shell import Script, read_script
 from megatron_sky.migrate.translation import Translation
-from megatron_sky.migrate.tree import MAX_BYTES
 
 
 def read_arguments(given: Sequence[str]) -> Script:
@@ -17,17 +17,28 @@ def read_arguments(given: Sequence[str]) -> Script:
     Raises ConfigError where no argument is found.
     """
     is_file = os.path.isfile(given[0])  # of a whole line of arguments too, which pathlib finds too long for a name
+    text = given[0] if len(given) == 1 else shlex.join(given)
     if is_file:
-        with open(given[0], "rb") as file:  # a byte more than is read, so that a larger file is refused
-            script = read_script(file.read(MAX_BYTES + 1).decode("utf-8", "replace"), given[1:])
-    else:
-        script = read_script(given[0] if len(given) == 1 else shlex.join(given))
+        check_size(os.path.getsize(given[0]))
+        with open(given[0], "rb") as file:
+            text = file.read(MAX_BYTES + 1).decode("utf-8", "replace")
+    script = read_script(text, given[1:] if is_file else ())
     if not script.words:
         rule = "starts no command with --arguments" if is_file else "is no file, and no --arguments are given"
-        rule += "".join(f"\n      {note}" for note in script.notes)
+        rule += "".join(f"\n      {note}" for note in [*map(_shown, script.notes), *_lines_left(text)])
         fix = "give a launch script, or Megatron-LM's arguments themselves, as --num-layers 32 ..."
         raise ConfigError(Problem(given[0], rule, fix))
     return script
+
+
+def _lines_left(text: str) -> list[str]:
+    """The first lines of a script that look like the start of a training."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    starts = [
+        entry for entry in lines if re.search(r"\.(py|sh)\b|\s--\w|\btorchrun\b", entry[1]) and entry[1][:1] != "#"
+    ]
+    listed = [f"line {number} is not run, or has no --arguments: {_shown(line[:80])}" for number, line in starts[:5]]
+    return listed + [f"nor are {len(starts) - 5} more lines like these"] * (len(starts) > 5)
 
 
 def recipe_text(translation: Translation, source: str) -> str:
@@ -36,12 +47,18 @@ def recipe_text(translation: Translation, source: str) -> str:
 
     lines = [_comment(f"From Megatron-LM's arguments, {source}: megatron-sky from-args")]
     lines += [_comment(f"TO GIVE: {text}") for text in translation.to_give]
+    lines += [_comment(f"MAY LACK: {text}") for text in translation.open_words]
     return "\n".join(lines) + "\n" + strict_yaml.dump(translation.recipe)
 
 
 def _comment(text: str) -> str:
     """One line of YAML, whatever signs the text has."""
-    return "# " + "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return f"# {_shown(text)}"
+
+
+def _shown(text: str) -> str:
+    """On one line of a terminal or a file: control characters and line separators escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def report_lines(translation: Translation, script: Script) -> list[str]:
@@ -51,10 +68,14 @@ def report_lines(translation: Translation, script: Script) -> list[str]:
         ("no effect here", translation.no_effect),
         ("no counterpart", translation.no_counterpart),
         ("still to give", translation.to_give),
+        ("may hold more arguments", translation.open_words),
         ("not followed in the script", script.notes),
     )
     lines = [
-        line for title, found in parts if found for line in (f"{title} ({len(found)}):", *(f"  {x}" for x in found))
+        line
+        for title, found in parts
+        if found
+        for line in (f"{title} ({len(found)}):", *(f"  {_shown(x)}" for x in found))
     ]
     unset = sorted(set(re.findall(r"\$\{(\w+)\}", str(translation.recipe))))
     if unset:

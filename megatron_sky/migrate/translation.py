@@ -17,6 +17,8 @@ class Translation:
     no_counterpart: list[str] = field(default_factory=list)
     to_give: list[str] = field(default_factory=list)
     """What the recipe still needs, that arguments don't tell."""
+    open_words: list[str] = field(default_factory=list)
+    """What is not known and may hold arguments."""
     nodes: int | str | None = None
     gpus_per_node: int | str | None = None
     """Numbers, or variables of the script."""

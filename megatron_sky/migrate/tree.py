@@ -7,11 +7,10 @@ import functools
 import re
 import time
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
-from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.migrate.limits import PARSE_SECONDS, check_text, check_tree, too_much
 
-MAX_BYTES, MAX_LINES, MAX_DEPTH, MAX_PIPES = 256 * 1024, 10_000, 500, 4000
-PARSE_SECONDS = 10
 EXPANSIONS = {"simple_expansion", "expansion", "arithmetic_expansion", "command_substitution", "process_substitution"}
 _STRUCTURED = EXPANSIONS | {"string", "raw_string", "ansi_c_string", "translated_string"}
 _STATEMENTS = {"program", "compound_statement", "do_group", "subshell", "list", "pipeline", "redirected_statement"}
@@ -36,25 +35,16 @@ _DEFAULTS |= {"set": ["@"], "shift": ["@"]}
 
 
 def parse(text: str):
-    """The root of the script's tree. Raises ConfigError for one larger or deeper than any that is written by hand."""
-    depth = deepest = 0
-    for bracket in re.findall(r"[][(){}]", text):
-        depth = depth + 1 if bracket in "([{" else max(depth - 1, 0)
-        deepest = max(deepest, depth)
+    """The root of the script's tree. Raises ConfigError where that is beyond the limits."""
+    check_text(text)
     source = text.encode("utf-8", "replace")
-    for count, limit, what in (
-        (len(source), MAX_BYTES, "bytes"),
-        (text.count("\n"), MAX_LINES, "lines"),
-        (deepest, MAX_DEPTH, "brackets within each other"),
-        (text.count("|"), MAX_PIPES, "pipe signs"),
-    ):
-        if count > limit:
-            raise too_much(f"has {count:,} {what}, and no more than {limit:,} are read")
     end = time.monotonic() + PARSE_SECONDS
     try:
-        return _parser().parse(lambda at, _: source[at:], progress_callback=lambda *_: time.monotonic() > end).root_node
+        tree = _parser().parse(lambda at, _: source[at:], progress_callback=lambda *_: time.monotonic() > end)
     except ValueError:
         raise too_much(f"takes more than {PARSE_SECONDS} seconds to parse") from None
+    check_tree(tree.root_node)
+    return tree.root_node
 
 
 @functools.cache
@@ -63,10 +53,6 @@ def _parser():
     import tree_sitter_bash
 
     return tree_sitter.Parser(tree_sitter.Language(tree_sitter_bash.language()))
-
-
-def too_much(rule: str) -> ConfigError:
-    return ConfigError(Problem("the launch script", rule, "give Megatron-LM's arguments themselves"))
 
 
 def source(node) -> str:
@@ -96,6 +82,24 @@ def statements(children: list) -> list[tuple]:
     kept = [child for child in children if (child.is_named and child.type != "comment") or child.type == "&"]
     ends = [*kept[1:], None]
     return [(one, bool(end) and end.type == "&") for one, end in zip(kept, ends, strict=False) if one.type != "&"]
+
+
+def assignments(command) -> tuple[list, list]:
+    """(those of the lines before, those of the command) that the grammar takes for a command's own."""
+    parts = [child for child in command.children if child.type != "comment"]
+    lines_before = 0
+    for number, (node, follows) in enumerate(pairwise(parts), 1):
+        between = command.text[node.end_byte - command.start_byte : follows.start_byte - command.start_byte]
+        if node.type == "variable_assignment" and b"\n" in between.replace(b"\\\n", b""):
+            lines_before = number
+    return parts[:lines_before], [part for part in parts[lines_before:] if part.type == "variable_assignment"]
+
+
+def first_command(node):
+    """The command that a statement begins with, or the statement."""
+    while node.type in ("list", "pipeline", "redirected_statement"):
+        node = node.children[0]
+    return node
 
 
 def chain(node) -> Iterator:

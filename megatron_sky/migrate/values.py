@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 _UNSET, _UNKNOWN, _MAYBE, _END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 MARKS = re.compile(f"[{_UNSET}-{_END}]")
 _MAYBES = re.compile(f"{_MAYBE}(\\d+){_END}")
+_MAYBE_PARTS = re.compile(f"((?:{_MAYBE}\\d+{_END})+)([^\\s{_MAYBE}]*)")
 _UNSETS = re.compile(f"{_UNSET}(\\w+){_END}")
 _OPEN = re.compile(f"[{_UNSET}{_UNKNOWN}](\\w*){_END}")
 _BASH_SETS = re.compile(
@@ -57,6 +58,23 @@ def unset_names(text: str) -> list[str]:
 def maybes(word: str) -> set[int]:
     """Numbers of the decisions by which the word is there."""
     return {int(number) for number in _MAYBES.findall(word)}
+
+
+def under(word: str, present: set[int]) -> str | None:
+    """The word where the decisions `present` came to pass; None where nothing is left of it."""
+    kept = _MAYBE_PARTS.sub(lambda part: part[2] if maybes(part[1]) <= present else "", word)
+    return kept if kept.strip() or maybes(word) <= present else None
+
+
+def flags(value: Value | None) -> list[str]:
+    """Names of the arguments in a value."""
+    text = value if isinstance(value, str) else " ".join(value or [])
+    return list(dict.fromkeys(re.findall(r"(?<![^\s'\"])--[A-Za-z][\w-]*", plain(text))))
+
+
+def holds_text(value: Value | None) -> bool:
+    """Whether something of the value is known."""
+    return bool(_OPEN.sub("", value if isinstance(value, str) else "".join(value or [])))
 
 
 def plain(text: str) -> str:
@@ -145,14 +163,19 @@ class State:
             else:
                 self.values[name] = value
 
-    def join(self, other: "State", number: Callable[[], int]) -> set[str]:
-        """Becomes what it may be where either this or `other` came to pass; returns the names no longer known."""
-        before = dict(self.values)
+    def join(self, other: "State", number: Callable[[], int]) -> dict[str, list[str]]:
+        """Becomes what it may be where either this or `other` came to pass.
+
+        Returns the names no longer known, each with the arguments that it held.
+        """
+        lost: dict[str, list[str]] = {}
         for name in self.values.keys() | other.values.keys():
             ours, theirs = self.values.get(name), other.values.get(name)
             if ours != theirs:
                 both = _either(ours, theirs, number)
                 self.forget(name) if both is None else self.put(name, both)
+                if self.values[name] == unknown(name) and (holds_text(ours) or holds_text(theirs)):
+                    lost[name] = [*flags(ours), *flags(theirs)]
         for name in self.functions.keys() | other.functions.keys():
             if self.functions.get(name) != other.functions.get(name):
                 self.functions[name] = None
@@ -162,7 +185,7 @@ class State:
         self.never |= other.never | (self.fixed ^ other.fixed)
         self.blind |= other.blind
         self.join_command(other, number)
-        return {name for name, value in self.values.items() if value == unknown(name) != before.get(name)}
+        return lost
 
     def join_command(self, other: "State", number: Callable[[], int]) -> None:
         if self.words != other.words:
@@ -174,14 +197,13 @@ class State:
 
 
 def _either(ours: Value | None, theirs: Value | None, number: Callable[[], int]) -> Value | None:
-    """Both values as one where they hold arguments, the words that differ marked; None where they can't be joined."""
-    whole = isinstance(ours or theirs, list)
+    """Both values as one where they hold arguments, the words that differ marked; None where they hold none."""
+    whole = isinstance(ours, list) or isinstance(theirs, list)
     lists = [
-        list(one or []) if whole else re.findall(r"\s*\S+|\s+", one or "")
+        one if isinstance(one, list) else [one] if whole and one else re.findall(r"\s*\S+|\s+", one or "")
         for one in (ours, theirs)
-        if not one or isinstance(one, list) == whole
     ]
-    if len(lists) < 2 or not any(plain(part).strip().startswith("--") for one in lists for part in one):
+    if not flags(ours) and not flags(theirs):
         return None
     both = blend(*lists, number)
     return both if whole else "".join(part if part[:1].isspace() else f" {part}" for part in both).removeprefix(" ")

@@ -5,17 +5,21 @@ elements of an array. An expansion that is not followed is not known; the variab
 """
 
 import fnmatch
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from megatron_sky.migrate import arithmetic
-from megatron_sky.migrate.tree import EVERYTHING, may_set, parts, shown, source, start, too_much
+from megatron_sky.migrate.limits import MAX_NOTES, MAX_VALUE, Budget
+from megatron_sky.migrate.tree import EVERYTHING, may_set, parts, shown, source, start
 from megatron_sky.migrate.values import (
     ARGUMENTS,
     State,
     Value,
     decided,
+    flags,
+    holds_text,
     is_known,
     maybes,
     plain,
@@ -26,9 +30,8 @@ from megatron_sky.migrate.values import (
 LITERAL, QUOTED, SPLIT, BETWEEN = "literal", "quoted", "split", "between"
 Piece = tuple[str, str]
 
-_LONGEST = 100_000  # characters of a variable's value
+_MOST_ALTERNATIVES = 1000  # of the braces of a word
 _LONGEST_CUT = 1000  # characters of a value of which a pattern is cut off
-_MOST_WORK = 400_000  # nodes that are looked at
 _OPERATOR = re.compile(r":?[-=+?]|##?|%%?|//?|\^\^|,,|:")
 _NAMES = ("variable_name", "special_variable_name", "subscript")
 _FILES = re.compile(r"[*?]|\[.+\]")
@@ -41,55 +44,67 @@ class Words:
     def __init__(self):
         self.state = State()
         self.notes: list[str] = []
-        self.work = 0
+        self.budget = Budget()
         self.exports_all = False
         self.escapes = '$`"\\\n'  # what \ takes its meaning from between quotes
 
     def note(self, text: str) -> None:
-        if text not in self.notes:
+        if len(self.notes) == MAX_NOTES:
+            text = f"more than {MAX_NOTES} things are not followed; the others are not listed"
+        if len(self.notes) <= MAX_NOTES and text not in self.notes:
             self.notes.append(text)
-
-    def spend(self, amount: int = 1) -> None:
-        self.work += amount
-        if self.work > _MOST_WORK:
-            raise too_much(f"takes more than {_MOST_WORK:,} steps to follow")
 
     # Variables
 
     def lose(self, names: set[str], why: str) -> None:
         """What sets these variables is not followed: from here on they are not known."""
-        values = self.state.values
         if EVERYTHING in names:
             self.state.blind = True
-            names = names | values.keys()
-        known = {name for name in names if name in values and is_known(values[name]) and values[name] != []}
-        for name in names - {EVERYTHING}:
-            self.state.forget(name)
-        self.note_lost(known, why)
+            names = (names - {EVERYTHING}) | self.state.values.keys()
+        self.note_lost(self.forget(names), why)
 
-    def note_lost(self, names: set[str], why: str) -> None:
-        listed = ", ".join("$1, $2 ..." if name == ARGUMENTS else name for name in sorted(names))
+    def lose_known(self, names: set[str], why: str) -> None:
+        """`lose`, told only where something of them was known."""
+        if held := self.forget(names - {EVERYTHING}):
+            self.note_lost(held, why)
+
+    def forget(self, names: set[str]) -> dict[str, list[str]]:
+        """Returns those of the variables of which something was known, each with the arguments that it held."""
+        values = self.state.values
+        held = {name: flags(values[name]) for name in names if name in values and holds_text(values[name])}
+        for name in names:
+            self.state.forget(name)
+        return held
+
+    def note_lost(self, held: dict[str, list[str]], why: str) -> None:
+        shown = {name: "$1, $2 ..." if name == ARGUMENTS else name for name in sorted(held)}
+        listed = ", ".join(f"{shown[name]} ({' '.join(held[name])})" if held[name] else shown[name] for name in shown)
         self.note(f"{why}; not known from there on: {listed}" if listed else why)
 
     def assign(self, name: str, value: Value, index: str | None = None, *, appends: bool = False) -> None:
         before = self.state.values.get(name)
+        size = sum(map(len, value)) + len(value) + (sum(map(len, before or "")) + len(before or "") if appends else 0)
+        self.budget.spend(characters=size)
         if index is not None or (isinstance(value, str) and isinstance(before, list)):
-            value = self.with_element(before, index or "0", value, appends)
+            value = self.with_element(name, before, index or "0", value, appends)
         elif appends and isinstance(value, list):
             lost = isinstance(before, str) and not is_known(before)
             value = unknown() if lost else self.elements(before) + value
         elif appends:
             value = (before or "") + value
-        if sum(map(len, value)) + len(value) > _LONGEST:
-            self.note(f"{name} grows longer than {_LONGEST:,} characters and is not followed")
+        if size > MAX_VALUE:
+            held = {name: flags(value)} if holds_text(value) else {}
+            self.note_lost(held, f"{name} grows longer than {MAX_VALUE:,} characters and is not followed")
             value = unknown()
         self.state.put(name, value)
         if self.exports_all:
             self.state.exported.add(name)
 
-    def with_element(self, before: Value | None, index: str, text: str, appends: bool) -> Value:
+    def with_element(self, name: str, before: Value | None, index: str, text: str, appends: bool) -> Value:
         elements, at = self.elements(before), self.compute(index)
         if at is None or not -len(elements) <= at <= len(elements) or (before and not is_known(before)):
+            held = {name: flags(before)} if holds_text(before) else {}
+            self.note_lost(held, f"the element [{plain(index)}] of {name} is not followed")
             return unknown()
         old = elements[at] if appends and at < len(elements) else ""
         at %= len(elements) + (at >= 0)
@@ -103,8 +118,7 @@ class Words:
         try:
             return arithmetic.evaluate(text, self.number, self.assign)
         except arithmetic.Unknown:
-            for name in may_set(f"(({text}))") - {EVERYTHING}:
-                self.state.forget(name)
+            self.lose_known(may_set(f"(({text}))"), f"(({plain(text)[:80]})) is not computed")
             return None
 
     def number(self, name: str) -> str:
@@ -123,8 +137,15 @@ class Words:
         """The words that a command gets for the word; one that names files by a pattern is not known."""
         pieces, written = self.pieces_of(group), "".join(map(source, group))
         if _BRACES.search("".join(text if kind == LITERAL else "_" for text, kind in pieces)):
-            self.note(f"the braces of {written[:80]} are not followed")
-            return [unknown()]
+            several = without_braces(pieces)
+            if several is None:
+                self.note(f"the braces of {written[:80]} are not followed")
+                return [unknown()]
+            self.budget.spend(len(several))
+            return [word for one in several for word in self.split(one, written)]
+        return self.split(pieces, written)
+
+    def split(self, pieces: list[Piece], written: str) -> list[str]:
         if "IFS" in self.state.values and any(kind == SPLIT for _, kind in pieces):
             self.note(f"{written[:80]} is not split by IFS")
             return [unknown()]
@@ -166,7 +187,7 @@ class Words:
         return pieces
 
     def pieces(self, node, quoted: bool = False) -> list[Piece]:
-        self.spend()
+        self.budget.spend()
         text, begin, end = source(node).lstrip(), start(node), node.end_byte
         mode = QUOTED if quoted else SPLIT
         match node.type:
@@ -188,9 +209,8 @@ class Words:
         return self.region(node, begin, end, quoted)
 
     def not_computed(self, node) -> str:
-        for name in may_set(source(node).lstrip()[2:]) if node.type == "expansion" else ():
-            self.state.forget(name)
-        self.note(f"{shown(node)} is not computed")
+        names = may_set(source(node).lstrip()[2:]) if node.type == "expansion" else set()
+        self.note_lost(self.forget(names - {EVERYTHING}), f"{shown(node)} is not computed")
         return unknown()
 
     def inner_text(self, node, first: int, end: int) -> str:
@@ -235,6 +255,10 @@ class Words:
         if prefix or (rest and not sign):
             return [(self.not_computed(node), mode)]
         values = self.all_of(name) if kind else [self.one(name, index)]
+        if not kind and index is None and len(self.elements(self.state.values.get(name))) > 1 and name != ARGUMENTS:
+            self.note(
+                f"${name} of an array is its first element alone, as in bash; ${{{name}[@]}} would be all of them"
+            )
         after = target.end_byte + len(sign)
         if sign and sign[-1] in "-=+?":
             return self.default(node, sign, (name, index), values, kind, quoted, after)
@@ -244,7 +268,7 @@ class Words:
             change = self.change(node, sign, after)
             values = [change(text) if text is not None and is_known(text) else None for text in values]
         elif not kind and values == [None]:
-            values = [unset(name)]
+            values = ["" if name.isdecimal() and self.state.local else unset(name)]
         return [(self.not_computed(node), mode)] if None in values else self.spread(values, kind, mode)
 
     def place(self, target) -> tuple[str, str | None]:
@@ -283,13 +307,13 @@ class Words:
         """The number of elements, or of characters."""
         if name in ("@", "*") or index in ("@", "*"):
             values = self.all_of(name)
-            return unknown() if None in values or any(map(maybes, values)) else str(len(values))
+            return unknown() if None in values or not is_known(values) else str(len(values))
         value = self.one(name, index)
         return str(len(value)) if value is not None and is_known(value) else unknown()
 
     def spread(self, values: list[str], kind: str, mode: str) -> list[Piece]:
         """The values as words of their own, or as one text where it is `"${NAME[*]}"`."""
-        self.spend(len(values) + sum(map(len, values)) // 100)
+        self.budget.spend(len(values), characters=sum(map(len, values)))
         if kind == "*" and mode == QUOTED:
             return [(unknown() if "IFS" in self.state.values else " ".join(values), mode)]
         return [piece for value in values for piece in ((value, mode), (" ", BETWEEN))][:-1]
@@ -321,7 +345,7 @@ class Words:
         end = node.end_byte - 1
         colons = [child.start_byte for child in node.children if child.type == ":" and child.start_byte >= after]
         begin = self.compute(self.inner_text(node, after, (colons or [end])[0]))
-        length = self.compute(self.inner_text(node, colons[0] + 1, end)) if colons else _LONGEST
+        length = self.compute(self.inner_text(node, colons[0] + 1, end)) if colons else MAX_VALUE
         if None in (*values, begin, length) or not is_known(values) or begin < first or length < 0:
             return [None]
         whole, begin = values if kind else values[0], begin - first
@@ -343,7 +367,45 @@ class Words:
         new = "".join(text for text, _ in self.region(node, slash + 1, end, quoted=False)) if slash < end else ""
         if re.search(r"[*?[]|^$|^[#%]", shape) or "&" in new or not is_known(new):  # & is the match in newer versions
             return lambda text: None
-        return lambda text: text.replace(shape, new, 1 if sign == "/" else -1)
+
+        def replaced(text: str) -> str | None:
+            number = min(text.count(shape), 1 if sign == "/" else MAX_VALUE)
+            is_small = len(text) + number * len(new) <= MAX_VALUE
+            return text.replace(shape, new, number) if is_small else None
+
+        return replaced
+
+
+def without_braces(pieces: list[Piece]) -> list[list[Piece]] | None:
+    """The words that `{A,B}` and `{1..3}` make of one; None where they are too many, or within each other."""
+    choices, count = [], 1
+    for text, kind in pieces:
+        at = 0
+        for match in _BRACES.finditer(text) if kind == LITERAL else ():
+            alternatives = _alternatives(match[0][1:-1])
+            if alternatives is None or (count := count * len(alternatives)) > _MOST_ALTERNATIVES:
+                return None
+            choices += [[(text[at : match.start()], kind)], [(one, kind) for one in alternatives]]
+            at = match.end()
+        if kind == LITERAL and re.search(r"[{}]", _BRACES.sub("", text)):
+            return None
+        choices.append([(text[at:], kind)])
+    return [[piece for piece in one if piece != ("", LITERAL)] for one in itertools.product(*choices)]
+
+
+def _alternatives(inner: str) -> list[str] | None:
+    if "," in inner:
+        return inner.split(",")
+    match = re.fullmatch(r"(-?\d{1,9})\.\.(-?\d{1,9})(?:\.\.-?(\d{1,9}))?", inner)
+    if match is None:
+        return None
+    first, last, step = int(match[1]), int(match[2]), int(match[3] or 1) or 1
+    padded = any(re.match(r"-?0\d", text) for text in match.groups()[:2])
+    width = max(map(len, match.groups()[:2])) if padded else 0
+    if abs(last - first) // step >= _MOST_ALTERNATIVES:
+        return None
+    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+    return [f"{number:0{width}}" for number in numbers]
 
 
 def pattern(pieces: Iterable[Piece]) -> str | None:

@@ -1,12 +1,14 @@
 """Megatron-LM's arguments as recipes: the kinds of its GPT-3 175B, LLaMA 8B in FP8 and 70B scripts, written anew."""
 
 import re
+from importlib.metadata import version
 
 import pytest
 import yaml
 
 from megatron_sky.config import load_config
 from megatron_sky.config.validate import check
+from megatron_sky.distributed import device
 from megatron_sky.errors import ConfigError
 from megatron_sky.migrate import flags
 from megatron_sky.migrate.recipe import translate
@@ -278,6 +280,20 @@ def test_variables_are_read_when_the_recipe_is_loaded(tmp_path, monkeypatch):
     assert resolved(open_ones, tmp_path, *rest) == resolved(told, tmp_path, *rest)
 
 
+@pytest.mark.parametrize("size", ["1000", "${N}"])
+def test_the_tokens_of_a_null_tokenizer(size):
+    """N + 1 up to megatron-core 0.17, N since."""
+    device.setup()
+    from megatron.core.tokenizers.text.libraries import NullTokenizer
+
+    newer = tuple(map(int, version("megatron-core").split(".")[:2])) >= (0, 18)
+    assert NullTokenizer(1000).vocab_size == (1000 if newer else 1001)
+    done = translate(["--tokenizer-type", "NullTokenizer", "--vocab-size", size])
+    (text,) = [line for line in done.to_give if line.startswith("model.vocab_size")]
+    assert f"written as {size}," in text and "0.18 and newer" in text and "up to 0.17 it adds one" in text
+    assert not any("0.17" in line for line in translate(["--vocab-size", size]).to_give)
+
+
 def test_nodes_that_are_variables():
     script = read_script("torchrun --nnodes $SLURM_NNODES --nproc-per-node 8 pretrain_gpt.py --num-layers 2")
     shown = report_lines(translate(script.words), script)[-1]
@@ -295,7 +311,27 @@ def test_variables_that_may_hold_arguments_are_told():
     done = translate(
         ["--bf16", "${MORE}", "--num-layers", "2", "${LOAD}", "--seed", "${SEED}", "--data-path", "1", "a", "2", "b"]
     )
-    assert [each.split(":")[0] for each in done.no_effect] == ["${MORE} after --bf16", "${LOAD} after --num-layers"]
+    assert [each.split(" is ")[0] for each in done.open_words] == ["${MORE} after --bf16", "${LOAD} after --num-layers"]
+    done = translate(
+        [
+            "torchrun",
+            "$(launcher)",
+            "t.py",
+            "${MODEL}",
+            "--bf16",
+            "--save",
+            "$1",
+            "$(cat more)",
+            "--log-throughput",
+            "x${B}",
+        ]
+    )
+    assert [each.split(" is ")[0] for each in done.open_words] == [
+        "${MODEL} before the first argument",
+        "$(cat more) after --save",
+        "x${B} after --log-throughput",
+    ]
+    assert "MAY LACK: ${MODEL} before" in recipe_text(done, "t.sh")
 
 
 def test_position_embeddings_beside_the_kind():

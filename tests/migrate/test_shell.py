@@ -35,6 +35,14 @@ def test_arrays_and_variables():
     ]
 
 
+@pytest.mark.parametrize("end", ["", "| tee log", "&", "&& work", "2>&1 | tee log", "> log"])
+@pytest.mark.parametrize("lines", ["A=1 B=2", "A=1 B=2 # both", "A=0 B=0\nA=1 B=2", "A=1 B=0\nB=2 C=3"])
+def test_assignments_on_one_line(lines, end):
+    """The grammar takes them for those of the command that follows."""
+    assert words(f"{lines}\ntorchrun t.py --a $A --b $B {end}")[2:] == ["--a", "1", "--b", "2"]
+    assert words(f"A=1; B=2\nA=3 \\\n B=4 torchrun t.py --a $A --b $B {end}")[2:] == ["--a", "1", "--b", "2"]
+
+
 def test_one_flat_line():
     assert words("--num-layers 2 --lr=1e-3 --bf16") == ["--num-layers", "2", "--lr=1e-3", "--bf16"]
 
@@ -228,6 +236,29 @@ def test_quoted_words_stay_whole():
     ]
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("{a,b}", "a b"),
+        ("x{1..3}y", "x1y x2y x3y"),
+        ("$D/{a,b}_{1,2}", "d/a_1 d/a_2 d/b_1 d/b_2"),
+        ("{08..10}", "08 09 10"),
+        ("{5..1..2}", "5 3 1"),
+        ("{-1..1}", "-1 0 1"),
+        ("{a,}", "a"),
+        ("'{a,b}'", "{a,b}"),
+        ("\\{a,b}", "{a,b}"),
+        ("{a}", "{a}"),
+        ("{{a,b},c}", "$(...)"),
+        ("{a..e}", "$(...)"),
+        ('{"a b",c}', "$(...)"),
+        ("{1..100000}", "$(...)"),
+    ],
+)
+def test_braces(word, expected):
+    assert words(f"D=d\nA={{a,b}}\npython t.py --x {word} --y $A")[3:] == [*expected.split(), "--y", "{a,b}"]
+
+
 def test_arithmetic():
     script = """
     GPUS=8; NODES=$((2 * 2)); HEADS=$(( ${GPUS} * NODES )); SAMPLES=$(( 1000 * 1000 / 7 )); LEFT=$((-7 / 2))
@@ -273,6 +304,9 @@ def test_what_only_arguments_of_the_script_tell():
 
 
 def test_exports():
+    assert words("export A=1 B=2; export -n A; declare +x B; A=3\nbash -c 'python t.py --a $A --b $B'")[2:] == [
+        *("--a", "${A}", "--b", "${B}"),
+    ]
     assert read_script("export CUDA_DEVICE_MAX_CONNECTIONS=1 A=2\npython t.py --x").exported == {
         "CUDA_DEVICE_MAX_CONNECTIONS",
         "A",
