@@ -4,7 +4,7 @@ All of it is plain JSON and YAML, so that anything can read it.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_sky import __version__
@@ -41,13 +41,17 @@ SHAPE_FIELDS = [
 
 @dataclass(frozen=True)
 class CheckpointDescription:
-    """A checkpoint's recipe, and its train_state.json: progress, data position and layout."""
+    """A checkpoint's recipe, and its train_state.json: progress, data position and layout.
+
+    `sources`: by the name of a training source, the fingerprint of its files; empty in older checkpoints.
+    """
 
     folder: Path
     config: Config
     progress: dict
     data: dict
     layout: str
+    sources: dict = field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
@@ -65,10 +69,10 @@ def read_description(folder: Path) -> CheckpointDescription:
     try:
         state = read_json(path)
         progress, data, layout = state["progress"], state["data"], state["layout"]
-        writer = state.get(_WRITER, "of an unknown version")
+        writer, sources = state.get(_WRITER, "of an unknown version"), state.get("sources", {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: can't be read: {error}") from None
-    return CheckpointDescription(folder, _recipe(folder / CONFIG, writer), progress, data, layout)
+    return CheckpointDescription(folder, _recipe(folder / CONFIG, writer), progress, data, layout, sources)
 
 
 def _recipe(path: Path, writer: str) -> Config:

@@ -12,7 +12,7 @@ A save that fails leaves no folder under the final name. What follows from that,
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -94,12 +94,13 @@ class Saver:
         chunks: list,
         optimizer,
         fingerprint: Callable[[], dict],
+        sources: Mapping[str, str] | None = None,
         fp8=None,
     ):
         self._run_dir, self._config, self._context = run_dir, config, context
         self._chunks, self._fp8 = chunks, fp8
         self._optimizer = optimizer if config.checkpoint.save_optimizer else None
-        self._fingerprint = fingerprint
+        self._fingerprint, self._sources = fingerprint, dict(sources or {})
         self._flight: _Flight | None = None
         self.bytes_needed = checkpoint_bytes(config)
 
@@ -129,6 +130,7 @@ class Saver:
         final = store.folder_of(self._run_dir, progress["step"])
         temporary = final.with_name(final.name + ".tmp")
         described = {"progress": progress, "data": self._fingerprint(), "layout": str(self._context.layout)}
+        described["sources"] = self._sources
         self._on_first_rank(lambda: self._prepare(temporary, described), temporary)
         return _Flight(progress["step"], temporary, final, started, self._plan(temporary))
 

@@ -1,6 +1,6 @@
 """Where a job begins: at the run's own last checkpoint, from another run's weights, or at the first token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,11 @@ from megatron_sky.checkpoint.description import CheckpointDescription, check_sam
 from megatron_sky.config.schema import CheckpointConfig, ModelConfig, TrainConfig
 from megatron_sky.data.loader import TrainData
 from megatron_sky.distributed.context import ParallelContext
+from megatron_sky.errors import CheckpointError, DataError
 from megatron_sky.log import get_logger
+from megatron_sky.monitor.metrics import METRICS_FILE, read_metrics
 from megatron_sky.optim.schedule import run_length
+from megatron_sky.trainer import run_record
 from megatron_sky.trainer.sessions import Sessions
 from megatron_sky.trainer.state import TrainState, plan_number
 from megatron_sky.trainer.step import StepRunner
@@ -57,22 +60,31 @@ def find_start(
     data: TrainData,
     run_dir: Path,
     context: ParallelContext,
+    sources: Mapping[str, str],
+    allow_changed_files: bool,
 ) -> Start:
     """Where the job begins, by checkpoints that are verified by all ranks together. Collective.
 
-    Raises CheckpointError where none is whole or one holds another model, ConfigError where the data or the session
-    can't go on from there.
+    `sources`: the fingerprints of the training sources' files, by name. Raises CheckpointError where none is whole, one
+    holds another model or those that were are gone, DataError where files hold other tokens than they did, ConfigError
+    where the data or the session can't go on from there.
     """
     folder = shared_check.find_latest(run_dir, context, log.warning)
     if folder is not None:
         own = read_description(folder)
         check_same_model(own.config.model, model, folder)
+        _check_same_files(own, sources, log.warning if allow_changed_files else None)
         taken = take_up(own, data)
         if context.rank == 0 and taken.change:
             log.warning("the mixture or its length has changed since %s: %s", folder.name, taken.change)
         if context.rank == 0 and checkpoint.init_from:
             log.info("checkpoint.init_from is not used: the run continues from its own %s", folder.name)
         start = Start(taken.state, own=own)
+    elif not checkpoint.start_over and (was := context.from_first_rank(lambda: _lost_step(run_dir))) is not None:
+        raise CheckpointError(
+            f"{run_dir / 'checkpoints'}: holds no checkpoint, but this run had one of step {was:,}\n"
+            "  fix: bring the folder back; or give checkpoint.start_over=true, and the run begins at its first step"
+        )
     elif checkpoint.init_from is not None:
         source = shared_check.resolve(Path(checkpoint.init_from), context, log.warning)
         weights = read_description(source)
@@ -83,6 +95,31 @@ def find_start(
         start = Start(TrainState())
     sessions.check_begin(start.state.consumed_samples)
     return start
+
+
+def _check_same_files(own: CheckpointDescription, sources: Mapping[str, str], warn: Callable | None) -> None:
+    """Raises DataError, or tells `warn` where there is one, if a source's files hold other tokens than they did."""
+    changed = [name for name, mark in sources.items() if own.sources.get(name, mark) != mark]
+    if not changed:
+        return
+    text = f"{', '.join(changed)}: data.train: the files hold other tokens than when {own.folder.name} was saved"
+    if warn is None:
+        fix = "restore the files; or give the new ones another name as a source; or set data.allow_changed_files=true"
+        raise DataError(f"{text}\n  fix: {fix}")
+    warn(text)
+
+
+def _lost_step(run_dir: Path) -> int | None:
+    """The step of the newest checkpoint that the run's records tell of since it last began; None where of none."""
+    if (run_dir / METRICS_FILE).is_file():
+        step = None
+        for event in read_metrics(run_dir).events:
+            step = None if event.event == "start" else step
+            if event.event == "checkpoint" or (event.event == "resume" and event.fields["step"]):
+                step = event.fields["step"]
+        return step
+    attempts = [attempt for attempt in run_record.read_attempts(run_dir, log.warning) if "layout" in attempt]
+    return attempts[-1].get("resumed_from_step") if attempts else None
 
 
 def load_start(start: Start, runner: StepRunner, context: ParallelContext) -> None:

@@ -1,7 +1,7 @@
 """A run from recipe to last checkpoint, as one rank sees it: look, join, find the start, build, fit."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from megatron_sky.checkpoint.manager import CheckpointManager
 from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config import Config
 from megatron_sky.data.loader import DocumentBounds, TrainData
+from megatron_sky.data.tokens.sources import fingerprint
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with, mark_startup_complete
@@ -91,8 +92,16 @@ class Job:
 def _train(job: Job) -> None:
     config, context, sessions = job.config, job.context, job.seen.sessions
     data = _in_recipe_order(config, job.seen, job.run_dir)
+    sources = context.from_first_rank(lambda: {each.name: fingerprint(each.path) for each in config.data.train})
     start = find_start(
-        config.checkpoint, model=config.model, sessions=sessions, data=data, run_dir=job.run_dir, context=context
+        config.checkpoint,
+        model=config.model,
+        sessions=sessions,
+        data=data,
+        run_dir=job.run_dir,
+        context=context,
+        sources=sources,
+        allow_changed_files=config.data.allow_changed_files,
     )
     _make_room(job)
     runner = build_runner(config, context=context, beat=job.beat, draws_weights=start.is_empty)
@@ -135,7 +144,7 @@ def _train(job: Job) -> None:
             files=files,
             runner=runner,
             validator=validator,
-            checkpoints=_open_checkpoints(job, start, data, runner, observer),
+            checkpoints=_open_checkpoints(job, start, data, runner, observer, sources),
             bad_steps=BadSteps(resilience, context=context, name_samples=name_samples, report=observer.bad_step),
             observer=observer,
             stop_requests=job.stop_requests,
@@ -185,7 +194,7 @@ def _build_validator(job: Job, runner: StepRunner) -> Validator:
 
 
 def _open_checkpoints(
-    job: Job, start: Start, data: TrainData, runner: StepRunner, observer: Observer
+    job: Job, start: Start, data: TrainData, runner: StepRunner, observer: Observer, sources: Mapping[str, str]
 ) -> CheckpointManager:
     saver = Saver(
         job.run_dir,
@@ -194,6 +203,7 @@ def _open_checkpoints(
         chunks=runner.model.chunks,
         optimizer=runner.optimizer,
         fingerprint=data.plan.fingerprint,
+        sources=sources,
         fp8=runner.model.fp8,
     )
     return CheckpointManager(

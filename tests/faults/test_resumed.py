@@ -1,7 +1,11 @@
 """What a resume does with what was changed since."""
 
+import json
+import shutil
+
 import pytest
 
+from megatron_sky.checkpoint import store
 from tests.faults.test_faults import expected, hurt, losses, run_dir, unhurt  # noqa: F401 (fixtures)
 
 
@@ -14,3 +18,52 @@ def test_the_optimizers_numbers_are_applied_on_resume(edit, hurt, run_dir, expec
     assert hurt(edit).code == 0
     assert losses(run_dir)[:9] == expected[:9]
     assert losses(run_dir)[9] != expected[9]
+
+
+@pytest.fixture
+def own_data(corpus, tmp_path):
+    """Overrides by which a run reads files of its own, in the folder `tmp_path / "data"`."""
+    (tmp_path / "data").mkdir()
+    for file in (corpus / "tokens/train").iterdir():
+        shutil.copy(file, tmp_path / "data")
+    return [f"data.train.{i}.path={tmp_path}/data/{name}" for i, name in enumerate(("en_web", "zh_web"))]
+
+
+def test_data_that_was_swapped_is_refused_unless_allowed(own_data, hurt, run_dir, tmp_path):  # noqa: F811
+    assert hurt(*own_data, "train.max_steps=8").code == 0
+    path = tmp_path / "data/en_web.bin"
+    before = path.read_bytes()
+    path.write_bytes(before[len(before) // 4 * 2 :] + before[: len(before) // 4 * 2])  # the same ids, the same size
+    ended = hurt(*own_data)
+    assert ended.code == 3 and "en_web" in ended.message and "data.allow_changed_files=true" in ended.message
+    assert hurt(*own_data, "data.allow_changed_files=true").code == 0
+    assert "hold other tokens than when step_0000008 was saved" in (run_dir / "logs/rank_00000.log").read_text()
+
+
+def test_a_checkpoint_without_fingerprints_is_gone_on_with(hurt, run_dir, expected):  # noqa: F811
+    assert hurt("train.max_steps=8").code == 0
+    folder = run_dir / "checkpoints/step_0000008"
+    state = json.loads((folder / "train_state.json").read_text())
+    assert set(state.pop("sources")) == {"en_web", "zh_web"}
+    (folder / "train_state.json").write_text(json.dumps(state))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    records = store.hash_files(folder, store.files_of(folder))
+    manifest["files"] = {name: record.to_dict() for name, record in records.items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert hurt().code == 0
+    assert losses(run_dir) == expected
+
+
+@pytest.mark.parametrize("also", ["", "metrics.jsonl"])
+def test_deleted_checkpoints_are_missed(also, hurt, run_dir, expected):  # noqa: F811
+    for steps in (4, 8):
+        assert hurt(f"train.max_steps={steps}").code == 0
+    shutil.rmtree(run_dir / "checkpoints")
+    if also:
+        (run_dir / also).unlink()
+    ended = hurt()
+    assert ended.code == 4 and "checkpoint.start_over=true" in ended.message
+    assert hurt("checkpoint.start_over=true", "train.max_steps=3", "checkpoint.interval=null").code == 0
+    shutil.rmtree(run_dir / "checkpoints/step_0000003")
+    assert hurt("checkpoint.start_over=true").code == 0
+    assert losses(run_dir) == expected

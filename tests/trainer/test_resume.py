@@ -33,6 +33,8 @@ def found_start(info, config_text: str, folder: str):
                 data=seen.data,
                 run_dir=Path(config.train.run_dir),
                 context=context,
+                sources={},
+                allow_changed_files=False,
             )
         except (CheckpointError, ConfigError) as error:
             return str(error)

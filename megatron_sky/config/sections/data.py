@@ -61,6 +61,11 @@ class DataConfig(Section):
         "BlendedDataset, for a run that must reproduce one.",
     )
 
+    allow_changed_files: bool = Field(
+        False,
+        description="Go on with a run although a source's files hold other tokens than when its checkpoint was saved.",
+    )
+
     @model_validator(mode="after")
     def _unique_names(self) -> "DataConfig":
         names = [source.name for source in self.train]

@@ -25,6 +25,9 @@ class CheckpointConfig(Section):
         None,
         description="Checkpoint folder whose weights (only) a new run starts from; unused once the run has one.",
     )
+    start_over: bool = Field(
+        False, description="Begin at the first step although the run had checkpoints, which are gone."
+    )
 
 
 class ResilienceConfig(Section):
