@@ -88,6 +88,8 @@ def check_sizes(folder: Path) -> dict[str, FileRecord]:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing")
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{path}: is a link out of the checkpoint\n  fix: put the file itself there")
         if path.stat().st_size != record.size:
             raise CheckpointError(f"{path}: has {path.stat().st_size:,} bytes, the manifest says {record.size:,}")
     return records
@@ -189,6 +191,11 @@ def files_of(folder: Path) -> list[str]:
     )
 
 
+def unlisted(folder: Path) -> list[str]:
+    """Files that lie in a checkpoint and that its manifest does not list: nobody proves them."""
+    return sorted(set(files_of(folder)) - read_manifest(folder).keys())
+
+
 def sizes_of(folder: Path) -> dict[str, int]:
     """The size of each of `files_of`, in bytes."""
     return {name: (folder / name).stat().st_size for name in files_of(folder)}
@@ -250,6 +257,8 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
             raise CheckpointError(f"{path}: names the file {name!r}, which lies outside the checkpoint")
         if record.sha256 is None and record.xxh3 is None:
             raise CheckpointError(f"{path}: files.{name} has neither a sha256 nor an xxh3 to verify it by")
+    if TRAIN_STATE not in manifest.files:
+        raise CheckpointError(f"{path}: files has no {TRAIN_STATE}, which every checkpoint has: it proves nothing")
     return manifest.files
 
 

@@ -54,6 +54,8 @@ def verify(
         try:
             store.verify(folder)
             print(f"whole    {folder}")
+            for name in store.unlisted(folder):
+                print(f"         {name} is in no manifest")
         except CheckpointError as error:
             damaged.append(str(error))
             print(f"DAMAGED  {error}")

@@ -52,6 +52,15 @@ DAMAGE = {
         ),
         "files.weights has neither a sha256 nor an xxh3",
     ),
+    "no files": (
+        lambda f: (f / "manifest.json").write_text(json.dumps({"format_version": 1, "step": 5, "files": {}})),
+        "files has no train_state.json",
+    ),
+    "a link": (
+        lambda f: (f / "weights").rename(f.parent / "moved") and (f / "weights").symlink_to(f.parent / "moved"),
+        "is a link out of the checkpoint",
+    ),
+    "nested without end": (lambda f: (f / "manifest.json").write_text("[" * 200_000), "nested too deeply"),
     "newer format": (
         lambda f: (f / "manifest.json").write_text(json.dumps({"format_version": 99, "step": 5, "files": {}})),
         "format_version = 99",
@@ -171,3 +180,12 @@ def test_resolve(make, tmp_path):
 
 def test_no_checkpoint_yet(tmp_path):
     assert store.find_latest(tmp_path, print) is None
+
+
+def test_a_file_that_no_manifest_lists_is_named(make):
+    folder = make(10)
+    assert store.unlisted(folder) == []
+    (folder / "more").mkdir()
+    (folder / "more/weights").write_bytes(b"w")
+    store.verify(folder)
+    assert store.unlisted(folder) == ["more/weights"]
