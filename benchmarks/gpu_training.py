@@ -242,7 +242,7 @@ class ours:
         runner = StepRunner(
             model,
             optimizer=optimizer,
-            weight_decay=config.optimizer.weight_decay,
+            numbers=config.optimizer,
             context=context,
             seq_length=config.model.seq_length,
             micro_batch_size=config.train.micro_batch_size,

@@ -7,14 +7,17 @@ library at every start hides the one line that matters. Screen lines are written
 they scroll above the progress bar instead of tearing it.
 """
 
+import contextlib
 import functools
 import logging
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_sky.control import visible
 from megatron_sky.errors import RunError
 
 if TYPE_CHECKING:
@@ -36,7 +39,18 @@ def screen() -> "Console":
     """The console that log lines and the progress bar share (standard error)."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            """Who read the screen has gone (`| head`, a killed `tee`): the run and its log files go on without."""
+            self.quiet = True
+
+    return Screen(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Prints a line on standard error. Where nobody reads that any more, the caller still does what it has to do."""
+    with contextlib.suppress(OSError):  # there is no other place to say so
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 def quiet_torch() -> None:

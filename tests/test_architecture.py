@@ -17,8 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # come. The planner stands above the trainer, since a rehearsal runs the trainer's own step.
 FLOORS = [
     ["__init__"],
-    ["errors"],
-    ["control", "log", "files", "palette", "records", "versions"],
+    ["control", "errors"],
+    ["log", "files", "palette", "records", "versions"],
     ["config"],
     ["distributed"],
     ["model", "tokenizer"],

@@ -10,9 +10,8 @@ import typer
 from megatron_sky import __version__
 from megatron_sky.cli import checkpoint, convert, data, doctor, eval, generate, migrate, report, slurm, tokenizer, train
 from megatron_sky.cli._common import verb_group
-from megatron_sky.control import visible
 from megatron_sky.errors import RunError, SkyError
-from megatron_sky.log import quiet_torch
+from megatron_sky.log import quiet_torch, say
 
 app = verb_group(
     "The open training system behind Skywork-13B, on megatron-core: from a laptop's CPU to 512 GPUs.", "megatron-sky"
@@ -31,17 +30,17 @@ def main() -> None:
     try:
         app()
     except SkyError as error:
-        print(visible(f"megatron-sky: {error}"), file=sys.stderr)
+        say(f"megatron-sky: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
         if error.filename is None:
             raise
         fix = "see that it is there, that you may read or write it, and that its disk has room"
-        print(visible(f"megatron-sky: {error.filename}: {error.strerror}\n  fix: {fix}"), file=sys.stderr)
+        say(f"megatron-sky: {error.filename}: {error.strerror}\n  fix: {fix}")
         sys.exit(RunError.exit_code)
     except SystemExit as left:
         if left.code == INTERRUPTED:  # typer's answer to Ctrl-C
-            print("megatron-sky: interrupted", file=sys.stderr)
+            say("megatron-sky: interrupted")
         raise
 
 

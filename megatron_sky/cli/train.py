@@ -1,5 +1,6 @@
 """`megatron-sky train` and `megatron-sky quickstart`."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -33,27 +34,32 @@ def train(
 
     Ranks come from --nproc, from torchrun's or Slurm's variables, or it is one process alone.
     """
-    from megatron_sky.config.load import load_recipe
-    from megatron_sky.distributed.launch import (
-        guard,
-        hide_failed_lookups,
-        hold_stop_signals,
-        rank_info,
-        run_local,
-        watch_launcher,
-    )
+    from megatron_sky.distributed.launch import hold_stop_signals
     from megatron_sky.errors import ConfigError, Problem
 
-    if session is not None:
-        recipe = [*recipe, f"train.session={session}"]
-    info = rank_info()
-    if info.world_size > 1:
-        hold_stop_signals()
-        watch_launcher()
     if world_size is not None and not dry_run:
         raise ConfigError(
             Problem("--world-size", "has an effect with --dry-run only", "use --nproc to start processes")
         )
+    if session is not None:
+        recipe = [*recipe, f"train.session={session}"]
+    with contextlib.nullcontext() if dry_run else hold_stop_signals():
+        _train(recipe, nproc, world_size, dry_run=dry_run)
+
+
+def _train(recipe: list[str], nproc: int | None, world_size: int | None, *, dry_run: bool) -> None:
+    from megatron_sky.config.load import load_recipe
+    from megatron_sky.distributed.launch import (
+        guard,
+        hide_failed_lookups,
+        rank_info,
+        run_local,
+        watch_launcher,
+    )
+
+    info = rank_info()
+    if info.world_size > 1:
+        watch_launcher()
     check_nproc(nproc, info.rank, info.world_size)
     config = load_recipe(recipe)
     ranks = nproc or info.world_size

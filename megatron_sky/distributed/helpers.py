@@ -1,4 +1,4 @@
-"""Processes that help this one: each ends with it, however that ends.
+"""Requests to stop, and processes that help this one: each of these ends with it, however that ends.
 
 A helper that outlives its rank would keep memory, sockets and the run folder's lock.
 """
@@ -7,9 +7,18 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
+from types import FrameType
 
+# Each asks for an orderly end; SIGHUP comes when a terminal is closed.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
+
+
+def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> dict:
+    """Has `handler` called for each request to stop; the handlers before. An ignored SIGHUP (nohup) stays ignored."""
+    numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def end_with(parent: int) -> None:

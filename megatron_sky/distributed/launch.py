@@ -7,6 +7,7 @@ A request to stop (a signal) is handed on to the ranks, at whatever moment it co
 to those to come.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -17,15 +18,17 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from megatron_sky.distributed.device import share_of_cores
+from megatron_sky.distributed.helpers import handle_stop_signals
 from megatron_sky.errors import LeftEarly, RankFailed, SkyError
 from megatron_sky.files import read_json, read_text, write_json
-from megatron_sky.log import log_traceback
+from megatron_sky.log import log_traceback, say
 
 LOOPBACK = "127.0.0.1"
 POLL_SECONDS = 0.1
@@ -34,7 +37,6 @@ STORE_FILE = "MEGATRON_SKY_STORE_FILE"  # where the ranks of one machine meet
 ERROR_DIR = "MEGATRON_SKY_ERROR_DIR"  # a folder: ranks that fail leave their causes there
 TORCH_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 HANG_EXIT_CODE = 86  # a rank hung and the watchdog ended the job; starting it again may help
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)  # each asks for an orderly end
 LEFT_EXIT_CODE = LeftEarly.exit_code
 _LAUNCHER = "MEGATRON_SKY_LAUNCHER_PID"
 _REQUESTS = "leave_requests"  # in the ERROR_DIR of `run_local`: the signals that its ranks were to get, one a line
@@ -143,8 +145,10 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
     with tempfile.TemporaryDirectory(prefix="megatron_sky_") as name:
         folder, ranks, requests = Path(name), [], []
         forward = partial(_forward, folder, ranks, requests)
-        before = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
+        before = handle_stop_signals(forward)
         try:
+            for number in pending_stop_signals():
+                forward(number, None)
             for rank in range(nproc):
                 ranks.append(_start(arguments, _environment(rank, nproc, folder)))
             codes = _wait_for_failure(ranks)
@@ -208,15 +212,31 @@ def hide_failed_lookups(environ: MutableMapping[str, str] = os.environ) -> None:
 def _forward(folder: Path, ranks: Sequence[subprocess.Popen], requests: list[int], number: int, frame) -> None:
     """Hands a request to stop on to the ranks, those to come as well: they save and end by themselves."""
     requests.append(number)
-    (folder / _REQUESTS).write_text("".join(f"{each}\n" for each in requests), encoding="utf-8")
+    with contextlib.suppress(OSError):  # a full disk: the ranks that are there hear of it all the same
+        (folder / _REQUESTS).write_text("".join(f"{each}\n" for each in requests), encoding="utf-8")
     for process in ranks:
         process.send_signal(number)
 
 
-def hold_stop_signals() -> None:
-    """For a rank that starts up: keeps requests to stop until `pending_stop_signals` is asked for them."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, frame: _pending.append(number))
+@contextlib.contextmanager
+def hold_stop_signals() -> Iterator[None]:
+    """For a process that starts up: keeps requests to stop until `pending_stop_signals` is asked for them.
+
+    The third ends it at once, as it would a run.
+    """
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        _pending.append(number)
+        if len(_pending) > 2:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = handle_stop_signals(keep)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def watch_launcher() -> None:
@@ -240,7 +260,7 @@ def _watch(launcher: int) -> None:
         if causes and not _startup_complete.is_set() and first_cause(causes):
             os._exit(1)
         time.sleep(1)
-    print("megatron-sky: the launcher of this rank is gone", file=sys.stderr, flush=True)
+    say("megatron-sky: the launcher of this rank is gone")
     if not _startup_complete.is_set():
         os._exit(LEFT_EXIT_CODE)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -279,9 +299,10 @@ def leave_with(rank: int, message: str, exit_code: int) -> None:
         record = {"rank": rank, "message": message, "exit_code": exit_code, "time": time.time()}
         write_json(Path(folder) / f"error_{rank:05d}.json", record)
     else:
-        print(f"megatron-sky: rank {rank}: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+        say(f"megatron-sky: rank {rank}: {message}")
+    with contextlib.suppress(OSError):  # nobody may be left to read them
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(exit_code)  # torch's exit handlers may wait for ranks that are gone
 
 

@@ -6,6 +6,8 @@ updates. Here `measure` is the first half and `apply` the second.
 
 import math
 
+from megatron_sky.config.schema import OptimizerConfig
+
 
 def measure(optimizer) -> float | None:
     """Makes the gradients ready and returns their global norm.
@@ -35,11 +37,15 @@ def _is_loss_scale_smallest(optimizer) -> bool:
     return any(scaler is not None and float(scaler.scale) <= float(scaler.min_scale) for scaler in scalers)
 
 
-def set_lr(optimizer, lr: float, weight_decay: float) -> None:
-    """Sets the step's learning rate and decay; biases and norms carry a decay multiplier of 0."""
+def set_numbers(optimizer, recipe: OptimizerConfig, lr: float) -> None:
+    """Sets the step's learning rate and the recipe's numbers, whatever a loaded checkpoint had.
+
+    Biases and norms carry a decay multiplier of 0.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_mult", 1.0)
-        group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+        group["weight_decay"] = recipe.weight_decay * group.get("wd_mult", 1.0)
+        group["betas"], group["eps"] = (recipe.adam_beta1, recipe.adam_beta2), recipe.adam_eps
 
 
 def forget_moments(optimizer) -> None:

@@ -22,7 +22,7 @@ def build_runner(
     return StepRunner(
         model,
         optimizer=build_optimizer(config.optimizer, schedule=config.schedule, **sections, chunks=model.chunks),
-        weight_decay=config.optimizer.weight_decay,
+        numbers=config.optimizer,
         context=context,
         seq_length=config.model.seq_length,
         micro_batch_size=config.train.micro_batch_size,

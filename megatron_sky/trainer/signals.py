@@ -1,8 +1,8 @@
 """Being asked to stop: by a signal, or by the clock before the job's end.
 
-SIGTERM, SIGUSR1, SIGUSR2 and SIGINT ask for an orderly end: finish the step or validation, save, exit with 75. A
-second signal hurries: of a validation only the set in hand is finished. A third ends the process at once. Any rank may
-be asked; the ranks agree once a step.
+SIGTERM, SIGUSR1, SIGUSR2, SIGINT and SIGHUP (unless it is ignored, as by nohup) ask for an orderly end: finish the step
+or validation, save, exit with 75. A second signal hurries: of a validation only the set in hand is finished. A third
+ends the process at once. Any rank may be asked; the ranks agree once a step.
 """
 
 import os
@@ -11,7 +11,8 @@ import time
 from types import FrameType
 
 from megatron_sky.config.schema import ResilienceConfig
-from megatron_sky.distributed.launch import STOP_SIGNALS, pending_stop_signals
+from megatron_sky.distributed.helpers import handle_stop_signals
+from megatron_sky.distributed.launch import pending_stop_signals
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
@@ -29,7 +30,7 @@ class StopRequests:
         self._before: dict = {}
 
     def __enter__(self) -> "StopRequests":
-        self._before = {number: signal.signal(number, self._asked) for number in STOP_SIGNALS}
+        self._before = handle_stop_signals(self._asked)
         for number in pending_stop_signals()[:STOP_NOW]:
             self._asked(number, None)
         return self

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from megatron_sky.config.schema import OptimizerConfig
 from megatron_sky.data.loader import Batch
 from megatron_sky.distributed import compat, device
 from megatron_sky.distributed.context import ParallelContext
@@ -36,7 +37,7 @@ class StepRunner:
         model: BuiltModel,
         *,
         optimizer,
-        weight_decay: float,
+        numbers: OptimizerConfig,
         context: ParallelContext,
         seq_length: int,
         micro_batch_size: int,
@@ -54,7 +55,7 @@ class StepRunner:
         self.seq_length = seq_length
         self.micro_batch_size = micro_batch_size
         self.masks_documents = masks_documents
-        self._weight_decay, self._dropout_seed, self._beat = weight_decay, dropout_seed, beat
+        self._numbers, self._dropout_seed, self._beat = numbers, dropout_seed, beat
         self._run_schedule = get_forward_backward_func()
         self.sync_seconds = 0.0  # of the last step: reducing gradients, and waiting for the ranks that were not there
         self._finalize = model.config.finalize_model_grads_func
@@ -83,7 +84,7 @@ class StepRunner:
 
     def apply(self, result: StepResult, *, lr: float) -> bool:
         """Lets the computed gradients into the weights; whether they were. An overflow only lowers the loss scale."""
-        update.set_lr(self.optimizer, lr, self._weight_decay)
+        update.set_numbers(self.optimizer, self._numbers, lr)
         with device.named_range("optimizer"):
             updated = result.grad_norm is not None and update.apply(self.optimizer, result.grad_norm)
         if updated and self.model.fp8 is not None:

@@ -177,7 +177,7 @@ from megatron_sky.distributed import launch
 open(os.environ['PIDS'] + f'/{{os.getpid()}}', 'w').close()
 {wait}
 """
-HOLD = "launch.hold_stop_signals(); launch.watch_launcher()"
+HOLD = "held = launch.hold_stop_signals(); held.__enter__(); launch.watch_launcher()"
 SIGNAL_ITSELF = """
 def soon():
     while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL or len(os.listdir(os.environ['PIDS'])) < {ranks}:

@@ -145,7 +145,7 @@ class IndexedTokens:
         self.num_sequences = self.header.num_sequences
         self.num_documents = self.header.num_bounds - 1
         status = os.fstat(self._bin)
-        self._state = (status.st_size, status.st_mtime_ns)
+        self._state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         self._check_ends(status.st_size)
         self.num_tokens = status.st_size // self.dtype.itemsize
         if self._any_order:
@@ -218,7 +218,7 @@ class IndexedTokens:
 
     def _check_unchanged(self) -> None:
         status = os.fstat(self._bin)
-        if (status.st_size, status.st_mtime_ns) != self._state:
+        if (status.st_size, status.st_mtime_ns, status.st_ctime_ns) != self._state:
             raise DataError(
                 f"{bin_path(self.prefix)} was changed while in use: it had {self._state[0]:,} bytes when it was "
                 f"opened, now {status.st_size:,}\n  fix: write new data under a new name; restore this file and resume"
