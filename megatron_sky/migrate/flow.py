@@ -43,7 +43,7 @@ class Flow(Words):
 
     def may_set(self, text: str) -> set[str]:
         functions = {name: source(body) for name, body in self.state.functions.items() if body}
-        self.budget.spend(len(functions), characters=len(text) + sum(map(len, functions.values())))
+        self.budget.spend(len(functions) ** 2 // 20, characters=len(text) + sum(map(len, functions.values())))
         return may_set(text, functions)
 
     def effects(self, node) -> set[str]:

@@ -89,8 +89,10 @@ def assignments(command) -> tuple[list, list]:
     parts = [child for child in command.children if child.type != "comment"]
     lines_before = 0
     for number, (node, follows) in enumerate(pairwise(parts), 1):
+        if node.type != "variable_assignment":
+            break
         between = command.text[node.end_byte - command.start_byte : follows.start_byte - command.start_byte]
-        if node.type == "variable_assignment" and b"\n" in between.replace(b"\\\n", b""):
+        if b"\n" in between.replace(b"\\\n", b""):
             lines_before = number
     return parts[:lines_before], [part for part in parts[lines_before:] if part.type == "variable_assignment"]
 

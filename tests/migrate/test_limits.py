@@ -29,6 +29,7 @@ DOUBLE = 'A="$A$A"\n'
         ("if true; then " * 400 + "A=1;" + "fi;" * 400, "within each other"),
         ("{ " * 90 + "A=1;" + "} ;" * 90, "60 statements"),
         ("if x; then A=1\n" + "elif y; then A=2\n" * 4000 + "fi", "calls can follow"),
+        ("".join(f"f{i}() {{ f{i + 1}; }}\n" for i in range(1500)) + "for i in $(x); do f0; done", "steps"),
         ("set -- x\n" + 'set -- "$@" "$@"\n' * 60, "steps"),
         ("A='x y z'\n" + DOUBLE * 13 + "python t.py --a " + "$A " * 2000, "steps"),
         ("B=(x y)\n" + 'B+=("${B[@]}")\n' * 60, "steps"),
