@@ -239,11 +239,15 @@ def test_an_interruption_says_so(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
-    while not list(tmp_path.glob("train/*.tmp")):
-        assert job.poll() is None, job.stderr.read()
-    job.send_signal(signal.SIGINT)
-    assert job.wait(60) == 130 and job.stderr.read().strip() == "megatron-sky: interrupted"
+    try:
+        while not list(tmp_path.glob("train/*.tmp")):
+            assert job.poll() is None, job.stderr.read()
+        job.send_signal(signal.SIGINT)
+        assert job.wait(60) == 130 and job.stderr.read().strip() == "megatron-sky: interrupted"
+    finally:
+        job.kill()
     assert not list(tmp_path.glob("train/*.jsonl"))
 
 
