@@ -5,6 +5,7 @@ programmer can fix is an `assert`, and keeps its traceback. A message names the 
 and the fix; where several things are wrong at once, `ConfigError` carries all of them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -27,6 +28,14 @@ class Problem:
         shown = "" if self.value is None else f" = {self.value!r}"
         fix = f"\n      fix: {self.fix}" if self.fix else ""
         return f"{self.where}{shown}: {self.rule}{fix}"
+
+
+def told_once(problems: Iterable[Problem]) -> list[Problem]:
+    """Without the later of two that break the same rule at the same place."""
+    first: dict[tuple[str, str], Problem] = {}
+    for problem in problems:
+        first.setdefault((problem.where, problem.rule), problem)
+    return list(first.values())
 
 
 class ConfigError(SkyError):

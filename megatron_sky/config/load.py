@@ -19,13 +19,12 @@ from megatron_sky.config import strict_yaml
 from megatron_sky.config.known_keys import meaning_of, nearest_key, takes_text
 from megatron_sky.config.schema import Config
 from megatron_sky.config.sections.base import KEEP_UNSET, expand_variables
-from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.errors import ConfigError, Problem, told_once
 from megatron_sky.files import read_text
 from megatron_sky.records import dotted_key, problem_of
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
-
 
 Place = str  # "file.yaml:12" or "command line"
 
@@ -55,7 +54,7 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = (), *, k
     except ValidationError as error:
         problems += [_problem(each, places) for each in _drop_derived_errors(error.errors(include_url=False))]
     if problems or config is None:
-        raise ConfigError(_dedupe(problems))
+        raise ConfigError(told_once(problems))  # a union's branches fail one by one
     return config
 
 
@@ -259,11 +258,3 @@ def _near_file(path: Path) -> str:
     if close:
         return f"did you mean {folder / close[0]}?"
     return f"recipes in {folder}: {', '.join(sorted(names))}" if names else f"{folder} holds no .yaml file"
-
-
-def _dedupe(problems: list[Problem]) -> list[Problem]:
-    """A union's branches fail one by one; the same place with the same rule is told once."""
-    seen: dict[tuple[str, str], Problem] = {}
-    for problem in problems:
-        seen.setdefault((problem.where, problem.rule), problem)
-    return list(seen.values())

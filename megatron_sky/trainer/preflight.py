@@ -19,7 +19,7 @@ from megatron_sky.data.loader import TrainData
 from megatron_sky.data.sampling.mixture import check_weights
 from megatron_sky.data.tokens.meta import shared_source
 from megatron_sky.data.tokens.sources import OpenSource, open_source
-from megatron_sky.errors import ConfigError, DataError, Problem, SkyError
+from megatron_sky.errors import ConfigError, DataError, Problem, SkyError, told_once
 from megatron_sky.monitor.metrics import check_wandb
 from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
 from megatron_sky.trainer import run_folder
@@ -93,7 +93,7 @@ def preflight(
     start from; a rank other than 0 does not. `machine_problems`: what the machines that will run can't do.
     """
     seen = Preflight()
-    problems = _once([*find_problems(config, world_size), *(seen.attempt(machine_problems, config) or [])])
+    problems = told_once([*find_problems(config, world_size), *(seen.attempt(machine_problems, config) or [])])
     if problems:
         seen.errors.append(ConfigError(problems))
     # Without a budget, or with sizes that a ramp of the batch can't take, what is said of sessions would be a riddle.
@@ -177,7 +177,7 @@ def combined(errors: Sequence[SkyError]) -> SkyError:
     if len(errors) == 1:
         return errors[0]
     if all(isinstance(error, ConfigError) for error in errors):
-        return ConfigError(_once([problem for error in errors for problem in error.problems]))
+        return ConfigError(told_once([problem for error in errors for problem in error.problems]))
     if all(isinstance(error, DataError) for error in errors):
         return DataError("\n".join(group_by_fix([str(error) for error in errors])))
     return PreflightError(errors)
@@ -194,8 +194,3 @@ def group_by_fix(texts: Sequence[str]) -> list[str]:
 
 def _texts(error: SkyError) -> list[str]:
     return [str(problem) for problem in error.problems] if isinstance(error, ConfigError) else [str(error)]
-
-
-def _once(problems: Sequence[Problem]) -> list[Problem]:
-    """Without the second of two that say the same."""
-    return list({(problem.where, problem.rule): problem for problem in problems}.values())
