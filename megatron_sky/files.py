@@ -88,13 +88,13 @@ def read_text(path: str | Path, limit: int = MAX_BYTES) -> str:
 
 def read_json(path: str | Path, limit: int = MAX_BYTES, **hooks: Callable) -> Any:
     """What a file of JSON holds. Raises OSError as `read_bytes` does, and ValueError where it is no JSON."""
-    return parse_json(read_bytes(path, limit), **hooks)
+    return parse_json(read_text(path, limit), **hooks)
 
 
 def parse_json(text: str | bytes, **hooks: Callable) -> Any:
     """`json.loads` that raises ValueError alone, also for what is nested without end."""
     try:
-        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text, **hooks)
+        return json.loads(text, **hooks)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
 

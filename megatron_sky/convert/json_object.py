@@ -12,7 +12,7 @@ def read_object(path: Path) -> dict:
         content = read_json(path, object_pairs_hook=only_once)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing\n  fix: give a whole folder") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: can't be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: is no JSON object")

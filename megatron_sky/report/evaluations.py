@@ -98,7 +98,7 @@ def _read(path: Path, notes: list[str]) -> Results | list[TaskScore] | None:
         if kind in list(_READERS):  # which, unlike the dict, may be asked for anything
             return _READERS[kind](path)
         notes.append(f"{path}: is no result of `megatron-sky eval` that a report can show")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         notes.append(f"{path}: can't be read ({error})")
     except DataError as error:
         notes.append(str(error))

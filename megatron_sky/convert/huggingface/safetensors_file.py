@@ -96,7 +96,7 @@ def _read_header(path: Path) -> tuple[dict, int]:
             header = parse_json(file.read(length), object_pairs_hook=only_once)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: can't be read as a safetensors file: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: can't be read as a safetensors file: its header is no table of tensors")

@@ -13,6 +13,7 @@ from itertools import accumulate
 
 from megatron_sky.data.ingest.input_files import BOM
 from megatron_sky.data.ingest.inputs import MAX_DOCUMENT_BYTES, Block, unreadable
+from megatron_sky.files import parse_json
 
 MAX_DEPTH = 500  # of the objects and lists in a line
 _READ_BYTES = 1 << 20
@@ -211,10 +212,10 @@ def _parse_line(line: bytes, keys: tuple[str, ...]) -> tuple:
     if _is_deep(line):
         raise _Rejected("not_json")
     try:
-        content = json.loads(line.decode("utf-8"), object_pairs_hook=_Object, parse_int=_unread_number)
+        content = parse_json(line.decode("utf-8"), object_pairs_hook=_Object, parse_int=_unread_number)
     except UnicodeDecodeError:
         raise _Rejected("invalid_utf8") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise _Rejected("not_json") from None
     if not isinstance(content, _Object):
         raise _Rejected("not_an_object")

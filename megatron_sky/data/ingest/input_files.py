@@ -5,7 +5,6 @@ empty compressed file, one that may not be read) ends the job instead, by name.
 """
 
 import glob
-import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from megatron_sky.data.ingest.compressed import ENDINGS, compression_of, open_compressed
 from megatron_sky.data.tokens.meta import FileCounts, PassedOver
 from megatron_sky.errors import DataError
+from megatron_sky.files import parse_json
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
@@ -145,7 +145,7 @@ def _kind_by_content(path: Path, compression: str) -> tuple[str, str] | None:
             head = file.read(_HEAD_BYTES)
     line, newline, _ = head.removeprefix(BOM).lstrip().partition(b"\n")
     try:
-        holds_objects = line.startswith(b"{") and (not newline or isinstance(json.loads(line), dict))
+        holds_objects = line.startswith(b"{") and (not newline or isinstance(parse_json(line), dict))
     except ValueError:
         return None
     return ("lines", compression) if holds_objects else None
