@@ -36,7 +36,10 @@ def end_with(parent: int) -> None:
 
 def how_it_ended(exit_code: int) -> str:
     """A helper's end, in words, by multiprocessing's exit code: below 0 for a signal's number."""
-    if exit_code >= 0:
-        return f"ended with exit code {exit_code}"
-    name = signal.Signals(-exit_code).name
-    return f"was killed by {name}" + (" (out of memory? look at the kernel's log)" if name == "SIGKILL" else "")
+    return f"ended with exit code {exit_code}" if exit_code >= 0 else f"was {killed_by(-exit_code)}"
+
+
+def killed_by(number: int) -> str:
+    """A process's end by the signal of this number, in words."""
+    hint = " (out of memory? look at the kernel's log)" if number == signal.SIGKILL else ""
+    return f"killed by {signal.Signals(number).name}{hint}"

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_sky.distributed.device import share_of_cores
-from megatron_sky.distributed.helpers import handle_stop_signals
+from megatron_sky.distributed.helpers import handle_stop_signals, killed_by
 from megatron_sky.errors import LeftEarly, RankFailed, SkyError
 from megatron_sky.files import read_json, read_text, write_json
 from megatron_sky.log import log_traceback, say
@@ -319,9 +319,7 @@ def _failure(folder: Path, codes: Mapping[int, int], requests: Sequence[int]) ->
         return RankFailed(cause.message, cause.exit_code)
     if killed:
         rank, number = min(killed.items())
-        name = signal.Signals(number).name
-        hint = " (out of memory? look at the kernel's log)" if number == signal.SIGKILL else ""
-        return RankFailed(f"rank {rank}: killed by {name}{hint}", 1)
+        return RankFailed(f"rank {rank}: {killed_by(number)}", 1)
     if cause is not None:
         return RankFailed(cause.message, cause.exit_code)
     rank, code = min(codes.items())
