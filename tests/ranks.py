@@ -83,7 +83,7 @@ def _work(tasks, results) -> None:
         except Exception:
             results.put((False, traceback.format_exc()))
             _forget_groups()
-        _unhook_models()
+        _release_models()
         gc.collect()
         gc.freeze()  # what is loaded by now stays, and is not looked at again
 
@@ -96,18 +96,18 @@ def _forget_groups() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _unhook_models() -> None:
+def _release_models() -> None:
     """Has garbage collection see the models that a check built and left.
 
-    megatron-core hooks a model's gradients, and Python does not see that the hooks hold the model. It holds its process
-    groups, each with three threads, one of which wakes a hundred times a second: after some checks they keep all cores
-    busy.
+    A model holds its process groups, each with three threads, one of which wakes a hundred times a second: after some
+    checks they keep all cores busy.
     """
     if megatron := sys.modules.get("megatron.core.distributed"):
+        from megatron_sky.model.build import release_chunk
+
         for found in gc.get_objects():
             if type(found) is megatron.DistributedDataParallel:
-                for accumulated in found.grad_accs:
-                    accumulated.register_hook(print).hooks_dict_ref().clear()  # the new one and those before
+                release_chunk(found)
 
 
 def _free_port() -> int:

@@ -30,15 +30,20 @@ class BuiltModel:
         return sum(p.numel() for chunk in self.chunks for p in chunk.parameters())
 
     def release(self) -> None:
-        """Lets go of a trained model, its optimizer and its process groups, whose threads never sleep for long.
-
-        Python's collector can't: DDP and optimizer hold the weights' gradient nodes, the nodes' hooks hold DDP, and
-        DDP's config holds the optimizer. The hooks are torch's own, in C++.
-        """
+        """Lets go of a trained model, its optimizer and its process groups, whose threads never sleep for long."""
         for chunk in self.chunks:
-            chunk.grad_accs.clear()
+            release_chunk(chunk)
         for hook in ("finalize_model_grads_func", "grad_scale_func", *_SYNC_HOOKS):
             setattr(self.config, hook, None)
+
+
+def release_chunk(chunk) -> None:
+    """Has Python's collector see a megatron-core DDP that nobody holds any more.
+
+    It can't by itself: DDP holds the weights' gradient nodes, and the nodes' hooks, which are torch's own in C++, hold
+    DDP, whose config holds the optimizer.
+    """
+    chunk.grad_accs.clear()
 
 
 _SYNC_HOOKS = ("no_sync_func", "grad_sync_func", "param_sync_func")
