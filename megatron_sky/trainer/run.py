@@ -10,7 +10,7 @@ from megatron_sky.checkpoint.manager import CheckpointManager
 from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config import Config
 from megatron_sky.data.loader import DocumentBounds, TrainData
-from megatron_sky.data.tokens.sources import fingerprint
+from megatron_sky.data.tokens.sources import fingerprints
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with, mark_startup_complete
@@ -92,7 +92,7 @@ class Job:
 def _train(job: Job) -> None:
     config, context, sessions = job.config, job.context, job.seen.sessions
     data = _in_recipe_order(config, job.seen, job.run_dir)
-    sources = context.from_first_rank(lambda: {each.name: fingerprint(each.path) for each in config.data.train})
+    sources = context.from_first_rank(lambda: fingerprints({each.name: each.path for each in config.data.train}))
     start = find_start(
         config.checkpoint,
         model=config.model,

@@ -1,6 +1,8 @@
 """A token pair, opened and held against its meta file and the model: what training and validation read. No torch."""
 
 import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path
 from megatron_sky.data.tokens.meta import Meta, check_tokens
 
 _PLACE = 4096  # bytes
+_AT_ONCE = 16  # pairs
 _PLACES = 512  # of a file, evenly spread; a smaller file is read through
 
 
@@ -30,6 +33,12 @@ def open_source(
         tokens.close()
         raise
     return OpenSource(tokens, meta)
+
+
+def fingerprints(prefixes: Mapping[str, str | Path]) -> dict[str, str]:
+    """The `fingerprint` of each pair, many at once: a disk far away answers each question late. Raises OSError."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return dict(zip(prefixes, pool.map(fingerprint, prefixes.values()), strict=True))
 
 
 def fingerprint(prefix: str | Path) -> str:
