@@ -15,7 +15,7 @@ KEEP_UNSET = "keep_unset"
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
-class Place(str):
+class GivenPath(str):
     """A path that the recipe gives with variables or a `~` for the home; `written`, so, it is stored."""
 
     written: str
@@ -36,7 +36,7 @@ def expand_variables(text: str, keep_unset: bool = False) -> str:
     return _VARIABLE.sub(value_of, text)
 
 
-def _place(text: str, info: ValidationInfo) -> str:
+def _expanded(text: str, info: ValidationInfo) -> str:
     path = expand_variables(text, bool(info.context and info.context.get(KEEP_UNSET)))
     return _stored_as(os.path.expanduser(path), getattr(text, "written", text))
 
@@ -44,9 +44,9 @@ def _place(text: str, info: ValidationInfo) -> str:
 def _stored_as(path: str, written: str) -> str:
     if path == written:
         return path
-    place = Place(path)
-    place.written = written
-    return place
+    given = GivenPath(path)
+    given.written = written
+    return given
 
 
 def _line(text: str) -> str:
@@ -74,12 +74,10 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Line = Annotated[str, AfterValidator(_line), AfterValidator(_literal)]
 FilePath = Annotated[
     str,
-    AfterValidator(_place),  # ${NAME}, ${NAME:-default}, and ~ for the home; $${ stands for ${
+    AfterValidator(_expanded),  # ${NAME}, ${NAME:-default}, and ~ for the home; $${ stands for ${
     AfterValidator(_line),
     PlainSerializer(lambda path: getattr(path, "written", path), return_type=str),
 ]
-
-
 PairPrefix = Annotated[FilePath, AfterValidator(_without_ending)]
 
 

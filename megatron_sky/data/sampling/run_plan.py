@@ -137,7 +137,6 @@ def describe_change(saved: Mapping, plan: RunPlan, used_samples: int) -> str:
     now, given = plan.segment(used_samples), plan.tokens_given(used_samples)
     known = {source.name for source in RunPlan.from_fingerprint(saved, math.inf).segment(used_samples).sources}
     known |= {name for name, count in given.items() if count}
-    names = [source.name for source in now.sources]
     new = [f"{source.name} begins at its first token" for source in now.sources if source.name not in known]
     gone = [source for source in now.retired if source.name in known]
     left = [f"{source.name} has left after {source.consumed * now.seq_length:,} tokens" for source in gone]
@@ -147,7 +146,7 @@ def describe_change(saved: Mapping, plan: RunPlan, used_samples: int) -> str:
         for old in gone
         if source.name not in known and source.num_tokens == old.num_tokens
     ]
-    going_on = ", ".join(name for name in names if name in known)
+    going_on = ", ".join(source.name for source in now.sources if source.name in known)
     return "; ".join([*left, *new, *renamed] + ([f"from where they stopped go on {going_on}"] if going_on else []))
 
 

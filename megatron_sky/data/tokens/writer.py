@@ -84,17 +84,16 @@ class IndexedWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            try:
-                self._finish()
-            except OSError as failure:
-                self._give_up()
-                raise DataError(f"{self.prefix}.bin and .idx can't be written: {failure.strerror}") from failure
-            except BaseException:
-                self._give_up()
-                raise
-        else:
+        if kind is not None:
             self._give_up()
+            return
+        try:
+            self._finish()
+        except BaseException as failure:
+            self._give_up()
+            if isinstance(failure, OSError):
+                raise DataError(f"{self.prefix}.bin and .idx can't be written: {failure.strerror}") from failure
+            raise
 
     def save_state(self) -> WriterState:
         """Bring all that was written to the disk; a later writer can go on from what is returned."""
