@@ -83,12 +83,12 @@ def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
 
 def check_sizes(folder: Path) -> dict[str, FileRecord]:
     """The manifest's files; raises CheckpointError naming the first that is missing or has another size."""
-    records = read_manifest(folder)
+    records, home = read_manifest(folder), folder.resolve()
     for name, record in records.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing")
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not path.resolve().is_relative_to(home):
             raise CheckpointError(f"{path}: is a link out of the checkpoint\n  fix: put the file itself there")
         if path.stat().st_size != record.size:
             raise CheckpointError(f"{path}: has {path.stat().st_size:,} bytes, the manifest says {record.size:,}")
