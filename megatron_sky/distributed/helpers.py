@@ -3,11 +3,12 @@
 A helper that outlives its rank would keep memory, sockets and the run folder's lock.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 # Each asks for an orderly end; SIGHUP comes when a terminal is closed.
@@ -15,10 +16,22 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, s
 _PR_SET_PDEATHSIG = 1
 
 
-def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> dict:
-    """Has `handler` called for each request to stop; the handlers before. An ignored SIGHUP (nohup) stays ignored."""
+@contextlib.contextmanager
+def stop_signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Has `handler` called for each request to stop while the block runs. An ignored SIGHUP (nohup) stays ignored."""
     numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def end_by(number: int) -> None:
+    """Ends this process by the signal, as if nobody handled it: for who has asked too often to want to wait."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def end_with(parent: int) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_sky.distributed.device import share_of_cores
-from megatron_sky.distributed.helpers import handle_stop_signals, killed_by
+from megatron_sky.distributed.helpers import end_by, killed_by, stop_signals_to
 from megatron_sky.errors import LeftEarly, RankFailed, SkyError
 from megatron_sky.files import read_json, read_text, write_json
 from megatron_sky.log import log_traceback, say
@@ -145,17 +145,15 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
     with tempfile.TemporaryDirectory(prefix="megatron_sky_") as name:
         folder, ranks, requests = Path(name), [], []
         forward = partial(_forward, folder, ranks, requests)
-        before = handle_stop_signals(forward)
-        try:
-            for number in pending_stop_signals():
-                forward(number, None)
-            for rank in range(nproc):
-                ranks.append(_start(arguments, _environment(rank, nproc, folder)))
-            codes = _wait_for_failure(ranks)
-        finally:
-            _end(ranks)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with stop_signals_to(forward):
+            try:
+                for number in pending_stop_signals():
+                    forward(number, None)
+                for rank in range(nproc):
+                    ranks.append(_start(arguments, _environment(rank, nproc, folder)))
+                codes = _wait_for_failure(ranks)
+            finally:
+                _end(ranks)
         if codes:
             raise _failure(folder, codes, requests)
 
@@ -228,15 +226,10 @@ def hold_stop_signals() -> Iterator[None]:
     def keep(number: int, frame: FrameType | None) -> None:
         _pending.append(number)
         if len(_pending) > 2:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            end_by(number)
 
-    before = handle_stop_signals(keep)
-    try:
+    with stop_signals_to(keep):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def watch_launcher() -> None:

@@ -11,7 +11,7 @@ import time
 from types import FrameType
 
 from megatron_sky.config.schema import ResilienceConfig
-from megatron_sky.distributed.helpers import handle_stop_signals
+from megatron_sky.distributed.helpers import end_by, stop_signals_to
 from megatron_sky.distributed.launch import pending_stop_signals
 from megatron_sky.log import get_logger
 
@@ -27,23 +27,21 @@ class StopRequests:
         self.reason = ""
         self._count = 0
         self._deadline = _deadline(config, time.time() if start is None else start)
-        self._before: dict = {}
+        self._handled = stop_signals_to(self._asked)
 
     def __enter__(self) -> "StopRequests":
-        self._before = handle_stop_signals(self._asked)
+        self._handled.__enter__()
         for number in pending_stop_signals()[:STOP_NOW]:
             self._asked(number, None)
         return self
 
     def __exit__(self, *exc_info) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handled.__exit__(None, None, None)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
         if self._count > STOP_NOW:  # whoever asks a third time does not want to wait
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            end_by(number)
         self.reason = f"signal {signal.Signals(number).name}"
 
     @property
