@@ -179,11 +179,23 @@ open(os.environ['PIDS'] + f'/{{os.getpid()}}', 'w').close()
 """
 HOLD = "held = launch.hold_stop_signals(); held.__enter__(); launch.watch_launcher()"
 SIGNAL_ITSELF = """
+asked = threading.Event()
 def soon():
     while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL or len(os.listdir(os.environ['PIDS'])) < {ranks}:
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGTERM)
+    asked.set()
 threading.Thread(target=soon).start()
+"""
+
+
+STARTS_LATE = """
+from megatron_sky.distributed import launch
+start = launch._start
+def late(*arguments):
+    asked.wait()
+    return start(*arguments)
+launch._start = late
 """
 
 
@@ -200,7 +212,7 @@ def pids(tmp_path, monkeypatch):
 def test_a_request_before_there_are_ranks_reaches_them(broken_rank, pids):
     told = "launch.leave_with(0, f'asked by {launch.pending_stop_signals()}', 75)"
     broken_rank(RANK.format(begin=HOLD, wait=told))
-    done = run(os.environ["RANK_CODE"], first=SIGNAL_ITSELF.format(ranks=0))
+    done = run(os.environ["RANK_CODE"], first=SIGNAL_ITSELF.format(ranks=0) + STARTS_LATE)
     assert done.returncode == 75, done.stderr
     assert done.stdout.strip().endswith("asked by [15]")
 
