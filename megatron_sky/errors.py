@@ -47,7 +47,7 @@ class ConfigError(SkyError):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         assert self.problems, "a ConfigError needs a problem"
         count = len(self.problems)
-        what = "the command line" if all(each.where.startswith("-") for each in self.problems) else "the recipe"
+        what = "the command line" if all(problem.where.startswith("-") for problem in self.problems) else "the recipe"
         head = f"{what} has a problem" if count == 1 else f"{what} has {count} problems"
         super().__init__(head + ":\n" + "\n".join(f"  {i}. {p}" for i, p in enumerate(self.problems, 1)))
 

@@ -72,7 +72,7 @@ def setup_logging(rank: int, world_size: int, run_dir: Path | None) -> None:
     Raises RunError when the log file can't be opened.
     """
     root = logging.getLogger()
-    for handler in [each for each in root.handlers if isinstance(each, _FileHandler | _ScreenHandler)]:
+    for handler in [handler for handler in root.handlers if isinstance(handler, _FileHandler | _ScreenHandler)]:
         root.removeHandler(handler)
         handler.close()
     if rank == 0:
@@ -88,7 +88,7 @@ def log_traceback(text: str) -> Path | None:
 
     A rank that fails brings down others, whose tracebacks would bury the first cause on the screen.
     """
-    file = next((each for each in logging.getLogger().handlers if isinstance(each, _FileHandler)), None)
+    file = next((handler for handler in logging.getLogger().handlers if isinstance(handler, _FileHandler)), None)
     get_logger(__name__).error("%s", text, extra={"file_alone": file is not None})
     return None if file is None else Path(file.baseFilename)
 

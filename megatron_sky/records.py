@@ -32,7 +32,7 @@ def read_record(kind: type[T], given: object) -> T:
     try:
         return _adapter(kind).validate_python(given)
     except ValidationError as error:
-        problems = [problem_of(each) for each in error.errors(include_url=False)]
+        problems = [problem_of(detail) for detail in error.errors(include_url=False)]
         more = f"; and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
         raise BadRecord("; ".join(map(str, problems[:_MOST_PROBLEMS])) + more) from None
 

@@ -149,8 +149,8 @@ def _tensors(optimizer, param) -> dict:
     if main not in optimizer.optimizer.state:  # asking for it would make an empty entry
         zeros = torch.zeros_like(main, dtype=torch.float32).detach()
         return {"param": main.detach(), "exp_avg": zeros, "exp_avg_sq": zeros}
-    found = optimizer._get_main_param_and_optimizer_states(param)
-    return {key: found[key].detach() for key in KEYS}
+    states = optimizer._get_main_param_and_optimizer_states(param)
+    return {key: states[key].detach() for key in KEYS}
 
 
 def _gather(optimizer, pieces: list[_Piece], held: dict) -> dict:

@@ -39,7 +39,7 @@ def verify(folder: Path, context: ParallelContext) -> None:
     share = {name: records[name] for name in store.share_of(sizes, context.rank, context.world_size)}
     failures = [failure for failure in context.gather_objects(_check(folder, share, context.rank)) if failure]
     if failures:
-        raise next((each for each in failures if isinstance(each, store.UnreadableHere)), failures[0])
+        raise next((failure for failure in failures if isinstance(failure, store.UnreadableHere)), failures[0])
 
 
 def _check(folder: Path, share: dict[str, store.FileRecord], rank: int) -> CheckpointError | None:

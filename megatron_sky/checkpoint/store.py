@@ -187,7 +187,7 @@ def _hash_file(path: Path, algorithm: str) -> FileRecord:
 def files_of(folder: Path) -> list[str]:
     """Names of all files of a checkpoint but the manifest, relative to it, sorted."""
     return sorted(
-        each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file() and each.name != MANIFEST
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST
     )
 
 
@@ -286,29 +286,29 @@ def to_prune(
     (consumed tokens). `newest` is the step of the newest checkpoint that is known to be whole. Later ones, which a run
     has passed over, are neither counted nor let go, and nor are damaged ones, of which `warn` is told.
     """
-    found = _counted(run_dir, newest, warn)
-    kept = {folder for _, folder in found[-keep_last:]}
+    counted = _counted(run_dir, newest, warn)
+    kept = {folder for _, folder in counted[-keep_last:]}
     reached = 0
-    for tokens, folder in found:
+    for tokens, folder in counted:
         due = any(reached < mark <= tokens for mark in marks)
         if keep_every_tokens and tokens // keep_every_tokens > reached // keep_every_tokens:
             due = True
         if due:
             kept.add(folder)
         reached = tokens
-    return [folder for _, folder in found if folder not in kept]
+    return [folder for _, folder in counted if folder not in kept]
 
 
 def _counted(run_dir: Path, newest: int, warn: Callable[[str], None]) -> list[tuple[int, Path]]:
     """(consumed tokens, folder) of the checkpoints up to step `newest` whose files have their sizes, oldest first."""
-    found = []
+    counted = []
     for folder in [folder for step, folder in list_checkpoints(run_dir) if step <= newest]:
         try:
             check_sizes(folder)
-            found.append((consumed_tokens(folder), folder))
+            counted.append((consumed_tokens(folder), folder))
         except (CheckpointError, OSError) as error:
             warn(f"retention passes over a damaged checkpoint, which stays: {error}")
-    return found
+    return counted
 
 
 def leftovers(run_dir: Path) -> list[Path]:
@@ -317,7 +317,7 @@ def leftovers(run_dir: Path) -> list[Path]:
     A live save writes into such a folder until it is whole: only who holds the run folder may sweep them.
     """
     root = run_dir / "checkpoints"
-    return sorted(each for each in root.iterdir() if _LEFTOVER.fullmatch(each.name)) if root.is_dir() else []
+    return sorted(path for path in root.iterdir() if _LEFTOVER.fullmatch(path.name)) if root.is_dir() else []
 
 
 def remove(folder: Path) -> None:

@@ -48,7 +48,9 @@ def verify(
     from megatron_sky.checkpoint import store
     from megatron_sky.errors import CheckpointError
 
-    folders = [each for path in paths for each in ([folder for _, folder in store.list_checkpoints(path)] or [path])]
+    folders = []
+    for path in paths:
+        folders += [folder for _, folder in store.list_checkpoints(path)] or [path]
     damaged = []
     for folder in folders:
         try:
@@ -115,16 +117,16 @@ def _sweep(run_dir: Path, dry_run: bool) -> None:
     from megatron_sky.errors import RunError
     from megatron_sky.trainer import run_folder
 
-    found = store.leftovers(run_dir)
-    if dry_run or not found:
-        print("".join(f"would delete  {folder}\n" for folder in found), end="")
+    leftovers = store.leftovers(run_dir)
+    if dry_run or not leftovers:
+        print("".join(f"would delete  {folder}\n" for folder in leftovers), end="")
         return
     try:
         with run_folder.locked(run_dir, print) as held:
             if held:
                 run_folder.sweep(run_dir, print)
     except RunError as error:
-        print(f"{len(found)} unfinished folders stay: {error}")
+        print(f"{len(leftovers)} unfinished folders stay: {error}")
 
 
 @app.command()
@@ -138,7 +140,7 @@ def diff(
     from megatron_sky.log import get_logger
 
     lines = differences(
-        *(store.resolve(each, get_logger(__name__).warning, check=store.check_sizes) for each in (first, second))
+        *(store.resolve(name, get_logger(__name__).warning, check=store.check_sizes) for name in (first, second))
     )
     for line in lines:
         print(line)

@@ -98,9 +98,11 @@ def loss(
         from megatron_sky.evaluate.run import evaluate_loss
         from megatron_sky.evaluate.tables import loss_markdown
 
-        found = evaluate_loss(checkpoints, data, options(), reference_tokenizer=reference_tokenizer, out=out, info=info)
+        results = evaluate_loss(
+            checkpoints, data, options(), reference_tokenizer=reference_tokenizer, out=out, info=info
+        )
         if info.rank == 0:
-            _show(found, loss_markdown(found))
+            _show(results, loss_markdown(results))
 
     _on_ranks(ctx, ["eval", "loss"], nproc, work)
 
@@ -134,7 +136,7 @@ def leakage(
         from megatron_sky.evaluate.run import evaluate_leakage
         from megatron_sky.evaluate.tables import leakage_markdown
 
-        found = evaluate_leakage(
+        results = evaluate_leakage(
             checkpoints or [],
             {"train": train or [], "test": test or [], "reference": reference or []},
             options(),
@@ -146,7 +148,7 @@ def leakage(
             info=info,
         )
         if info.rank == 0:
-            _show(found, leakage_markdown(found))
+            _show(results, leakage_markdown(results))
 
     _on_ranks(ctx, ["eval", "leakage"], nproc, work)
 
@@ -172,7 +174,7 @@ def tasks(
 
         scores = evaluate_tasks(
             checkpoints,
-            [each.strip() for each in tasks.split(",") if each.strip()],
+            [part.strip() for part in tasks.split(",") if part.strip()],
             include_path=include_path,
             num_fewshot=num_fewshot,
             limit=limit,
@@ -186,13 +188,13 @@ def tasks(
     _on_ranks(ctx, ["eval", "tasks"], nproc, work)
 
 
-def _show(found, words: str) -> None:
+def _show(results, words: str) -> None:
     """Prints the tables; a model that failed is an error then."""
     from megatron_sky.evaluate.score_models import failure_of
 
     print(words, flush=True)
-    if found.failed:
-        raise failure_of(found)
+    if results.failed:
+        raise failure_of(results)
 
 
 def _on_ranks(ctx: typer.Context, verb: list[str], nproc: int | None, work: Callable) -> None:
@@ -224,5 +226,5 @@ def _arguments(ctx: typer.Context) -> list[str]:
         if parameter.param_type_name == "argument":
             arguments += map(str, values)
         else:
-            options += [word for each in values for word in (parameter.opts[0], str(each))]
+            options += [word for value in values for word in (parameter.opts[0], str(value))]
     return [*options, *arguments]

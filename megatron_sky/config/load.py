@@ -52,7 +52,7 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = (), *, k
     try:
         config = Config.model_validate(tree, context={KEEP_UNSET: keep_unset})
     except ValidationError as error:
-        problems += [_problem(each, places) for each in _drop_derived_errors(error.errors(include_url=False))]
+        problems += [_problem(detail, places) for detail in _drop_derived_errors(error.errors(include_url=False))]
     if problems or config is None:
         raise ConfigError(told_once(problems))  # a union's branches fail one by one
     return config
@@ -60,8 +60,8 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = (), *, k
 
 def load_recipe(arguments: Sequence[str]) -> Config:
     """`load_config` of a command line: what is there, or is named as a file, is a recipe file, all else an override."""
-    files = [each for each in arguments if os.path.exists(each) or _is_named_as_file(each)]
-    return load_config(files, [each for each in arguments if each not in files])
+    files = [argument for argument in arguments if os.path.exists(argument) or _is_named_as_file(argument)]
+    return load_config(files, [argument for argument in arguments if argument not in files])
 
 
 def _is_named_as_file(argument: str) -> bool:
@@ -104,7 +104,7 @@ def _build(node: yaml.Node, file: str, key: str, places: dict, problems: list[Pr
     places[key] = f"{file}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
         own, merged = strict_yaml.entries(node)
-        made: dict = {}
+        mapping: dict = {}
         own_names: set[str] = set()
         for number, (name_node, value_node) in enumerate([*merged, *own]):
             name = str(strict_yaml.scalar(name_node))
@@ -116,10 +116,10 @@ def _build(node: yaml.Node, file: str, key: str, places: dict, problems: list[Pr
                 )
             if number >= len(merged):
                 own_names.add(name)
-            made[name] = _build(value_node, file, dotted, places, problems)
-        return made
+            mapping[name] = _build(value_node, file, dotted, places, problems)
+        return mapping
     if isinstance(node, yaml.SequenceNode):
-        return [_build(each, file, f"{key}.{i}", places, problems) for i, each in enumerate(node.value)]
+        return [_build(item, file, f"{key}.{i}", places, problems) for i, item in enumerate(node.value)]
     return strict_yaml.scalar(node)
 
 
@@ -160,7 +160,7 @@ def _apply_override(tree: dict, text: str, places: dict[str, Place], problems: l
     if isinstance(here, list):
         number = _index(here, leaf)
         if number is None:
-            names = ", ".join(str(each["name"]) for each in here if isinstance(each, dict) and "name" in each)
+            names = ", ".join(str(entry["name"]) for entry in here if isinstance(entry, dict) and "name" in entry)
             fix = f"use one of {names}" if names else f"use {'.'.join(parents)}.0 and so on"
             problems.append(Problem(key, f"needs a name in the list, or an index below {len(here)}", fix))
             return
@@ -253,7 +253,7 @@ def _near_file(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else None
     if folder is None:
         return f"the folder {path.parent} does not exist"
-    names = [each.name for each in folder.iterdir() if each.suffix in (".yaml", ".yml")]
+    names = [path.name for path in folder.iterdir() if path.suffix in (".yaml", ".yml")]
     close = difflib.get_close_matches(path.name, names, n=1)
     if close:
         return f"did you mean {folder / close[0]}?"

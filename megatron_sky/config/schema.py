@@ -96,7 +96,7 @@ class Config(Section):
         if not isinstance(sessions, list | tuple) or not sessions:
             return given
         try:
-            parts = [SessionConfig.model_validate(each) for each in sessions]
+            parts = [SessionConfig.model_validate(session) for session in sessions]
         except ValidationError:
             return given  # told by the field's own validator
         filled = dict(given)
@@ -112,25 +112,25 @@ class Config(Section):
             if self.train.session is not None:
                 raise ValueError(f"train.session = {self.train.session!r}: the recipe has no sessions")
             return self
-        names = [each.name for each in self.sessions]
+        names = [session.name for session in self.sessions]
         wrong = [
             f"sessions: the name {name!r} is given twice" for name in sorted({n for n in names if names.count(n) > 1})
         ]
-        total = sum(each.tokens for each in self.sessions)
+        total = sum(session.tokens for session in self.sessions)
         if self.train.tokens != total:
             wrong.append(
                 f"train.tokens = {self.train.tokens:,}: must be the sum of the sessions, {total:,}; leave it out"
             )
         if self.train.session is not None and self.train.session not in names:
             wrong.append(f"train.session = {self.train.session!r}: the sessions are {', '.join(names)}")
-        if all(each.schedule for each in self.sessions) and self.schedule != self.sessions[0].schedule:
+        if all(session.schedule for session in self.sessions) and self.schedule != self.sessions[0].schedule:
             wrong.append("schedule: has no effect, every session has its own; change sessions.NAME.schedule")
         sources = [source.name for source in self.data.train]
-        for each in self.sessions:
-            unknown = sorted(set(each.weights or ()) - set(sources))
+        for session in self.sessions:
+            unknown = sorted(set(session.weights or ()) - set(sources))
             if unknown:
                 wrong.append(
-                    f"sessions.{each.name}.weights: {', '.join(unknown)} is no source of data.train "
+                    f"sessions.{session.name}.weights: {', '.join(unknown)} is no source of data.train "
                     f"({', '.join(sources) or 'which is empty'})"
                 )
         if self.data.sampling == "megatron" and len(self.sessions) > 1:

@@ -219,7 +219,7 @@ def _sampling(config: Config) -> list[Problem]:
     wanted = {
         "data.document_mask": data.document_mask or None,
         "data.mask_document_ends": data.mask_document_ends or None,
-        "sessions.weights": next((each.name for each in config.sessions if each.weights is not None), None),
+        "sessions.weights": next((session.name for session in config.sessions if session.weights is not None), None),
     }
     problems = [
         Problem(where, "can't go with data.sampling=megatron", "set data.sampling=plan, or leave it out", value)
@@ -365,11 +365,11 @@ def _schedules(config: Config) -> list[tuple[str, ScheduleConfig, int]]:
         return [("schedule", config.schedule, config.train.tokens)]
     return [
         (
-            f"sessions.{each.name}.schedule" if each.schedule else "schedule",
-            each.schedule or config.schedule,
-            each.tokens,
+            f"sessions.{session.name}.schedule" if session.schedule else "schedule",
+            session.schedule or config.schedule,
+            session.tokens,
         )
-        for each in config.sessions
+        for session in config.sessions
     ]
 
 

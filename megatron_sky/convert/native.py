@@ -120,7 +120,7 @@ def _write(source: Source, output: Output, config: Config, file_size: int) -> di
     files = {f"__0_{number}.distcp": names for number, names in enumerate(plan_files(source, file_size))}
     write_weights(source, output, files, lambda path, names: _write_file(source, path, names))
     _write_description(source, output, config, list(files))
-    known = {name: store.FileRecord(each["size"], xxh3=each["xxh3"]) for name, each in output.finished.items()}
+    known = {name: store.FileRecord(entry["size"], xxh3=entry["xxh3"]) for name, entry in output.finished.items()}
     rest = [name for name in store.files_of(output.folder) if name not in known and name != RECORD]
     records = known | store.hash_files(output.folder, rest, "xxh3")
     output.write_text(store.MANIFEST, json_text(store.manifest_of(0, records), indent=1))

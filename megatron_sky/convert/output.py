@@ -116,8 +116,8 @@ class Output:
         if before is None or before["conversion"] != self._record["conversion"]:
             if before is not None:
                 log.warning("%s: holds another conversion's unfinished files, which are removed", self.folder)
-            for each in self.folder.iterdir():
-                shutil.rmtree(each) if each.is_dir() else each.unlink()
+            for entry in self.folder.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             self._write_record()
             return
         for left in _unfinished_records(self.folder):
@@ -207,7 +207,7 @@ def describe_source(source: Source) -> dict:
 
 def _tokenizer_hashes(path: Path) -> dict[str, str]:
     files = tokenizer_files.files_of(path, settings=True)
-    return {name: hash_files(each.parent, [each.name])[each.name].sha256 for each, name in files}
+    return {name: hash_files(path.parent, [path.name])[path.name].sha256 for path, name in files}
 
 
 def converted_already(out: Path, conversion: dict) -> Converted | None:
@@ -240,13 +240,13 @@ def finished_record(out: Path) -> dict | None:
 
 def whole_conversion(out: Path, record: dict) -> Converted:
     """The finished conversion in `out`. Raises CheckpointError naming a file that isn't what was written."""
-    for name, each in record["files"].items():
-        if not _is_whole(out / name, each):
+    for name, entry in record["files"].items():
+        if not _is_whole(out / name, entry):
             raise CheckpointError(
                 f"{out}: exists already, but its {name} is missing or no longer what was written\n"
                 "  fix: remove the folder, and convert again"
             )
-    num_bytes = sum(each["size"] for each in record["files"].values())
+    num_bytes = sum(entry["size"] for entry in record["files"].values())
     return Converted(out, record["verified_tensors"], num_bytes, record["files"])
 
 

@@ -72,10 +72,10 @@ class Source:
     @property
     def formats(self) -> Counter[str]:
         """Number format -> bytes of weights in it."""
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for tensor in self.weights.values():
-            found[tensor.dtype] += tensor.num_bytes
-        return found
+            counts[tensor.dtype] += tensor.num_bytes
+        return counts
 
     @property
     def num_bytes(self) -> int:
@@ -149,14 +149,14 @@ def _kind(folder: Path) -> str:
 def _open_native(folder: Path, given: Overrides) -> Source:
     store.check_sizes(folder)  # hashes would read the optimizer; each chunk read is checked by its own CRC-32
     saved = description.read_description(folder)
-    found = torch_dist.weight_tensors(folder, torch_dist.read_stored(folder))
+    weights = torch_dist.weight_tensors(folder, torch_dist.read_stored(folder))
     tokenizer = given.tokenizer or tokenizer_files.find(folder)
     kept = folder / hf_config.KEPT
     source = Source(
         folder,
         NATIVE,
         saved.config.model,
-        found,
+        weights,
         tokenizer,
         _content_identity([folder / store.MANIFEST, folder / METADATA]),
         saved.progress,
@@ -166,12 +166,12 @@ def _open_native(folder: Path, given: Overrides) -> Source:
 
 
 def _open_dist(folder: Path, given: Overrides) -> Source:
-    found = torch_dist.weight_tensors(folder, torch_dist.read_stored(folder))
+    weights = torch_dist.weight_tensors(folder, torch_dist.read_stored(folder))
     settings = _dist_settings(folder)
     fields, described = _megatron_fields(folder, settings, given)
-    model = build_model(fields | {"vocab_size": _rows(found, folder)}, folder)
+    model = build_model(fields | {"vocab_size": _rows(weights, folder)}, folder)
     progress = {"consumed_samples": settings.get("consumed_train_samples")} if settings else {}
-    source = Source(folder, MEGATRON_DIST, model, found, given.tokenizer, _identity([folder / METADATA]), progress)
+    source = Source(folder, MEGATRON_DIST, model, weights, given.tokenizer, _identity([folder / METADATA]), progress)
     return _with_true_vocabulary(source, described, given)
 
 
@@ -187,12 +187,12 @@ def _dist_settings(folder: Path) -> dict | None:
 def _open_split(folder: Path, given: Overrides) -> Source:
     checkpoint = split_files.open_split(folder)
     fields, described = _megatron_fields(folder, checkpoint.settings, given)
-    found, warnings = split_files.whole_tensors(
+    weights, warnings = split_files.whole_tensors(
         checkpoint, gated=fields["activation"] == "swiglu", tied=fields["tie_embeddings"]
     )
-    model = build_model(fields | {"vocab_size": _rows(found, folder)}, folder)
+    model = build_model(fields | {"vocab_size": _rows(weights, folder)}, folder)
     identity = _identity([rank.path for rank in checkpoint.ranks.values()])
-    source = Source(folder, MEGATRON_SPLIT, model, found, given.tokenizer, identity, {}, warnings=tuple(warnings))
+    source = Source(folder, MEGATRON_SPLIT, model, weights, given.tokenizer, identity, {}, warnings=tuple(warnings))
     return _with_true_vocabulary(source, described, given)
 
 
@@ -277,10 +277,10 @@ def _lost_tokens(tokenizer: Path | None) -> list[str]:
     ]
 
 
-def _rows(found: dict[str, LazyTensor], folder: Path) -> int:
-    if weights.WORD_EMBEDDING not in found:
+def _rows(tensors: dict[str, LazyTensor], folder: Path) -> int:
+    if weights.WORD_EMBEDDING not in tensors:
         raise CheckpointError(f"{folder}: holds no {weights.WORD_EMBEDDING}: it is no language model of megatron-core")
-    return found[weights.WORD_EMBEDDING].shape[0]
+    return tensors[weights.WORD_EMBEDDING].shape[0]
 
 
 def _content_identity(files: list[Path]) -> str:
@@ -294,6 +294,6 @@ def _content_identity(files: list[Path]) -> str:
 def _identity(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        found = path.stat()
-        digest.update(f"{path.resolve()} {found.st_size} {found.st_mtime_ns}\n".encode())
+        stat = path.stat()
+        digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -53,9 +53,9 @@ def tokens_beside(tokenizer: Path | None) -> int:
 
 
 def _added_ids(folder: Path) -> list[int]:
-    found: list[int] = []
+    added: list[int] = []
     if (folder / "added_tokens.json").is_file():
-        found += read_object(folder / "added_tokens.json").values()
+        added += read_object(folder / "added_tokens.json").values()
     if (folder / "tokenizer_config.json").is_file():
-        found += map(int, read_object(folder / "tokenizer_config.json").get("added_tokens_decoder", {}))
-    return found
+        added += map(int, read_object(folder / "tokenizer_config.json").get("added_tokens_decoder", {}))
+    return added

@@ -17,7 +17,7 @@ def token_ratio(file: IndexedTokens, own: Tokenizer, reference: Tokenizer, *, nu
     number = 0
     while ours < num_tokens and number < file.num_documents:
         ids = file.document(number)[: num_tokens - ours]
-        text_ids = [each for each in ids.tolist() if each != own.eod_id]
+        text_ids = [token_id for token_id in ids.tolist() if token_id != own.eod_id]
         ours += len(ids)
         theirs += len(reference.encode(own.decode(text_ids))) + len(ids) - len(text_ids)
         number += 1

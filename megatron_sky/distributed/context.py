@@ -226,11 +226,11 @@ def _make_groups(
     )
     layout = Layout.of(parallel, world_size)
     place = layout.coordinates(rank)
-    told = Coordinates(
+    coordinates = Coordinates(
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         cp_rank=parallel_state.get_context_parallel_rank(),
         dp_rank=parallel_state.get_data_parallel_rank(),
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
     )
-    assert place == told, f"megatron-core orders ranks otherwise: {told}, not {place}"
+    assert place == coordinates, f"megatron-core orders ranks otherwise: {coordinates}, not {place}"
     return ParallelContext(layout=layout, place=place, rank=rank, local_rank=local_rank, device=device, store=store)

@@ -199,7 +199,7 @@ def _import_megatron_uncompiled() -> None:
     """
     import torch
 
-    compile_, torch.compile = torch.compile, lambda function=None, **_: function or (lambda each: each)
+    compile_, torch.compile = torch.compile, lambda function=None, **_: function or (lambda compiled: compiled)
     try:
         import megatron.core.jit  # noqa: F401
     finally:

@@ -177,10 +177,12 @@ def gpus() -> list[dict]:
     """Name, memory (GiB) and compute capability of every GPU that torch sees."""
     import torch
 
-    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count() if has_gpu() else 0)]
+    properties = [
+        torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count() if has_gpu() else 0)
+    ]
     return [
-        {"name": each.name, "memory_gib": round(each.total_memory / 2**30, 1), "capability": (each.major, each.minor)}
-        for each in found
+        {"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1), "capability": (gpu.major, gpu.minor)}
+        for gpu in properties
     ]
 
 
@@ -267,9 +269,9 @@ def kernel_times(profile) -> list[tuple[str, int, float]]:
 
     where, time = (DeviceType.CUDA, "self_device_time_total") if has_gpu() else (DeviceType.CPU, "self_cpu_time_total")
     return [
-        (each.key, each.count, getattr(each, time))
-        for each in profile.key_averages()
-        if each.device_type == where and not each.is_user_annotation
+        (average.key, average.count, getattr(average, time))
+        for average in profile.key_averages()
+        if average.device_type == where and not average.is_user_annotation
     ]
 
 

@@ -211,7 +211,7 @@ def _forward(folder: Path, ranks: Sequence[subprocess.Popen], requests: list[int
     """Hands a request to stop on to the ranks, those to come as well: they save and end by themselves."""
     requests.append(number)
     with contextlib.suppress(OSError):  # a full disk: the ranks that are there hear of it all the same
-        (folder / _REQUESTS).write_text("".join(f"{each}\n" for each in requests), encoding="utf-8")
+        (folder / _REQUESTS).write_text("".join(f"{request}\n" for request in requests), encoding="utf-8")
     for process in ranks:
         process.send_signal(number)
 
@@ -262,10 +262,10 @@ def _watch(launcher: int) -> None:
 def pending_stop_signals() -> list[int]:
     """The requests to stop that came while this rank started up, its own or its launcher's; given out once."""
     path = Path(os.environ[ERROR_DIR]) / _REQUESTS if ERROR_DIR in os.environ else None
-    told = [int(line) for line in read_text(path).split()] if path and path.is_file() else []
+    received = [int(line) for line in read_text(path).split()] if path and path.is_file() else []
     own = _pending[:]
     _pending.clear()
-    return max(told, own, key=len)
+    return max(received, own, key=len)
 
 
 def guard(work: Callable[[], None], rank: int) -> None:

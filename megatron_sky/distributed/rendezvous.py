@@ -83,12 +83,12 @@ def meet(info: RankInfo, facts: dict, *, timeout_seconds: float, warn: Callable[
     store.set(f"here/{info.rank}", json.dumps({"facts": facts, "clock": time.time()}))
     if info.rank == 0:
         absent, ranks = _wait_for_all(store, info.world_size, timeout_seconds)
-        differing = "" if absent else disagreement([each["facts"] for each in ranks])
+        differing = "" if absent else disagreement([rank["facts"] for rank in ranks])
         store.set("answer", json.dumps({"absent": absent, "differing": differing}))
         if absent or differing:
             _wait_until_read(store, len(ranks) - 1)
         else:
-            _compare_clocks([each["clock"] for each in ranks], warn)
+            _compare_clocks([rank["clock"] for rank in ranks], warn)
     else:
         absent, differing = _wait_for_answer(store, timeout_seconds + ANSWER_SECONDS)
         store.add("read", 1)
@@ -213,5 +213,5 @@ def _compare_clocks(clocks: list[float], warn: Callable[[str], None]) -> None:
     """A rank that came later has a later clock; only a rank whose clock is far from now is wrong."""
     off = {rank: clock - time.time() for rank, clock in enumerate(clocks) if clock - time.time() > CLOCK_SECONDS}
     if off:
-        rank, seconds = max(off.items(), key=lambda each: each[1])
+        rank, seconds = max(off.items(), key=lambda item: item[1])
         warn(f"the clock of rank {rank}'s node is {seconds:.0f} s ahead of rank 0's; log lines will not be in order")

@@ -67,10 +67,10 @@ def compare(name: str, tested: str, version: str | None) -> Requirement:
 
 def warn_of_untested(warn: Callable[[str], None]) -> None:
     """One warning that names every installed version outside of its range; nothing where there is none."""
-    outside = [each for each in requirements() if each.is_outside]
+    outside = [requirement for requirement in requirements() if requirement.is_outside]
     if outside:
-        what = "; ".join(each.words() for each in outside)
-        fixes = [f"  fix: {each.fix()}" for each in outside]
+        what = "; ".join(requirement.words() for requirement in outside)
+        fixes = [f"  fix: {requirement.fix()}" for requirement in outside]
         warn("\n".join([f"{what}: calls may fail or mean something else", *fixes]))
 
 

@@ -16,13 +16,13 @@ def examine(run_dir: Path, *, ranks: int | None = None, disk_mib: int = 256) -> 
     `ranks`: local processes of the self-test; None: one a GPU, or 2 on a CPU. `disk_mib`: size of the file that is
     written into `run_dir` (or its nearest parent that exists) and removed again.
     """
-    found = facts.gather()
-    world = ranks or max(len(found["gpus"]), 1 if found["gpus"] else 2)
-    tried = {"ranks": trials.ranks_talk(world), "disk": trials.disk_speed(run_dir, disk_mib)}
-    judged = findings.judge(found, tried)
+    gathered = facts.gather()
+    world = ranks or max(len(gathered["gpus"]), 1 if gathered["gpus"] else 2)
+    measured = {"ranks": trials.ranks_talk(world), "disk": trials.disk_speed(run_dir, disk_mib)}
+    judged = findings.judge(gathered, measured)
     return {
-        "healthy": not any(each.grave for each in judged),
-        "facts": found,
-        "trials": tried,
-        "findings": [asdict(each) for each in judged],
+        "healthy": not any(finding.blocking for finding in judged),
+        "facts": gathered,
+        "trials": measured,
+        "findings": [asdict(finding) for finding in judged],
     }

@@ -1,4 +1,4 @@
-"""What the facts mean: pure rules. A grave finding stops a run; any other only costs something, and says what."""
+"""What the facts mean: pure rules. A blocking finding stops a run; any other only costs something, and says what."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ SLOW_DISK_MB = 100.0
 class Finding:
     """One thing to know: what, what it costs, and the command or step that fixes it."""
 
-    grave: bool
+    blocking: bool
     what: str
     costs: str
     fix: str
 
 
-# name -> (grave, what it costs to be without)
+# name -> (blocking, what it costs to be without)
 _NEEDED = {
     "megatron-core": (True, "nothing trains"),
     "psutil": (True, "megatron-core's checkpoint writers hang"),
@@ -36,78 +36,81 @@ _NEEDED_ON_GPU = {
 
 
 def judge(facts: dict, trials: dict) -> list[Finding]:
-    """Every finding, the grave ones first."""
-    found = [*_software(facts), *_gpus(facts), *_network(facts), *_trials(trials)]
-    return sorted(found, key=lambda each: not each.grave)
+    """Every finding, the blocking ones first."""
+    findings = [*_software(facts), *_gpus(facts), *_network(facts), *_trials(trials)]
+    return sorted(findings, key=lambda finding: not finding.blocking)
 
 
 def _software(facts: dict) -> list[Finding]:
-    found = []
-    tested = {each["name"]: Requirement(**each) for each in facts["requirements"]}
-    for name, (grave, costs) in _NEEDED.items():
+    findings = []
+    tested = {requirement["name"]: Requirement(**requirement) for requirement in facts["requirements"]}
+    for name, (blocking, costs) in _NEEDED.items():
         if facts["packages"][name] is None:
             fix = tested[name].fix() if name in tested else f"pip install {name}"
-            found.append(Finding(grave, f"{name} is not installed", costs, fix))
-    for each in tested.values():
-        if each.is_outside:
-            grave = each.is_older and each.name in (PYTHON, "megatron-core", "torch")
-            found.append(Finding(grave, each.words(), "calls may fail or mean something else", each.fix()))
+            findings.append(Finding(blocking, f"{name} is not installed", costs, fix))
+    for requirement in tested.values():
+        if requirement.is_outside:
+            blocking = requirement.is_older and requirement.name in (PYTHON, "megatron-core", "torch")
+            costs = "calls may fail or mean something else"
+            findings.append(Finding(blocking, requirement.words(), costs, requirement.fix()))
     if not tested:
         what, costs = f"{PACKAGE} is not installed, it runs from a folder", "which versions were tested is not known"
-        found.append(Finding(False, what, costs, "pip install -e . in the folder"))
-    return found
+        findings.append(Finding(False, what, costs, "pip install -e . in the folder"))
+    return findings
 
 
 def _gpus(facts: dict) -> list[Finding]:
-    found = []
+    findings = []
     if not facts["gpus"]:
         if facts["driver"]:
             build = f"CUDA {facts['torch_cuda']}" if facts["torch_cuda"] else "a CPU build"
             what = f"the driver ({facts['driver']}) sees a GPU, torch {facts['torch']} ({build}) does not"
             fix = "install a torch build for a CUDA that this driver supports: https://pytorch.org/get-started"
-            found.append(Finding(True, what, "everything runs on the CPU", fix))
-        return found
+            findings.append(Finding(True, what, "everything runs on the CPU", fix))
+        return findings
     for name, (costs, fix) in _NEEDED_ON_GPU.items():
         if facts["packages"][name] is None:
-            found.append(Finding(False, f"{name} is not installed", f"without it: {costs}", fix))
+            findings.append(Finding(False, f"{name} is not installed", f"without it: {costs}", fix))
     unusable = facts["packages"]["transformer-engine"] is not None and facts["backend"] != "te"
     if unusable:
         fix = "install the build for this torch and CUDA, or set model.backend=torch"
-        found.append(Finding(True, facts["backend_reason"], "the te backend can't be used", fix))
+        findings.append(Finding(True, facts["backend_reason"], "the te backend can't be used", fix))
     if not facts["gradient_accumulation_fusion"]:
         fix = "build apex with --cpp_ext --cuda_ext (NGC's PyTorch container has it)"
         costs = "kernels.gradient_accumulation_fusion can't be used: weight gradients take a second pass"
-        found.append(Finding(False, "apex's fused_weight_gradient_mlp_cuda is not installed", costs, fix))
+        findings.append(Finding(False, "apex's fused_weight_gradient_mlp_cuda is not installed", costs, fix))
     names = {gpu["name"] for gpu in facts["gpus"]}
     if len(names) > 1:
         fix = "use equal GPUs (CUDA_VISIBLE_DEVICES chooses)"
-        found.append(Finding(False, f"different GPUs: {', '.join(sorted(names))}", "all wait for the slowest", fix))
+        findings.append(Finding(False, f"different GPUs: {', '.join(sorted(names))}", "all wait for the slowest", fix))
     for name in sorted({gpu["name"] for gpu in facts["gpus"] if gpu["peak_tflops"] is None}):
-        found.append(Finding(False, f"the peak of {name} is not known", "no MFU", "set monitor.peak_tflops"))
-    return found
+        findings.append(Finding(False, f"the peak of {name} is not known", "no MFU", "set monitor.peak_tflops"))
+    return findings
 
 
 def _network(facts: dict) -> list[Finding]:
-    found = []
+    findings = []
     if len(facts["gpus"]) > 1 and facts["nvlink"] == 0:
         costs = "tensor parallelism goes over PCIe, several times slower"
-        found.append(Finding(False, "no NVLink between the GPUs", costs, "prefer pipeline and data parallelism"))
+        findings.append(Finding(False, "no NVLink between the GPUs", costs, "prefer pipeline and data parallelism"))
     down = [f"{port['device']}/{port['port']}" for port in facts["infiniband"] if "ACTIVE" not in port["state"]]
     if down:
         what = f"InfiniBand ports that are not active: {', '.join(down)}"
-        found.append(Finding(False, what, "nodes talk over fewer or slower links", "look at `ibstat` and the cables"))
-    return found
+        findings.append(
+            Finding(False, what, "nodes talk over fewer or slower links", "look at `ibstat` and the cables")
+        )
+    return findings
 
 
 def _trials(trials: dict) -> list[Finding]:
-    found = []
+    findings = []
     ranks, disk = trials["ranks"], trials["disk"]
     if not ranks["ok"]:
         what = f"{ranks['world_size']} local ranks over {ranks['backend']}: {ranks['reason']}"
         fix = "NCCL_DEBUG=INFO megatron-sky doctor shows where it stops"
-        found.append(Finding(True, what, "no parallel run will work", fix))
+        findings.append(Finding(True, what, "no parallel run will work", fix))
     if disk["reason"]:
-        found.append(
+        findings.append(
             Finding(True, f"{disk['folder']}: {disk['reason']}", "no run can be saved", "choose another folder")
         )
     elif disk["write_mb_per_second"] < SLOW_DISK_MB:
@@ -115,5 +118,5 @@ def _trials(trials: dict) -> list[Finding]:
         costs = (
             f"a 13 B checkpoint (194 GB) takes {194_000 / disk['write_mb_per_second'] / 60:.0f} minutes from one node"
         )
-        found.append(Finding(False, what, costs, "use a faster or a parallel file system for run folders"))
-    return found
+        findings.append(Finding(False, what, costs, "use a faster or a parallel file system for run folders"))
+    return findings

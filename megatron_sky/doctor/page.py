@@ -4,7 +4,7 @@
 def text(report: dict) -> str:
     """Facts, trials and findings, a line each."""
     facts, trials = report["facts"], report["trials"]
-    ranges = {each["name"]: f", tested {each['tested']}" for each in facts["requirements"]}
+    ranges = {requirement["name"]: f", tested {requirement['tested']}" for requirement in facts["requirements"]}
     cuda = facts["torch_cuda"] or "none"
 
     def tested(name: str) -> str:
@@ -23,11 +23,11 @@ def text(report: dict) -> str:
         _line("disk", _disk(trials["disk"])),
         "",
     ]
-    for each in report["findings"]:
+    for finding in report["findings"]:
         lines += [
-            f"{'PROBLEM' if each['grave'] else 'note   '} {each['what']}",
-            f"        costs: {each['costs']}",
-            f"        fix: {each['fix']}",
+            f"{'PROBLEM' if finding['blocking'] else 'note   '} {finding['what']}",
+            f"        costs: {finding['costs']}",
+            f"        fix: {finding['fix']}",
         ]
     return "\n".join([*lines, "healthy" if report["healthy"] else "this machine can't train as it is"])
 

@@ -31,34 +31,34 @@ def ranks_talk(world_size: int) -> dict:
         for process in processes:
             process.start()
         try:
-            told = _collect(processes, results)
+            answers = _collect(processes, results)
         finally:
             for process in processes:
                 process.kill()
                 process.join()
-    failed = [reason for reason, _ in told if reason]
+    failed = [reason for reason, _ in answers if reason]
     return {
         "world_size": world_size,
         "backend": device.collective_backend(),
         "ok": not failed,
         "reason": failed[0] if failed else "",
-        "all_reduce_gb_per_second": None if failed else round(min(speed for _, speed in told), 3),
+        "all_reduce_gb_per_second": None if failed else round(min(speed for _, speed in answers), 3),
     }
 
 
 def _collect(processes: list, results) -> list[tuple[str, float]]:
-    told: list[tuple[str, float]] = []
+    answers: list[tuple[str, float]] = []
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while len(told) < len(processes) and not any(reason for reason, _ in told):
+    while len(answers) < len(processes) and not any(reason for reason, _ in answers):
         try:
-            told.append(results.get(timeout=0.5))
+            answers.append(results.get(timeout=0.5))
         except Empty:
             dead = [process.exitcode for process in processes if process.exitcode]
             if dead:
-                told.append((f"a rank died with exit code {dead[0]}", 0.0))
+                answers.append((f"a rank died with exit code {dead[0]}", 0.0))
             elif time.monotonic() > deadline:
-                told.append((f"no answer within {TIMEOUT_SECONDS} s", 0.0))
-    return told
+                answers.append((f"no answer within {TIMEOUT_SECONDS} s", 0.0))
+    return answers
 
 
 def _rank(rank: int, world_size: int, store_file: str, results) -> None:

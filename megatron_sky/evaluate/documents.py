@@ -53,13 +53,13 @@ def parse_data(given: Sequence[str]) -> dict[str, list[str]]:
     """
     domains: dict[str, list[str]] = {}
     derived: set[str] = set()
-    for each in given:
-        name, equals, path = each.partition("=")
-        unnamed = not equals or Path(each).exists()
+    for argument in given:
+        name, equals, path = argument.partition("=")
+        unnamed = not equals or Path(argument).exists()
         if unnamed:
-            name, path = Path(each).name.partition(".")[0], each
+            name, path = Path(argument).name.partition(".")[0], argument
         if not name or not path:
-            raise ConfigError(Problem("--data", "must be NAME=FILE", "as --data news=news.jsonl", each))
+            raise ConfigError(Problem("--data", "must be NAME=FILE", "as --data news=news.jsonl", argument))
         if name == AVERAGE:
             raise ConfigError(Problem("--data", "is what all domains together are called", "give another name", name))
         if name in derived or (unnamed and name in domains):
@@ -91,10 +91,10 @@ def read_domain(
     Raises:
         DataError: a file is missing or unreadable, or no document has a text.
     """
-    found = find_files(files)
+    paths = find_files(files)
     documents: list[Document] = []
     empty, rejects = 0, []
-    for text, reject in _texts(found, tuple(keys)):
+    for text, reject in _texts(paths, tuple(keys)):
         if max_documents is not None and len(documents) >= max_documents:
             break
         if reject is not None:
@@ -106,8 +106,8 @@ def read_domain(
     if rejects:
         log.warning("%s: left out %d lines that are no document, the first as %s", name, len(rejects), rejects[0])
     if not documents:
-        raise DataError(_told_empty(name, found, empty, rejects, keys))
-    return Domain(name, tuple(map(str, found)), tuple(documents), empty)
+        raise DataError(_told_empty(name, paths, empty, rejects, keys))
+    return Domain(name, tuple(map(str, paths)), tuple(documents), empty)
 
 
 def _texts(files: Sequence[Path], keys: tuple[str, ...]):
@@ -116,7 +116,7 @@ def _texts(files: Sequence[Path], keys: tuple[str, ...]):
         for block in blocks_of(piece, keys):
             parsed = parse_block(block, keys)
             for texts in parsed.documents:
-                yield " ".join("\n".join(each) if isinstance(each, list) else each for each in texts), None
+                yield " ".join("\n".join(text) if isinstance(text, list) else text for text in texts), None
             for reject in parsed.rejects:
                 yield "", f"{REASONS[reject.reason]} ({block.path}: {reject.excerpt[:60]!r})"
 

@@ -61,7 +61,7 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_) -> list[tuple[float, bool]]:
         spans = [self._span(text, before, after) for text, before, after in requests]
         scores = self._score(spans, "loglikelihood")
-        return [(-float(each.losses.sum(dtype=np.float64)), bool(each.likeliest.all())) for each in scores]
+        return [(-float(score.losses.sum(dtype=np.float64)), bool(score.likeliest.all())) for score in scores]
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         texts = [
@@ -86,7 +86,7 @@ class HarnessModel(TemplateLM):
         mine: dict[int, str] = {}
         progress = Progress("generate_until", len(batches))
         for number, batch in enumerate(batches[self._model.share :: self._model.shares]):
-            texts = self._continue([prompts[each] for each in batch], [asked[each] for each in batch])
+            texts = self._continue([prompts[index] for index in batch], [asked[index] for index in batch])
             mine.update(zip(batch, texts, strict=True))
             progress.reached((number + 1) * self._model.shares)
         everyone: dict[int, str] = {}
@@ -97,7 +97,7 @@ class HarnessModel(TemplateLM):
     def _score(self, spans: list[Span], what: str) -> list:
         """Raises CheckpointError where a loss is not finite: an answer would be chosen all the same."""
         scores = score_spans(self._model, spans, batch_tokens=self._batch_tokens, gather=self._gather, what=what)
-        bad = [each for each in scores if not np.isfinite(each.losses).all()]
+        bad = [score for score in scores if not np.isfinite(score.losses).all()]
         if bad:
             raise CheckpointError(
                 f"{what}: {len(bad)} of {len(scores)} losses are not finite\n"

@@ -35,8 +35,8 @@ class SetLosses:
 
     @classmethod
     def of(cls, ids: Sequence[np.ndarray], losses: Sequence[np.ndarray]) -> "SetLosses":
-        sums = np.array([each.sum(dtype=np.float64) for each in losses])
-        return cls(sums, np.array([len(each) for each in losses]), np.concatenate(ids), np.concatenate(losses))
+        sums = np.array([loss.sum(dtype=np.float64) for loss in losses])
+        return cls(sums, np.array([len(loss) for loss in losses]), np.concatenate(ids), np.concatenate(losses))
 
     @property
     def loss(self) -> float:
@@ -80,17 +80,17 @@ def compare(sets: dict[str, SetLosses], *, seed: int = 0, confidence: float = CO
     """The three comparisons of one model. A matched one is left out where the sets have nothing in common."""
     rng = np.random.default_rng(seed)
     counts = {name: resample_counts(len(sets[name].tokens), rng) for name in SETS}
-    found = [_plain(sets, counts, confidence)]
+    comparisons = [_plain(sets, counts, confidence)]
     for match in (_length_matched, _token_matched):
         matched = match(sets, counts, confidence)
         if matched is not None:
-            found.append(matched)
-    return found
+            comparisons.append(matched)
+    return comparisons
 
 
 def published(test: float, train: float, reference: float) -> Comparison:
     """A comparison of which only the three losses are known."""
-    t, s, r = (Interval(each, each, each) for each in (test, train, reference))
+    t, s, r = (Interval(loss, loss, loss) for loss in (test, train, reference))
     d1, d2 = test - reference, test - train
     return Comparison("published", 1.0, t, s, r, Interval(d1, d1, d1), Interval(d2, d2, d2))
 
@@ -137,12 +137,12 @@ def judge(comparisons: Sequence[Comparison], verdict, margin: float = MARGIN) ->
 
     A finding that equal lengths or equal tokens do not bear out, or that only they show, is possible and not certain.
     """
-    first, *others = [(each.basis, verdict(each, margin)) for each in comparisons if each.coverage >= _LEAST_COVERAGE]
+    first, *others = [(one.basis, verdict(one, margin)) for one in comparisons if one.coverage >= _LEAST_COVERAGE]
     alarm = LEAKED if verdict is verdict_test else TRAINED
-    differing = [(basis, each) for basis, each in others if (each.finding == alarm) != (first[1].finding == alarm)]
+    differing = [(basis, other) for basis, other in others if (other.finding == alarm) != (first[1].finding == alarm)]
     if not differing:
         return first[1]
-    reasons = [first[1].reason, *(f"{basis}, {each.reason}" for basis, each in differing)]
+    reasons = [first[1].reason, *(f"{basis}, {other.reason}" for basis, other in differing)]
     return Verdict(POSSIBLE, "; ".join(reasons))
 
 

@@ -53,14 +53,14 @@ class LossFigures:
 def figures_of(documents: Sequence[DocumentLoss]) -> LossFigures:
     """The figures of documents, each of which has a token. Summed exactly, so that their order plays no part."""
     assert documents, "a domain without documents is refused before"
-    loss_sum = math.fsum(each.loss_sum for each in documents)
-    tokens = sum(each.tokens for each in documents)
-    reference_tokens = sum(each.reference_tokens for each in documents)
-    num_bytes = sum(each.bytes for each in documents)
-    document_loss = math.fsum(each.normalised_loss for each in documents) / len(documents)
+    loss_sum = math.fsum(document.loss_sum for document in documents)
+    tokens = sum(document.tokens for document in documents)
+    reference_tokens = sum(document.reference_tokens for document in documents)
+    num_bytes = sum(document.bytes for document in documents)
+    document_loss = math.fsum(document.normalised_loss for document in documents) / len(documents)
     return LossFigures(
         documents=len(documents),
-        characters=sum(each.characters for each in documents),
+        characters=sum(document.characters for document in documents),
         bytes=num_bytes,
         tokens=tokens,
         reference_tokens=reference_tokens,

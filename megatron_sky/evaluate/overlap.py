@@ -66,12 +66,12 @@ def find_overlaps(
             if meta.tokenizer.sha256 != tokenizer_sha256:
                 unknown.append(f"source {source}: its documents can't be compared: tokenized by another tokenizer")
                 continue
-            found = _documents_of(prefix, meta, lengths)
+            in_training = _documents_of(prefix, meta, lengths)
         except DataError as error:
             unknown.append(f"source {source}: can't be compared: {str(error).splitlines()[0]}")
             continue
-        told = {each.domain for each in same}
-        shared = ((name, len(wanted & found)) for name, wanted in hashes.items() if name not in told)
+        same_domains = {overlap.domain for overlap in same}
+        shared = ((name, len(wanted & in_training)) for name, wanted in hashes.items() if name not in same_domains)
         overlaps += [Overlap(name, source, count) for name, count in shared if count]
     return overlaps, unknown
 
@@ -85,15 +85,15 @@ def unverifiable_sources(listed: Collection[str], given: Mapping[str, int], init
         init_from: the weights that the run began from.
     """
     left = [name for name, tokens in given.items() if tokens and name not in listed]
-    told = [
+    sentences = [
         f"source {name}: can't be compared: it left the mixture, and the recipe names its files no more"
         for name in left
     ]
     if init_from is not None:
-        told.append(f"the run began from the weights of {init_from}, whose training data can't be looked at")
+        sentences.append(f"the run began from the weights of {init_from}, whose training data can't be looked at")
     if not listed and not left:
-        told.append("its recipe names no training data: it was converted, and what it was trained on is not known")
-    return told
+        sentences.append("its recipe names no training data: it was converted, and what it was trained on is not known")
+    return sentences
 
 
 def _same_files(domains: list, source: str, meta: Meta | None) -> list[Overlap]:
@@ -116,7 +116,7 @@ def _documents_of(prefix: str, meta: Meta, lengths: np.ndarray) -> set[bytes]:
         own = tokens.lengths() - int(meta.append_eod)
         starts = tokens.pointers() // tokens.dtype.itemsize
         wanted = np.flatnonzero(np.isin(own, lengths))
-        return {_hash(tokens.read(int(starts[each]), int(own[each]))) for each in wanted}
+        return {_hash(tokens.read(int(starts[index]), int(own[index]))) for index in wanted}
 
 
 def _hash(ids: np.ndarray) -> bytes:

@@ -11,16 +11,16 @@ _MARKERS = "osD^vPX*"
 
 def loss_png(results: LossResults) -> bytes:
     """Normalised loss of every model on every domain; the average last."""
-    names = [each.name for each in results.domains]
+    names = [domain.name for domain in results.domains]
     figure, axes = _figure(len(names) + 1)
-    for number, each in enumerate(results.models):
-        losses = [*(each.domains[name].normalised_loss for name in names), each.average.normalised_loss]
+    for number, model in enumerate(results.models):
+        losses = [*(model.domains[name].normalised_loss for name in names), model.average.normalised_loss]
         axes.plot(
             losses,
             range(len(losses)),
             _MARKERS[number % 8],
             color=COLOURS[number % 8],
-            label=_label(each.model.name, number),
+            label=_label(model.model.name, number),
         )
     _label_rows(axes, [*names, "average"])
     axes.set_xlabel("loss, nats per reference token")
@@ -31,17 +31,17 @@ def leakage_png(results: LeakageResults) -> bytes:
     """delta1 and delta2 of every model, their intervals as bars, the margins of the verdicts as dashed lines."""
     figure, axes = _figure(len(results.models))
     for number, (name, word) in enumerate((("delta1", "L_test - L_ref"), ("delta2", "L_test - L_train"))):
-        values = [getattr(each.comparisons[0], name) for each in results.models]
+        values = [getattr(model.comparisons[0], name) for model in results.models]
         rows = [row + 0.18 * (2 * number - 1) for row in range(len(values))]
         sides = [[v.value - v.low for v in values], [v.high - v.value for v in values]]
         points = [v.value for v in values]
         axes.errorbar(points, rows, xerr=sides, fmt=_MARKERS[number], color=COLOURS[number], label=f"{name} = {word}")
-    for row, each in enumerate(results.models):
-        limit = results.margin * each.comparisons[0].reference.value
+    for row, model in enumerate(results.models):
+        limit = results.margin * model.comparisons[0].reference.value
         axes.plot([-limit, -limit], [row - 0.4, row + 0.4], "--", color=MUTED, linewidth=1)
         axes.plot([limit, limit], [row - 0.4, row + 0.4], "--", color=MUTED, linewidth=1)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    _label_rows(axes, [each.model.name for each in results.models])
+    _label_rows(axes, [model.model.name for model in results.models])
     axes.set_xlabel("nats per token; dashed: the margin")
     return _png(figure, axes)
 

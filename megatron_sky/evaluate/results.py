@@ -132,7 +132,7 @@ def write_json(results: LossResults | LeakageResults, folder: Path) -> Path:
 
 def write_documents(folder: Path, model: str, documents: Iterable[DocumentLoss], prefix: str = "") -> Path:
     """Writes `<folder>/documents/<prefix><model>.jsonl`, one object a document."""
-    lines = [files.json_text(asdict(each)) + "\n" for each in documents]
+    lines = [files.json_text(asdict(document)) + "\n" for document in documents]
     return write_text(folder / "documents" / f"{prefix}{file_name(model)}.jsonl", "".join(lines))
 
 

@@ -42,7 +42,7 @@ def evaluate_loss(
     context = _context(checkpoints, options)
     characters = _characters(options, context // _CHARACTERS_PER_TOKEN)
     domains = [_domain(name, files, characters, options) for name, files in parse_data(data).items()]
-    if reference_tokenizer is None and len({each.coder.sha256 for each in checkpoints}) > 1:
+    if reference_tokenizer is None and len({checkpoint.coder.sha256 for checkpoint in checkpoints}) > 1:
         log.warning(
             "the models have different tokenizers and --reference-tokenizer is not given: reference tokens are %s's",
             checkpoints[0].name,
@@ -55,8 +55,8 @@ def evaluate_loss(
         markdown=tables.loss_markdown,
         write=write.write_loss,
     )
-    found = results.LossResults(_setting(context, characters, options, reference), _domain_records(domains), ())
-    return evaluate_models(evaluation, checkpoints, found, options, context, out=out, info=info or RankInfo())
+    empty = results.LossResults(_setting(context, characters, options, reference), _domain_records(domains), ())
+    return evaluate_models(evaluation, checkpoints, empty, options, context, out=out, info=info or RankInfo())
 
 
 def _model_losses(record: results.ModelRecord, scored: Scored) -> results.ModelLosses:
@@ -83,12 +83,12 @@ def evaluate_leakage(
     """
     info = info or RankInfo()
     listed = published_leakage(published, margin) if published is not None else ()
-    found = results.LeakageResults(margin, leakage.CONFIDENCE, None, (), listed)
+    outcome = results.LeakageResults(margin, leakage.CONFIDENCE, None, (), listed)
     if not given and listed:
-        with write.print_partial_on_error(info, lambda: tables.leakage_markdown(found)):
+        with write.print_partial_on_error(info, lambda: tables.leakage_markdown(outcome)):
             if info.rank == 0:
-                write.write_leakage(found, out)
-        return found
+                write.write_leakage(outcome, out)
+        return outcome
     _check_sets(given, files, generate)
     checkpoints = open_models(given)
     context = _context(checkpoints, options)
@@ -106,8 +106,8 @@ def evaluate_leakage(
         markdown=tables.leakage_markdown,
         write=write.write_leakage,
     )
-    found = replace(found, setting=_setting(context, characters, options, None), sets=_domain_records(domains))
-    return evaluate_models(evaluation, checkpoints, found, options, context, out=out, info=info)
+    outcome = replace(outcome, setting=_setting(context, characters, options, None), sets=_domain_records(domains))
+    return evaluate_models(evaluation, checkpoints, outcome, options, context, out=out, info=info)
 
 
 def _check_sets(given: Sequence[str], files: dict[str, Sequence[str]], generate: str | None) -> None:
@@ -136,7 +136,7 @@ def published_leakage(path: Path, margin: float = leakage.MARGIN) -> tuple[resul
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         losses = [(row["model"], *(float(row[name]) for name in ("L_test", "L_train", "L_ref"))) for row in rows]
-        if bad := [name for name, *values in losses if not all(0 < each < math.inf for each in values)]:
+        if bad := [name for name, *values in losses if not all(0 < value < math.inf for value in values)]:
             raise ValueError(f"a loss of {bad[0]} is no positive number")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -147,7 +147,7 @@ def published_leakage(path: Path, margin: float = leakage.MARGIN) -> tuple[resul
 
 
 def _context(checkpoints: Sequence[Checkpoint], options: Options) -> int:
-    smallest = min(checkpoints, key=lambda each: each.context)
+    smallest = min(checkpoints, key=lambda checkpoint: checkpoint.context)
     if options.context is not None and options.context > smallest.context:
         raise ConfigError(
             Problem(
@@ -181,7 +181,7 @@ def _generated(kind: str, count: int, seed: int, characters: int | None) -> Doma
 def _reference_tokens(reference: TextCoder, domains: Sequence[Domain], begins: bool) -> dict[str, list[int]]:
     """Tokens of each document by the reference tokenizer, counted as a model's own are; at least 1."""
     return {
-        domain.name: [max(1, num_predictions(len(reference.encode(each.text)), begins)) for each in domain.documents]
+        domain.name: [max(1, num_predictions(len(reference.encode(doc.text)), begins)) for doc in domain.documents]
         for domain in domains
     }
 
@@ -190,7 +190,7 @@ def _model_leakage(record: results.ModelRecord, scored: Scored, seed: int, margi
     sets = {}
     for name, documents, losses in zip(leakage.SETS, scored.encoded, scored.tokens, strict=True):
         kept = [
-            (each.ids[len(each.ids) - len(own) :], own) for each, own in zip(documents, losses, strict=True) if len(own)
+            (loss.ids[len(loss.ids) - len(own) :], own) for loss, own in zip(documents, losses, strict=True) if len(own)
         ]
         sets[name] = leakage.SetLosses.of([ids for ids, _ in kept], [own for _, own in kept])
     return _judged(record, leakage.compare(sets, seed=seed), margin)
@@ -222,11 +222,11 @@ def _setting(context: int, characters: int | None, options: Options, reference: 
 def _domain_records(domains: Sequence[Domain]) -> tuple[results.DomainRecord, ...]:
     return tuple(
         results.DomainRecord(
-            name=each.name,
-            files=each.files,
-            documents=len(each.documents),
-            empty=each.empty,
-            cut=sum(len(one.whole) > len(one.text) for one in each.documents),
+            name=domain.name,
+            files=domain.files,
+            documents=len(domain.documents),
+            empty=domain.empty,
+            cut=sum(len(one.whole) > len(one.text) for one in domain.documents),
         )
-        for each in domains
+        for domain in domains
     )

@@ -107,7 +107,7 @@ class Evaluation:
 def evaluate_models(
     evaluation: Evaluation,
     checkpoints: Sequence[Checkpoint],
-    found: Results,
+    results: Results,
     options: Options,
     context: int,
     *,
@@ -120,7 +120,7 @@ def evaluate_models(
     input, and where no model has finite losses.
     """
     prepared = [prepare(checkpoint, evaluation.domains, context, options) for checkpoint in checkpoints]
-    partial = write.print_partial_on_error(info, lambda: evaluation.markdown(found) if found.models else "")
+    partial = write.print_partial_on_error(info, lambda: evaluation.markdown(results) if results.models else "")
     with partial, _open(checkpoints, options, info, out) as parallel:
         for checkpoint, encoded in zip(checkpoints, prepared, strict=True):
             warnings = _overlaps(checkpoint, evaluation.tests)
@@ -129,21 +129,21 @@ def evaluate_models(
             scored = Scored(encoded, tokens, losses)
             documents = scored.documents
             if failure := _not_finite(checkpoint, documents):
-                found, documents = replace(found, failed=(*found.failed, failure)), []
+                results, documents = replace(results, failed=(*results.failed, failure)), []
             else:
                 record = _record(checkpoint, context, options, seconds, warnings)
-                found = replace(found, models=(*found.models, evaluation.judge(record, scored)))
-            if found.models and info.rank == 0:
-                evaluation.write(found, out, documents)
-    if not found.models:
-        raise failure_of(found)
-    return found
+                results = replace(results, models=(*results.models, evaluation.judge(record, scored)))
+            if results.models and info.rank == 0:
+                evaluation.write(results, out, documents)
+    if not results.models:
+        raise failure_of(results)
+    return results
 
 
-def failure_of(found: Results) -> CheckpointError:
+def failure_of(results: Results) -> CheckpointError:
     """The error that its failed models are."""
     return CheckpointError(
-        "\n".join(found.failed) + "\n  fix: weights or activations are not finite; look at an earlier checkpoint, "
+        "\n".join(results.failed) + "\n  fix: weights or activations are not finite; look at an earlier checkpoint, "
         "or compare with `megatron-sky convert check`"
     )
 
@@ -153,7 +153,7 @@ def prepare(checkpoint: Checkpoint, domains: Sequence[Domain], context: int, opt
     begin = checkpoint.coder.begin_id(options.begin)
     prepared = []
     for domain in domains:
-        coded = [np.array(checkpoint.coder.encode(each.text), np.int64) for each in domain.documents]
+        coded = [np.array(checkpoint.coder.encode(document.text), np.int64) for document in domain.documents]
         begins = begin is not None
         longer = [n for n, ids in enumerate(coded) if num_predictions(len(ids), begins) > context]
         if longer and options.stride is None:
@@ -164,7 +164,7 @@ def prepare(checkpoint: Checkpoint, domains: Sequence[Domain], context: int, opt
                 for document, ids in zip(domain.documents, coded, strict=True)
             ]
         )
-        if not any(each.spans for each in prepared[-1]):
+        if not any(document.spans for document in prepared[-1]):
             raise DataError(f"domain {domain.name}: no document gives {checkpoint.name} a token to predict")
     return prepared
 
@@ -181,13 +181,13 @@ def _too_long(checkpoint: Checkpoint, domain: Domain, coded: list, longer: list[
 def _open(checkpoints: Sequence[Checkpoint], options: Options, info: RankInfo, out: Path | None):
     """The context that all models run in; the split is checked against each native model first, and `out` is tried."""
     parallel = ParallelConfig(tp_size=options.tp_size, pp_size=options.pp_size, distributed_optimizer=False)
-    for each in checkpoints:
-        if each.kind == NATIVE:
-            config = read_description(each.path).config
+    for checkpoint in checkpoints:
+        if checkpoint.kind == NATIVE:
+            config = read_description(checkpoint.path).config
             wide = config.precision.model_copy(update={"fp8": None})  # products in 8 bits are training's alone
             asked = config.model_copy(update={"parallel": parallel, "precision": wide})
-            found = find_problems(asked, info.world_size)
-            wrong = [problem for problem in found if problem.where.startswith(("parallel.", "model."))]
+            problems = find_problems(asked, info.world_size)
+            wrong = [problem for problem in problems if problem.where.startswith(("parallel.", "model."))]
             if wrong:
                 raise ConfigError(wrong)
     if info.rank == 0:
@@ -202,7 +202,7 @@ def _score(
     from megatron_sky.evaluate.scoring import score_spans
 
     model = checkpoint.load(parallel)
-    spans = [span for documents in encoded for each in documents for span in each.spans]
+    spans = [span for documents in encoded for document in documents for span in document.spans]
     start = time.monotonic()
     scores = iter(
         score_spans(
@@ -214,7 +214,7 @@ def _score(
     log.info("%s: %s tokens, %s tokens/s", checkpoint.name, f"{tokens:,}", f"{tokens / seconds:,.0f}")
     none = np.empty(0, np.float32)
     losses = [
-        [np.concatenate([none, *(next(scores).losses for _ in each.spans)]) for each in documents]
+        [np.concatenate([none, *(next(scores).losses for _ in document.spans)]) for document in documents]
         for documents in encoded
     ]
     return losses, seconds
@@ -247,52 +247,52 @@ def _overlaps(checkpoint: Checkpoint, domains: Sequence[Domain]) -> list[str]:
     given = tokens_given(saved.data, saved.progress["consumed_samples"])
     listed = saved.config.data.train
     unverifiable = overlap.unverifiable_sources(
-        {each.name for each in listed}, given, saved.config.checkpoint.init_from
+        {source.name for source in listed}, given, saved.config.checkpoint.init_from
     )
-    sources = [(each.name, each.path) for each in listed if given.get(each.name, 1)]
+    sources = [(source.name, source.path) for source in listed if given.get(source.name, 1)]
     asked = [
         (
             domain.name,
             [path for path in domain.files if Path(path).is_file()],  # a generated set has none
-            [checkpoint.coder.encode(each.whole) for each in domain.documents],
+            [checkpoint.coder.encode(document.whole) for document in domain.documents],
         )
         for domain in domains
     ]
-    found, unknown = overlap.find_overlaps(asked, sources, tokenizer_sha256=checkpoint.coder.sha256)
+    overlaps, unknown = overlap.find_overlaps(asked, sources, tokenizer_sha256=checkpoint.coder.sha256)
     for line in (*unverifiable, *unknown):
         log.info("%s: %s", checkpoint.name, line)
-    for overlapping in found:
+    for overlapping in overlaps:
         log.warning("%s: %s", checkpoint.name, overlapping)
-    return [str(overlapping) for overlapping in found]
+    return [str(overlapping) for overlapping in overlaps]
 
 
 def _document_losses(
     evaluation: Evaluation, encoded: list[list[Encoded]], tokens: list[list[np.ndarray]]
 ) -> dict[str, list[DocumentLoss]]:
     """Domain -> its documents' losses; those without a prediction are left out."""
-    found: dict[str, list[DocumentLoss]] = {}
+    by_domain: dict[str, list[DocumentLoss]] = {}
     counts = evaluation.reference_tokens
     for domain, documents, losses in zip(evaluation.domains, encoded, tokens, strict=True):
-        found[domain.name] = [
+        by_domain[domain.name] = [
             DocumentLoss(
                 domain=domain.name,
-                document=each.document.number,
-                sha256=each.document.sha256,
-                characters=len(each.document.text),
-                bytes=each.document.num_bytes,
+                document=loss.document.number,
+                sha256=loss.document.sha256,
+                characters=len(loss.document.text),
+                bytes=loss.document.num_bytes,
                 tokens=len(own),
-                reference_tokens=len(own) if counts is None else counts[domain.name][each.document.number],
+                reference_tokens=len(own) if counts is None else counts[domain.name][loss.document.number],
                 loss_sum=float(own.sum(dtype=np.float64)),
             )
-            for each, own in zip(documents, losses, strict=True)
+            for loss, own in zip(documents, losses, strict=True)
             if len(own)
         ]
-    return found
+    return by_domain
 
 
 def _not_finite(checkpoint: Checkpoint, losses: Sequence[DocumentLoss]) -> str | None:
     """What is wrong with a model whose losses are not all finite, told at once; the same on every rank."""
-    bad = [each for each in losses if not math.isfinite(each.loss_sum)]
+    bad = [loss for loss in losses if not math.isfinite(loss.loss_sum)]
     if not bad:
         return None
     failure = (

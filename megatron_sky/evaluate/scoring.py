@@ -55,7 +55,7 @@ def score_spans(model: Model, spans: Sequence[Span], *, batch_tokens: int, gathe
     progress = Progress(what, len(batches))
     with torch.inference_mode():
         for number, batch in enumerate(batches[model.share :: model.shares]):
-            scores = _score_batch(model, [spans[each] for each in batch])
+            scores = _score_batch(model, [spans[index] for index in batch])
             if scores is not None:
                 mine.update(zip(batch, scores, strict=True))
             progress.reached((number + 1) * model.shares)
@@ -76,11 +76,11 @@ def _score_batch(model: Model, spans: list[Span]) -> list[SpanScore] | None:
         targets.append(span.tokens[-span.scored :])
     device = model.device
     on_device = [
-        torch.from_numpy(each).to(device) for each in (tokens, np.concatenate(places), np.concatenate(targets))
+        torch.from_numpy(array).to(device) for array in (tokens, np.concatenate(places), np.concatenate(targets))
     ]
-    found = model.losses(*on_device)
-    if found is None:
+    tensors = model.losses(*on_device)
+    if tensors is None:
         return None
     cuts = np.cumsum([span.scored for span in spans])[:-1]
-    losses, likeliest = (np.split(each.cpu().numpy(), cuts) for each in found)
-    return [SpanScore(*each) for each in zip(losses, likeliest, strict=True)]
+    losses, likeliest = (np.split(tensor.cpu().numpy(), cuts) for tensor in tensors)
+    return [SpanScore(*span) for span in zip(losses, likeliest, strict=True)]

@@ -33,9 +33,10 @@ def loss_markdown(results: LossResults) -> str:
 def loss_csv(results: LossResults) -> str:
     """One line per model and domain, and one of domain `average`; the columns are LossFigures' fields."""
     rows = []
-    for each in results.models:
-        for domain, figures in [*each.domains.items(), ("average", each.average)]:
-            place = {"model": each.model.name, "step": each.model.step, "consumed_tokens": each.model.consumed_tokens}
+    for model in results.models:
+        for domain, figures in [*model.domains.items(), ("average", model.average)]:
+            record = model.model
+            place = {"model": record.name, "step": record.step, "consumed_tokens": record.consumed_tokens}
             rows.append(place | {"domain": domain} | asdict(figures))
     return _csv(rows)
 
@@ -43,9 +44,9 @@ def loss_csv(results: LossResults) -> str:
 def leakage_markdown(results: LeakageResults) -> str:
     """The table of the report's section 5.2, the verdicts with their reasons, and the matched comparisons."""
     reasons = [
-        f"- **{each.model.name}**, test split: {each.test_verdict.finding}. {each.test_verdict.reason}.\n"
-        f"- **{each.model.name}**, train split: {each.train_verdict.finding}. {each.train_verdict.reason}."
-        for each in results.models
+        f"- **{model.model.name}**, test split: {model.test_verdict.finding}. {model.test_verdict.reason}.\n"
+        f"- **{model.model.name}**, train split: {model.train_verdict.finding}. {model.train_verdict.reason}."
+        for model in results.models
     ]
     parts = [
         "## Leakage, loss in nats per token",
@@ -64,39 +65,39 @@ def leakage_rows(results: LeakageResults) -> Rows:
     """Each model's losses, differences and findings, as the report's table 8."""
     head = ["model", "L_test", "L_train", "L_ref", "delta1", "delta2", "test split", "train split"]
     rows = []
-    for each in results.models:
-        c = each.comparisons[0]
+    for model in results.models:
+        c = model.comparisons[0]
         figures = [_number(x.value, 2) for x in (c.test, c.train, c.reference)]
         deltas = [_with_interval(c.delta1), _with_interval(c.delta2)]
-        rows.append([each.model.name, *figures, *deltas, each.test_verdict.finding, each.train_verdict.finding])
+        rows.append([model.model.name, *figures, *deltas, model.test_verdict.finding, model.train_verdict.finding])
     return head, rows
 
 
 def leakage_csv(results: LeakageResults) -> str:
     """One line per model and comparison: each figure with the ends of its interval."""
     rows = []
-    for each in results.models:
-        for comparison in each.comparisons:
-            row = {"model": each.model.name, "step": each.model.step, "basis": comparison.basis}
+    for model in results.models:
+        for comparison in model.comparisons:
+            row = {"model": model.model.name, "step": model.model.step, "basis": comparison.basis}
             row["coverage"] = comparison.coverage
             for name in ("test", "train", "reference", "delta1", "delta2"):
                 value = getattr(comparison, name)
                 row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-            row |= {"test_verdict": each.test_verdict.finding, "train_verdict": each.train_verdict.finding}
+            row |= {"test_verdict": model.test_verdict.finding, "train_verdict": model.train_verdict.finding}
             rows.append(row)
     return _csv(rows)
 
 
 def loss_rows(results: LossResults, figure: str, digits: int) -> Rows:
     """A figure (a field of LossFigures) of each model on each domain, and over all documents, as table 6."""
-    names = [each.name for each in results.domains]
+    names = [domain.name for domain in results.domains]
     rows = [
         [
-            each.model.name,
-            *(_number(getattr(each.domains[name], figure), digits) for name in names),
-            _number(getattr(each.average, figure), digits),
+            model.model.name,
+            *(_number(getattr(model.domains[name], figure), digits) for name in names),
+            _number(getattr(model.average, figure), digits),
         ]
-        for each in results.models
+        for model in results.models
     ]
     return ["model", *names, "average"], rows
 
@@ -105,8 +106,8 @@ def _sizes(results: LossResults) -> str:
     head = ["domain", "documents", "left out as empty", "cut", "characters", "bytes"]
     first = results.models[0]
     rows = [
-        [each.name, *map(_count, (each.documents, each.empty, each.cut)), *_lengths(first.domains[each.name])]
-        for each in results.domains
+        [domain.name, *map(_count, (domain.documents, domain.empty, domain.cut)), *_lengths(first.domains[domain.name])]
+        for domain in results.domains
     ]
     return markdown_table(head, rows)
 
@@ -132,25 +133,27 @@ def _matched_table(results: LeakageResults) -> str:
     head = ["model", "comparison", "covers", "L_test", "L_train", "L_ref", "delta1", "delta2"]
     rows = [
         [
-            each.model.name,
+            model.model.name,
             c.basis,
             f"{c.coverage:.0%}",
             *(_number(x.value, 3) for x in (c.test, c.train, c.reference)),
             _with_interval(c.delta1, 3),
             _with_interval(c.delta2, 3),
         ]
-        for each in results.models
-        for c in each.comparisons[1:]
+        for model in results.models
+        for c in model.comparisons[1:]
     ]
     return "## At equal lengths, and token by token\n\n" + markdown_table(head, rows) if rows else ""
 
 
 def _warnings(models: Sequence) -> list[str]:
-    return _listed("Warnings", [f"{each.model.name}: {told}" for each in models for told in each.model.warnings])
+    return _listed(
+        "Warnings", [f"{model.model.name}: {warning}" for model in models for warning in model.model.warnings]
+    )
 
 
 def _listed(heading: str, lines: Sequence[str]) -> list[str]:
-    return [f"## {heading}", "\n".join(f"- {each}" for each in lines)] if lines else []
+    return [f"## {heading}", "\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _with_interval(value: Interval, digits: int = 2) -> str:
@@ -168,7 +171,7 @@ def _count(value: int) -> str:
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table, its columns filled up so that it reads well as plain text."""
-    rows = [[each.replace("|", "\\|") for each in row] for row in (head, *rows)]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["| " + " | ".join(_aligned(row, widths)) + " |" for row in rows]
     rule = "|" + "|".join("-" * (width + 1) + (":" if column else "-") for column, width in enumerate(widths)) + "|"
@@ -176,7 +179,7 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _aligned(row: list[str], widths: list[int]) -> list[str]:
-    return [row[0].ljust(widths[0]), *(each.rjust(width) for each, width in zip(row[1:], widths[1:], strict=True))]
+    return [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
 
 
 def _csv(rows: list[dict]) -> str:

@@ -100,11 +100,11 @@ def tasks_markdown(scores: Sequence[TaskScore]) -> str:
 
 def task_rows(scores: Sequence[TaskScore]) -> Rows:
     """A row for each task and metric, a column for each model."""
-    models = list(dict.fromkeys(each.model for each in scores))
-    found = {(each.model, each.task, each.metric): each for each in scores}
+    models = list(dict.fromkeys(score.model for score in scores))
+    by_key = {(score.model, score.task, score.metric): score for score in scores}
     rows = [
-        [task, metric, *(_shown(found.get((model, task, metric))) for model in models)]
-        for task, metric in dict.fromkeys((each.task, each.metric) for each in scores)
+        [task, metric, *(_shown(by_key.get((model, task, metric))) for model in models)]
+        for task, metric in dict.fromkeys((score.task, score.metric) for score in scores)
     ]
     return ["task", "metric", *models], rows
 
@@ -127,12 +127,12 @@ def _task_manager(tasks: Sequence[str], include_path: Path | None):
         raise MissingDependency("lm_eval", "eval tasks", "pip install 'megatron-sky[eval]'") from None
     if include_path is not None and not include_path.is_dir():
         raise ConfigError(Problem("--include-path", "is no folder", "give the folder of the tasks' YAML", include_path))
-    found = None
+    manager = None
     for defaults in (False, True) if include_path is not None else (True,):
-        found = TaskManager(include_path=str(include_path) if include_path else None, include_defaults=defaults)
-        unknown = [task for task in tasks if task not in found.all_tasks]
+        manager = TaskManager(include_path=str(include_path) if include_path else None, include_defaults=defaults)
+        unknown = [task for task in tasks if task not in manager.all_tasks]
         if not unknown:
-            return found
+            return manager
     raise ConfigError(
         Problem(
             "--tasks",
@@ -201,10 +201,10 @@ def _evaluate(
         with _silence():
             loaded = _load_tasks(manager, tasks, num_fewshot)
             # The harness's simple_evaluate does the same, asks git for a version and answers on local rank 0 alone.
-            found = evaluate(model, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
+            answer = evaluate(model, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.name} ({checkpoint.path}): {error}") from error
-    samples = {task: counts["effective"] for task, counts in found["n-samples"].items()}
+    samples = {task: counts["effective"] for task, counts in answer["n-samples"].items()}
     return [
         TaskScore(
             model=checkpoint.name,
@@ -216,7 +216,7 @@ def _evaluate(
             stderr=_stderr(figures, key),
             samples=samples.get(task, 0),
         )
-        for task, figures in found["results"].items()
+        for task, figures in answer["results"].items()
         for key, value in figures.items()
         if isinstance(value, int | float) and "," in key and "_stderr" not in key
     ]

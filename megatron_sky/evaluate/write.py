@@ -24,22 +24,22 @@ def check_out(out: Path | None) -> None:
         check_writable(out, out / "documents")
 
 
-def write_loss(found: LossResults, out: Path | None, documents: Sequence[DocumentLoss] = ()) -> None:
+def write_loss(results: LossResults, out: Path | None, documents: Sequence[DocumentLoss] = ()) -> None:
     """loss.json, .csv, .md and .png into `out`, if given, and the newest model's `documents`. Raises RunError."""
     if out is not None:
         from megatron_sky.evaluate.picture import loss_png
 
-        words, rows = tables.loss_markdown(found), tables.loss_csv(found)
-        _write(found, out, documents, prefix="", words=words, rows=rows, picture=loss_png(found))
+        words, rows = tables.loss_markdown(results), tables.loss_csv(results)
+        _write(results, out, documents, prefix="", words=words, rows=rows, picture=loss_png(results))
 
 
-def write_leakage(found: LeakageResults, out: Path | None, documents: Sequence[DocumentLoss] = ()) -> None:
+def write_leakage(results: LeakageResults, out: Path | None, documents: Sequence[DocumentLoss] = ()) -> None:
     """leakage.json, .csv, .md and .png into `out`, if given, and the newest model's `documents`. Raises RunError."""
     if out is not None:
         from megatron_sky.evaluate.picture import leakage_png
 
-        words, rows = tables.leakage_markdown(found), tables.leakage_csv(found)
-        _write(found, out, documents, prefix="leakage_", words=words, rows=rows, picture=leakage_png(found))
+        words, rows = tables.leakage_markdown(results), tables.leakage_csv(results)
+        _write(results, out, documents, prefix="leakage_", words=words, rows=rows, picture=leakage_png(results))
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def print_partial_on_error(info: RankInfo, words: Callable[[], str]) -> Iterator
 
 
 def _write(
-    found: LossResults | LeakageResults,
+    results: LossResults | LeakageResults,
     out: Path,
     documents: Sequence[DocumentLoss],
     *,
@@ -64,8 +64,8 @@ def _write(
     picture: bytes,
 ) -> None:
     if documents:
-        write_documents(out, found.models[-1].model.name, documents, prefix)
-    write_json(found, out)
-    write_text(out / f"{found.kind}.csv", rows)
-    write_text(out / f"{found.kind}.md", words)
-    write_bytes(out / f"{found.kind}.png", picture)
+        write_documents(out, results.models[-1].model.name, documents, prefix)
+    write_json(results, out)
+    write_text(out / f"{results.kind}.csv", rows)
+    write_text(out / f"{results.kind}.md", words)
+    write_bytes(out / f"{results.kind}.png", picture)

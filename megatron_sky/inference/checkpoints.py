@@ -62,12 +62,12 @@ def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
         raise CheckpointError(f"{folder}: is no folder\n  fix: give a checkpoint, a run or a Hugging Face folder")
     if (folder / HF_CONFIG).is_file() and not (folder / store.MANIFEST).is_file():
         return Checkpoint(name or folder.resolve().name, folder, HF, _hf_context(folder), None, None)
-    found = store.resolve(folder, log.warning)
-    saved = description.read_description(found)
+    resolved = store.resolve(folder, log.warning)
+    saved = description.read_description(resolved)
     progress = saved.progress
     seq_length = saved.config.model.seq_length
-    name = name or _native_name(found)
-    return Checkpoint(name, found, NATIVE, seq_length, progress.get("step"), progress.get("consumed_tokens"))
+    name = name or _native_name(resolved)
+    return Checkpoint(name, resolved, NATIVE, seq_length, progress.get("step"), progress.get("consumed_tokens"))
 
 
 def _native_name(folder: Path) -> str:
@@ -96,19 +96,19 @@ def _hf_context(folder: Path) -> int:
 
 def _hf_coder(folder: Path) -> TextCoder:
     """The tokenizer as those who load the folder get it; its file alone where transformers does not know it."""
-    found = find_in_hugging_face(folder)
+    tokenizer_file = find_in_hugging_face(folder)
     known = (folder / tokenizer_files.SETTINGS).is_file() and not is_skywork(hf_settings(folder))
-    if found is not None and not known:
-        return file_coder(found, adds_bos=tokenizer_files.adds_begin(found))
+    if tokenizer_file is not None and not known:
+        return file_coder(tokenizer_file, adds_bos=tokenizer_files.adds_begin(tokenizer_file))
     transformers = transformers_for(folder)
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: its tokenizer can't be loaded: {error}") from error
-    beside = file_coder(found).sha256 if found is not None else ""
+    beside = file_coder(tokenizer_file).sha256 if tokenizer_file is not None else ""
     return TextCoder(
         vocab_size=1 + max(loaded.get_vocab().values()),
-        name=found.name if found is not None else type(loaded).__name__,
+        name=tokenizer_file.name if tokenizer_file is not None else type(loaded).__name__,
         sha256=beside,
         encode=lambda text: loaded(text, add_special_tokens=False, verbose=False)["input_ids"],
         decode=lambda ids: loaded.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),

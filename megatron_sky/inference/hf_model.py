@@ -27,7 +27,7 @@ class HfModel:
         logits = self._logits(tokens, places)
         chunks = row_chunks(len(places), self._model.config.vocab_size)
         parts = [losses_of_logits(logits(rows), targets[rows]) for rows in chunks]
-        return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+        return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
 
     def next_logits(self, tokens, places):
         return self._logits(tokens, places)(slice(None)).float()
@@ -64,22 +64,22 @@ def load_model(folder: Path, dtype: torch.dtype):
         kind, given = transformers.LlamaForCausalLM, {"config": config, "dtype": dtype}
     try:
         # A weight of another shape is then among what was found, by name, and not an error without one.
-        model, found = kind.from_pretrained(
+        model, loading = kind.from_pretrained(
             str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **given
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: transformers can't load it: {error}") from error
-    _check_whole(folder, model, found)
+    _check_whole(folder, model, loading)
     return model.eval()
 
 
-def _check_whole(folder: Path, model: torch.nn.Module, found: dict) -> None:
+def _check_whole(folder: Path, model: torch.nn.Module, loading: dict) -> None:
     """Raises CheckpointError for weights that transformers did not find and made up: random numbers.
 
     A tied weight, which a folder holds once, is not among them.
     """
-    wrong = [f"{name} is missing" for name in sorted(found["missing_keys"])]
-    for weight in found["mismatched_keys"]:
+    wrong = [f"{name} is missing" for name in sorted(loading["missing_keys"])]
+    for weight in loading["mismatched_keys"]:
         name, own = (weight, None) if isinstance(weight, str) else weight[:2]  # transformers 4 gives the name alone
         has = "another shape" if own is None else f"the shape {list(own)}"
         wrong.append(f"{name} has {has}, not {list(model.state_dict()[name].shape)}")

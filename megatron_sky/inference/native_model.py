@@ -56,7 +56,7 @@ class NativeModel:
             return None
         hidden = hidden[_sequence_first(places, tokens)]
         parts = [self._losses(hidden[rows], targets[rows]) for rows in row_chunks(len(places), len(self._output))]
-        return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+        return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
 
     def next_logits(self, tokens, places):
         assert self._context.layout.tp_size == self._context.layout.pp_size == 1, "generation runs on whole models"
@@ -113,7 +113,8 @@ def _in_pieces(mlp):
 
     def forward(hidden, *args, **kwargs):
         rows = hidden.flatten(0, -2)
-        parts, biases = zip(*(whole(rows[each], *args, **kwargs) for each in row_chunks(len(rows), width)), strict=True)
+        results = [whole(rows[piece], *args, **kwargs) for piece in row_chunks(len(rows), width)]
+        parts, biases = zip(*results, strict=True)
         return torch.cat(parts).view(hidden.shape), biases[0]
 
     return forward

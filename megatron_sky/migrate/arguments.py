@@ -47,9 +47,9 @@ class Arguments:
         """The flag's value, as one of `several`; `default` where the flag is not given."""
         if self.values(name) is None:
             return default
-        found = next(iter(self.several(name, kind)), Untold(f"--{name} has no value"))
+        value = next(iter(self.several(name, kind)), Untold(f"--{name} has no value"))
         self.read[name] = 1
-        return found
+        return value
 
     def asked(self, name: str, kind: Callable = str):
         """The flag's value; an `Untold` where it is not given."""

@@ -44,7 +44,7 @@ def stages_of(args: Arguments, batch: Batch) -> list[Stage]:
     """The batch's growth as the recipe has it."""
     whole = [(0, batch.size)]
     if args.has(RAMP):
-        values = [known(RAMP, each) for each in args.several(RAMP, int)]
+        values = [known(RAMP, value) for value in args.several(RAMP, int)]
         if len(values) != 3:
             raise NOT_THREE
         start, increment, samples = values
@@ -56,10 +56,10 @@ def stages_of(args: Arguments, batch: Batch) -> list[Stage]:
 
 def even_steps(args: Arguments, batch: Batch) -> list[Stage] | None:
     """The stages of --step-batch-size-schedule where they are even ones; None where they are not."""
-    parts = [known(STEPS, each) for each in args.several(STEPS, lambda text: text.replace(",", " ").split())]
+    parts = [known(STEPS, part) for part in args.several(STEPS, lambda text: text.replace(",", " ").split())]
     entries = [entry for part in parts for entry in part]
     try:
-        stages = sorted((_count(tokens), _count(size)) for tokens, _, size in (each.partition(":") for each in entries))
+        stages = sorted((_count(tokens), _count(size)) for tokens, _, size in (text.partition(":") for text in entries))
     except ValueError:
         raise Untold(f"--{STEPS} {' '.join(entries)} is no list of TOKENS:SIZE") from None
     growths = {(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(stages)}

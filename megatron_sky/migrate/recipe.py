@@ -277,11 +277,11 @@ def _data(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
     name = "train-data-path" if args.has("train-data-path") else "data-path"
     unknown = Untold("the sources, as {name: web, path: tokens/web, weight: 1.0}")
     put("data.train", (lambda: _blend(name, args.values(name))) if args.has(name) else unknown, name)
-    if any(each["weight"] == TO_GIVE for each in done.recipe["data"]["train"] if isinstance(each, dict)):
+    if any(source["weight"] == TO_GIVE for source in done.recipe["data"]["train"] if isinstance(source, dict)):
         done.to_give.append("data.train: weights; without any, Megatron-LM's are the numbers of the sources' samples")
     held_out = "valid-data-path"
     if args.has(held_out):
-        put("validation.sets", lambda: [_set(each) for each in _blend(held_out, args.values(held_out))], held_out)
+        put("validation.sets", lambda: [_set(source) for source in _blend(held_out, args.values(held_out))], held_out)
     if args.has("tokenizer-model"):
         put("tokenizer.path", args.one("tokenizer-model"), "tokenizer-model")
     if args.has("num-workers"):
@@ -308,8 +308,8 @@ def _blend(flag: str, values: list[str]) -> list[dict]:
     if not words or re.search(NOT_COMPUTED, given):
         raise Untold(f"{given} is not computed" if words else f"{given}has no value")
     weights, paths = words[::2], words[1::2]
-    open_ones = [bool(VARIABLE.fullmatch(each)) for each in weights]
-    numbers = [is_number(each) for each in weights]
+    open_ones = [bool(VARIABLE.fullmatch(weight)) for weight in weights]
+    numbers = [is_number(weight) for weight in weights]
     if len(words) % 2 or (not any(numbers) and not all(open_ones)):
         weights, paths = [1.0 if len(words) == 1 else [*TO_GIVE] for _ in words], words
     elif not any(numbers) or not all(a or b for a, b in zip(numbers, open_ones, strict=True)):
@@ -376,7 +376,7 @@ def _profile(args: Arguments, put: Put) -> None:
     put("profile.num_steps", lambda: max(args.number(*end) - args.number(*start), 1), end[0], start[0])
     if args.has("profile-ranks"):
         ranks = args.several("profile-ranks", int) or [args.one("profile-ranks")]
-        put("profile.ranks", next((each for each in ranks if isinstance(each, Untold)), ranks), "profile-ranks")
+        put("profile.ranks", next((rank for rank in ranks if isinstance(rank, Untold)), ranks), "profile-ranks")
 
 
 def _load(args: Arguments, done: Translation) -> None:

@@ -73,9 +73,9 @@ def report_lines(translation: Translation, script: Script) -> list[str]:
     )
     lines = [
         line
-        for title, found in parts
-        if found
-        for line in (f"{title} ({len(found)}):", *(f"  {_shown(x)}" for x in found))
+        for title, entries in parts
+        if entries
+        for line in (f"{title} ({len(entries)}):", *(f"  {_shown(x)}" for x in entries))
     ]
     unset = sorted(set(re.findall(r"\$\{(\w+)\}", str(translation.recipe))))
     if unset:

@@ -149,7 +149,7 @@ class Words:
         if "IFS" in self.state.values and any(kind == SPLIT for _, kind in pieces):
             self.note(f"{written[:80]} is not split by IFS")
             return [unknown()]
-        found: list[list[str]] = []  # (word, what of it may be a pattern)
+        fields: list[list[str]] = []  # (word, what of it may be a pattern)
         goes_on = False
         for text, kind in pieces:
             parts = re.split(r"[ \t\n]+", text) if kind == SPLIT else [text]
@@ -158,17 +158,17 @@ class Words:
                 if kind == BETWEEN or (kind == SPLIT and not part):
                     continue
                 if not goes_on:
-                    found.append(["", ""])
+                    fields.append(["", ""])
                     part = self.without_quotes(part) if kind == SPLIT else part
-                found[-1][0] += part
-                found[-1][1] += "_" if kind == QUOTED else part
+                fields[-1][0] += part
+                fields[-1][1] += "_" if kind == QUOTED else part
                 goes_on = True
             goes_on = goes_on and kind != BETWEEN
-        for word in found:
+        for word in fields:
             if _FILES.search(word[1]):
                 self.note(f"{plain(word[0])} is not expanded: files are not looked at")
                 word[0] = unknown()
-        return [word for word, _ in found]
+        return [word for word, _ in fields]
 
     def without_quotes(self, text: str) -> str:
         match = re.fullmatch(r"(['\"])([^'\"]*)\1", text)

@@ -154,11 +154,11 @@ def _wrap(chunks: list, config, parallel: ParallelConfig, precision: PrecisionCo
     config.finalize_model_grads_func = finalize_model_grads
     interleaved = len(wrapped) > 1
     if parallel.overlap_grad_reduce:
-        config.no_sync_func = [each.no_sync for each in wrapped] if interleaved else wrapped[0].no_sync
+        config.no_sync_func = [chunk.no_sync for chunk in wrapped] if interleaved else wrapped[0].no_sync
         if interleaved:
-            config.grad_sync_func = [each.start_grad_sync for each in wrapped]
+            config.grad_sync_func = [chunk.start_grad_sync for chunk in wrapped]
     if parallel.overlap_param_gather and interleaved:
-        config.param_sync_func = [each.start_param_sync for each in wrapped]
+        config.param_sync_func = [chunk.start_param_sync for chunk in wrapped]
     return wrapped
 
 

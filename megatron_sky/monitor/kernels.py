@@ -36,24 +36,24 @@ class KernelTime:
 
 def kernel_class(name: str) -> str:
     """The class that a kernel's or operator's name belongs to."""
-    return next((each for each, pattern in _PATTERNS if pattern.search(name)), OTHER)
+    return next((label for label, pattern in _PATTERNS if pattern.search(name)), OTHER)
 
 
 def table(kernels: Iterable[KernelTime], *, steps: int, top: int = 20) -> str:
     """Time a step by class, largest first, with each class's share; below it the `top` kernels."""
-    kernels = sorted(kernels, key=lambda each: -each.microseconds)
-    whole = sum(each.microseconds for each in kernels) or 1.0
+    kernels = sorted(kernels, key=lambda kernel: -kernel.microseconds)
+    whole = sum(kernel.microseconds for kernel in kernels) or 1.0
     classes: dict[str, list[KernelTime]] = defaultdict(list)
-    for each in kernels:
-        classes[kernel_class(each.name)].append(each)
+    for kernel in kernels:
+        classes[kernel_class(kernel.name)].append(kernel)
     lines = [f"{'class':<28}{'ms a step':>12}{'share':>9}{'calls':>9}"]
-    for name, members in sorted(classes.items(), key=lambda item: -sum(each.microseconds for each in item[1])):
+    for name, members in sorted(classes.items(), key=lambda item: -sum(kernel.microseconds for kernel in item[1])):
         lines.append(_row(name, members, whole, steps))
     lines += ["", f"{'kernel':<28}{'ms a step':>12}{'share':>9}{'calls':>9}  name"]
-    lines += [f"{_row(kernel_class(each.name), [each], whole, steps)}  {each.name[:120]}" for each in kernels[:top]]
+    lines += [f"{_row(kernel_class(one.name), [one], whole, steps)}  {one.name[:120]}" for one in kernels[:top]]
     return "\n".join(lines) + "\n"
 
 
 def _row(name: str, members: list[KernelTime], whole: float, steps: int) -> str:
-    time, calls = sum(each.microseconds for each in members), sum(each.calls for each in members)
+    time, calls = sum(kernel.microseconds for kernel in members), sum(kernel.calls for kernel in members)
     return f"{name:<28}{time / steps / 1000:>12.3f}{time / whole:>9.1%}{calls // steps:>9,}"

@@ -162,7 +162,7 @@ class MetricsWriter:
             self._wandb.write({"step": step, "consumed_tokens": consumed_tokens} | scalars)
 
 
-_TRAIN_SCALARS = tuple(each.name for each in fields(TrainRecord) if each.name not in ("step", "time"))
+_TRAIN_SCALARS = tuple(item.name for item in fields(TrainRecord) if item.name not in ("step", "time"))
 
 
 class _TensorBoardSink:

@@ -25,15 +25,15 @@ def apply(optimizer, grad_norm: float) -> bool:
     """Clips by `grad_norm` and updates the weights; whether they were updated."""
     from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
-    for each in getattr(optimizer, "chained_optimizers", [optimizer]):
-        parameters = [] if getattr(each, "is_stub_optimizer", False) else each.get_parameters()
-        if parameters and each.config.clip_grad > 0.0:
-            clip_grad_by_total_norm_fp32(parameters, max_norm=each.config.clip_grad, total_norm=grad_norm)
+    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+        parameters = [] if getattr(one, "is_stub_optimizer", False) else one.get_parameters()
+        if parameters and one.config.clip_grad > 0.0:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=one.config.clip_grad, total_norm=grad_norm)
     return bool(optimizer.step_with_ready_grads())
 
 
 def _is_loss_scale_smallest(optimizer) -> bool:
-    scalers = [getattr(each, "grad_scaler", None) for each in getattr(optimizer, "chained_optimizers", [optimizer])]
+    scalers = [getattr(one, "grad_scaler", None) for one in getattr(optimizer, "chained_optimizers", [optimizer])]
     return any(scaler is not None and float(scaler.scale) <= float(scaler.min_scale) for scaler in scalers)
 
 
@@ -50,8 +50,8 @@ def set_numbers(optimizer, recipe: OptimizerConfig, lr: float) -> None:
 
 def forget_moments(optimizer) -> None:
     """Back to a new optimizer's state: moments of zero, bias correction from the first step. Weights stay."""
-    for each in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(each, "optimizer", None)
+    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = getattr(one, "optimizer", None)
         if inner is None:  # a rank without parameters of this kind
             continue
         for state in inner.state.values():

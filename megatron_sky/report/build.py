@@ -29,10 +29,10 @@ def build_report(
     Raises RunError when a folder holds no training or validation record yet, or the page can't be written, ConfigError
     when a folder is given twice.
     """
-    folders = [Path(each) for each in run_dirs]
+    folders = [Path(run_dir) for run_dir in run_dirs]
     _check_different(folders)
-    runs = named_apart([load_run(each) for each in folders], folders)
-    evaluations = load_evaluations(folders, [Path(each) for each in evals])
+    runs = named_apart([load_run(folder) for folder in folders], folders)
+    evaluations = load_evaluations(folders, [Path(path) for path in evals])
     name = "report" if len(runs) == 1 else "comparison"
     path = folders[0] / f"{name}.{page_format}" if out is None else Path(out)
     document = describe_run(runs[0], evaluations) if len(runs) == 1 else describe_comparison(runs, evaluations)
@@ -44,8 +44,8 @@ def build_report(
 
 
 def _check_different(folders: Sequence[Path]) -> None:
-    resolved = [each.resolve() for each in folders]
-    twice = [str(each) for number, each in enumerate(folders) if resolved[number] in resolved[:number]]
+    resolved = [folder.resolve() for folder in folders]
+    twice = [str(folder) for number, folder in enumerate(folders) if resolved[number] in resolved[:number]]
     if twice:
         raise ConfigError(Problem("RUN", "is given twice", "give each run folder once", ", ".join(twice)))
 
@@ -54,8 +54,8 @@ def _write_markdown(document: Document, path: Path) -> None:
     pictures = path.with_name(f"{path.stem}_pictures")
     for section in document.sections:
         for block in section.blocks:
-            for each in block.pictures if isinstance(block, Pictures) else ():
-                _write(pictures / f"{each.file_name}.svg", each.svg)
+            for picture in block.pictures if isinstance(block, Pictures) else ():
+                _write(pictures / f"{picture.file_name}.svg", picture.svg)
     _write(path, render_markdown(document, pictures.name))
 
 

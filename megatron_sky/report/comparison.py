@@ -18,7 +18,7 @@ def named_apart(runs: Sequence[RunData], folders: Sequence[Path]) -> list[RunDat
     """The runs under names that differ: as much of the end of each folder's path as that takes."""
     parts = [folder.resolve().parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-length:]) for each in parts]
+        names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             break
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
@@ -26,8 +26,8 @@ def named_apart(runs: Sequence[RunData], folders: Sequence[Path]) -> list[RunDat
 
 def describe_comparison(runs: Sequence[RunData], evaluations: Evaluations) -> Document:
     """The whole report of several runs; the first is the one that the others are measured against."""
-    told = [f"{run.name}: {note}" for run in runs for note in run.notes]
-    differences = recipe_differences({run.name: run.config for run in runs}, told)
+    lines = [f"{run.name}: {note}" for run in runs for note in run.notes]
+    differences = recipe_differences({run.name: run.config for run in runs}, lines)
     sets = draw_compared_sets(runs)
     return Document(
         title=" | ".join(run.name for run in runs),
@@ -40,7 +40,7 @@ def describe_comparison(runs: Sequence[RunData], evaluations: Evaluations) -> Do
             *_sets(runs),
             *evaluation_sections(evaluations),
             Section("Where the recipes differ", differences),
-            Section("Notes", notes([*told, *evaluations.notes])),
+            Section("Notes", notes([*lines, *evaluations.notes])),
         ],
     )
 
@@ -84,7 +84,7 @@ def _sets(runs: Sequence[RunData]) -> list[Section]:
 
 def _set_table(runs: Sequence[RunData], names: Sequence[str], field: str) -> list[Block]:
     """A row for each set and run: what it came from, what it came to, and that against the first run's."""
-    domains = [{each.name: each for each in run.domains} for run in runs]
+    domains = [{domain.name: domain for domain in run.domains} for run in runs]
     rows = []
     for name in names:
         base = domains[0].get(name)

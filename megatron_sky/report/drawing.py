@@ -107,7 +107,7 @@ def thin(x: Sequence[float], y: Sequence[float], stretches: int = _STRETCHES) ->
     for stretch in np.array_split(np.arange(len(x)), stretches - 1):
         finite = stretch[np.isfinite(y[stretch])]
         chosen = (finite[np.argmin(y[finite])], finite[np.argmax(y[finite])]) if len(finite) else (stretch[0],)
-        keep.update(int(each) for each in chosen)
+        keep.update(int(index) for index in chosen)
     order = sorted(keep)
     return x[order], y[order]
 
@@ -204,9 +204,9 @@ def cut_start(axes: "Axes", curves: Sequence[Curve], levels: Sequence[float] = (
 
     The start is the first twentieth of the tokens; `levels` are other values to keep in sight.
     """
-    x, y = (np.concatenate([np.asarray(getattr(each, name), dtype=float) for each in curves]) for name in "xy")
+    x, y = (np.concatenate([np.asarray(getattr(curve, name), dtype=float) for curve in curves]) for name in "xy")
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    if max(len(each.x) for each in curves) <= _FEW or not len(y):
+    if max(len(curve.x) for curve in curves) <= _FEW or not len(y):
         return
     later = y[x >= x.min() + _START * (x.max() - x.min())]
     low, high = min([y.min(), *levels]), max([later.max(), *levels])

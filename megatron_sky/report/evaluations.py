@@ -46,23 +46,23 @@ class Evaluations:
 
 def load_evaluations(run_dirs: Sequence[Path], files: Sequence[Path] = ()) -> Evaluations:
     """The results in the runs' `eval` folders, the newest first, and then those in `files` (which may be folders)."""
-    found = Evaluations()
+    evaluations = Evaluations()
     for path in _all_files(run_dirs, files):
-        results, file = _read(path, found.notes), _short(path, run_dirs)
+        results, file = _read(path, evaluations.notes), _short(path, run_dirs)
         if isinstance(results, LossResults):
-            _add(found.loss, results, file)
+            _add(evaluations.loss, results, file)
         elif isinstance(results, LeakageResults):
-            _add(found.leakage, results, file)
+            _add(evaluations.leakage, results, file)
         elif results is not None:
-            found.tasks.append((results, file))
-    return found
+            evaluations.tasks.append((results, file))
+    return evaluations
 
 
-def evaluation_sections(found: Evaluations) -> list[Section]:
+def evaluation_sections(evaluations: Evaluations) -> list[Section]:
     """The tables, each with what it was taken from."""
-    loss = [block for results, files in found.loss for block in _loss_blocks(results, files)]
-    leakage = [block for results, files in found.leakage for block in _leakage_blocks(results, files)]
-    tasks = [block for scores, file in found.tasks for block in _task_blocks(scores, file)]
+    loss = [block for results, files in evaluations.loss for block in _loss_blocks(results, files)]
+    leakage = [block for results, files in evaluations.leakage for block in _leakage_blocks(results, files)]
+    tasks = [block for scores, file in evaluations.tasks for block in _task_blocks(scores, file)]
     return [
         Section("Domain perplexity", loss),
         Section("Leakage, nats per token", leakage),
@@ -72,13 +72,13 @@ def evaluation_sections(found: Evaluations) -> list[Section]:
 
 def _all_files(run_dirs: Sequence[Path], given: Sequence[Path]) -> list[Path]:
     """Each file once."""
-    own = sorted((each for folder in run_dirs for each in _json_files(folder / EVAL_FOLDER)), key=_newest_first)
-    asked = [each for path in given for each in (_json_files(path) if path.is_dir() else [path])]
+    own = sorted((file for folder in run_dirs for file in _json_files(folder / EVAL_FOLDER)), key=_newest_first)
+    asked = [file for path in given for file in (_json_files(path) if path.is_dir() else [path])]
     return list({path.resolve(): path for path in reversed([*own, *asked])}.values())[::-1]
 
 
 def _json_files(folder: Path) -> list[Path]:
-    return [each for each in sorted(folder.rglob("*.json")) if each.is_file()]
+    return [path for path in sorted(folder.rglob("*.json")) if path.is_file()]
 
 
 def _newest_first(path: Path) -> tuple[float, str]:
@@ -105,14 +105,17 @@ def _read(path: Path, notes: list[str]) -> Results | list[TaskScore] | None:
     return None
 
 
+def _identity(model: ModelLosses | ModelLeakage) -> tuple:
+    return model.model.path, model.model.step, model.model.name
+
+
 def _add(groups: list[tuple[Results, list[str]]], results: Results, file: str) -> None:
     """Into the group of its setting and texts. Of two results for one model the first stays."""
     for place, (group, files) in enumerate(groups):
         if replace(group, models=(), failed=()) == replace(results, models=(), failed=()):
-            known = {(each.model.path, each.model.step, each.model.name) for each in group.models}
-            names = {each.model.name for each in group.models}
-            new = [each for each in results.models if (each.model.path, each.model.step, each.model.name) not in known]
-            new = [_renamed(each, file) if each.model.name in names else each for each in new]
+            known, names = set(map(_identity, group.models)), {model.model.name for model in group.models}
+            new = [model for model in results.models if _identity(model) not in known]
+            new = [_renamed(model, file) if model.model.name in names else model for model in new]
             both = replace(group, models=(*group.models, *new), failed=(*group.failed, *results.failed))
             groups[place] = both, [*files, file]
             return
@@ -129,16 +132,16 @@ def _loss_blocks(results: LossResults, files: Sequence[str]) -> list[Block]:
     for caption, name, digits in _LOSS_FIGURES:
         head, rows = loss_rows(results, name, digits)
         blocks.append(Table(head, rows, "n" + "r" * (len(head) - 1), caption))
-    documents = ", ".join(f"{each.name} {each.documents:,}" for each in results.domains)
+    documents = ", ".join(f"{domain.name} {domain.documents:,}" for domain in results.domains)
     return [*blocks, Notes([setting_words(results.setting), f"Documents: {documents}.", *_origin(results, files)])]
 
 
 def _leakage_blocks(results: LeakageResults, files: Sequence[str]) -> list[Block]:
     head, rows = leakage_rows(results)
     reasons = [
-        f"{each.model.name}, {split}: {verdict.finding}. {verdict.reason}."
-        for each in results.models
-        for split, verdict in (("test split", each.test_verdict), ("train split", each.train_verdict))
+        f"{model.model.name}, {split}: {verdict.finding}. {verdict.reason}."
+        for model in results.models
+        for split, verdict in (("test split", model.test_verdict), ("train split", model.train_verdict))
     ]
     brackets = f"Brackets: {results.confidence:.0%} intervals, bootstrap over documents."
     setting = [setting_words(results.setting)] if results.setting else []
@@ -153,6 +156,6 @@ def _task_blocks(scores: Sequence[TaskScore], file: str) -> list[Block]:
 
 
 def _origin(results: Results, files: Sequence[str]) -> list[str]:
-    warnings = [f"{each.model.name}: {warning}" for each in results.models for warning in each.model.warnings]
-    failed = [f"Failed: {each}." for each in results.failed]
+    warnings = [f"{model.model.name}: {warning}" for model in results.models for warning in model.model.warnings]
+    failed = [f"Failed: {failure}." for failure in results.failed]
     return [*failed, *warnings, f"From {', '.join(files)}."]

@@ -58,41 +58,41 @@ def draw_run(run: RunData) -> list[Picture]:
             _quantity(_LOSS, _by_session(run), _marks(run, named=False), steps=steps, entropy=run.unigram_entropy),
             _all_sets(run, marks),
             _mixture(run),
-            *(_quantity(each, [_curve(run, each.field)], marks, steps=steps) for each in _OTHERS),
+            *(_quantity(shown, [_curve(run, shown.field)], marks, steps=steps) for shown in _OTHERS),
         ]
-    return [each for each in pictures if each is not None]
+    return [picture for picture in pictures if picture is not None]
 
 
 def draw_references(run: RunData) -> list[Picture]:
     """For each validation set that other models' losses are known of: the run's loss among them."""
     marks = _marks(run)
-    named = [each.name for each in run.domains if any(each.name == other.set for other in run.references)]
+    named = [domain.name for domain in run.domains if any(domain.name == other.set for other in run.references)]
     with _style():
         pictures = [
             _one_set(number, name, _own_curves(run, name), run.references, marks, _LOSS.label)
             for number, name in enumerate(named, 1)
         ]
-    return [each for each in pictures if each is not None]
+    return [picture for picture in pictures if picture is not None]
 
 
 def draw_comparison(runs: Sequence[RunData]) -> list[Picture]:
     """Each quantity of training, the runs laid over each other in colours."""
     marks, steps = _common_marks(runs), max(len(run.metrics.train) for run in runs)
     with _style():
-        pictures = [_quantity(each, _overlaid(runs, each.field), marks, steps=steps) for each in (_LOSS, *_OTHERS)]
-    return [each for each in pictures if each is not None]
+        pictures = [_quantity(shown, _overlaid(runs, shown.field), marks, steps=steps) for shown in (_LOSS, *_OTHERS)]
+    return [picture for picture in pictures if picture is not None]
 
 
 def draw_compared_sets(runs: Sequence[RunData]) -> list[Picture]:
     """Each validation set, the runs laid over each other, among the other models' losses that a run knows."""
     names = list(dict.fromkeys(domain.name for run in runs for domain in run.domains))
-    known = {(each.model, each.set): each for run in runs for each in run.references}
+    known = {(reference.model, reference.set): reference for run in runs for reference in run.references}
     marks = _common_marks(runs)
     with _style():
         pictures = [
             _compared_set(number, name, runs, list(known.values()), marks) for number, name in enumerate(names, 1)
         ]
-    return [each for each in pictures if each is not None]
+    return [picture for picture in pictures if picture is not None]
 
 
 def _style() -> AbstractContextManager[None]:
@@ -103,7 +103,7 @@ def _style() -> AbstractContextManager[None]:
 
 def _curve(run: RunData, field: str, name: str = "", number: int = 0) -> Curve:
     train = run.metrics.train
-    return Curve(name, [each.consumed_tokens for each in train], [getattr(each, field) for each in train], number)
+    return Curve(name, [at.consumed_tokens for at in train], [getattr(at, field) for at in train], number)
 
 
 def _overlaid(runs: Sequence[RunData], field: str) -> list[Curve]:
@@ -113,7 +113,7 @@ def _overlaid(runs: Sequence[RunData], field: str) -> list[Curve]:
 def _by_session(run: RunData) -> list[Curve]:
     """The training loss cut at the bounds of sessions; whole where the run has none."""
     return [
-        Curve(session.name, [each.consumed_tokens for each in train], [each.lm_loss for each in train], number)
+        Curve(session.name, [at.consumed_tokens for at in train], [at.lm_loss for at in train], number)
         for number, (session, train) in enumerate(run.train_by_session)
     ]
 
@@ -126,7 +126,7 @@ def _marks(run: RunData, named: bool = True) -> Marks:
 def _common_marks(runs: Sequence[RunData]) -> Marks:
     """The bounds of sessions where all runs have the same."""
     every = [_marks(run) for run in runs]
-    same = all((each.bounds, each.sessions) == (every[0].bounds, every[0].sessions) for each in every)
+    same = all((history.bounds, history.sessions) == (every[0].bounds, every[0].sessions) for history in every)
     return Marks((), every[0].bounds, every[0].sessions) if same else Marks()
 
 
@@ -134,7 +134,7 @@ def _quantity(
     quantity: _Quantity, curves: Sequence[Curve], marks: Marks, *, steps: int, entropy: float | None = None
 ) -> Picture | None:
     """`steps`: of the longest run, whose fiftieth part is the width of the means."""
-    shown = [each for each in curves if has_finite(each.y)]
+    shown = [curve for curve in curves if has_finite(curve.y)]
     if not shown:
         return None
     figure, axes = new_figure(quantity.label)
@@ -158,8 +158,8 @@ def _entropy_line(axes: "Axes", entropy: float) -> LegendEntry:
 
 
 def _all_sets(run: RunData, marks: Marks) -> Picture | None:
-    curves = [_set_curve(run, each.name, "lm_loss", each.name, number) for number, each in enumerate(run.domains)]
-    if not any(has_finite(each.y) for each in curves):
+    curves = [_set_curve(run, domain.name, "lm_loss", domain.name, number) for number, domain in enumerate(run.domains)]
+    if not any(has_finite(curve.y) for curve in curves):
         return None
     figure, axes = new_figure(_LOSS.label)
     legend = draw_lines(axes, curves)
@@ -174,14 +174,14 @@ def _one_set(
     number: int, name: str, curves: Sequence[Curve], references: Sequence[ReferenceLoss], marks: Marks, label: str
 ) -> Picture | None:
     """The curves of one set, and a line for each model whose loss on it is known, the highest first in the legend."""
-    if not any(has_finite(each.y) for each in curves):
+    if not any(has_finite(curve.y) for curve in curves):
         return None
     figure, axes = new_figure(label)
     legend = draw_lines(axes, curves)
-    models = list(dict.fromkeys(each.model for each in references))
-    own = sorted((each for each in references if each.set == name), key=lambda reference: -reference.lm_loss)
-    legend += [_reference_line(axes, each, len(curves) + models.index(each.model)) for each in own]
-    cut_start(axes, curves, [each.lm_loss for each in own])
+    models = list(dict.fromkeys(line.model for line in references))
+    own = sorted((line for line in references if line.set == name), key=lambda reference: -reference.lm_loss)
+    legend += [_reference_line(axes, reference, len(curves) + models.index(reference.model)) for reference in own]
+    cut_start(axes, curves, [reference.lm_loss for reference in own])
     legend += draw_marks(axes, marks)
     file_name = f"validation_{number}"
     return Picture(file_name, name, f"Loss of the validation set {name}", to_svg(figure, file_name), legend)
@@ -203,8 +203,8 @@ def _own_curves(run: RunData, name: str) -> list[Curve]:
 
 
 def _set_curve(run: RunData, set_name: str, field: str, name: str, number: int = 0) -> Curve:
-    records = [each for each in run.metrics.validation if each.set == set_name and getattr(each, field) is not None]
-    return Curve(name, [each.consumed_tokens for each in records], [getattr(each, field) for each in records], number)
+    records = [at for at in run.metrics.validation if at.set == set_name and getattr(at, field) is not None]
+    return Curve(name, [at.consumed_tokens for at in records], [getattr(at, field) for at in records], number)
 
 
 def _compared_set(
@@ -212,7 +212,7 @@ def _compared_set(
 ) -> Picture | None:
     field = compared_loss(runs, name)
     curves = [_set_curve(run, name, field, run.name, place) for place, run in enumerate(runs)]
-    curves = [each for each in curves if each.y]
+    curves = [curve for curve in curves if curve.y]
     label = "loss, nats per reference token" if field == "normalised_loss" else _LOSS.label
     return _one_set(number, name, curves, references, marks, label)
 
@@ -246,7 +246,7 @@ def _mixture(run: RunData) -> Picture | None:
 def _planned_marks(plan: Sequence[Stretch]) -> Marks:
     """Where the plan goes from one session to the next."""
     begins = [plan[0], *(new for old, new in pairwise(plan) if new.session != old.session)]
-    return Marks((), [each.first_token for each in begins[1:]], [each.session for each in begins])
+    return Marks((), [begin.first_token for begin in begins[1:]], [begin.session for begin in begins])
 
 
 def _area_colour(number: int) -> str:

@@ -67,9 +67,9 @@ def read_sessions(events: Sequence[EventRecord], notes: list[str]) -> list[Sessi
                 # A session that is entered again, or from a changed recipe, takes the other's place.
                 earlier = [old for old in entered if old.session != new.session and old.first_token < new.first_token]
                 entered = [*earlier, new]
-    sessions = [Session(each.session, each.first_token, each.end_token) for each in entered]
+    sessions = [Session(entry.session, entry.first_token, entry.end_token) for entry in entered]
     # A budget that was cut while its session ran is told by where the next one began.
-    ends = [*(each.first_token for each in sessions[1:]), *(each.end_token for each in sessions[-1:])]
+    ends = [*(session.first_token for session in sessions[1:]), *(session.end_token for session in sessions[-1:])]
     return [replace(session, end_token=end) for session, end in zip(sessions, ends, strict=True)]
 
 
@@ -81,7 +81,7 @@ def read_references(data: dict[str, object], notes: list[str]) -> list[Reference
 def read_mixture(data: dict[str, object], notes: list[str]) -> list[Stretch]:
     """Of a "data" event's fields, in order of tokens."""
     stretches = _entries(data.get("mixture"), Stretch, "event data: mixture", notes)
-    return sorted((each for each in stretches if each.first_token < each.end_token), key=lambda each: each.first_token)
+    return sorted((one for one in stretches if one.first_token < one.end_token), key=lambda one: one.first_token)
 
 
 def as_number(value: object) -> float | None:

@@ -41,7 +41,7 @@ def render_markdown(document: Document, pictures: str) -> str:
 
 def _block(block: Block, folder: str) -> str:
     if isinstance(block, Pictures):
-        return "\n\n".join(_picture(each, folder) for each in block.pictures)
+        return "\n\n".join(_picture(picture, folder) for picture in block.pictures)
     return _WRITERS[type(block)](block)
 
 
@@ -62,7 +62,7 @@ def _legend_entry(entry: LegendEntry) -> str:
 
 
 def _key_figures(block: KeyFigures) -> str:
-    rows = [[each.name, each.value, each.note] for each in block.figures]
+    rows = [[figure.name, figure.value, figure.note] for figure in block.figures]
     return _table(Table(["", "", ""], rows, "nrn"))
 
 
@@ -73,7 +73,7 @@ def _table(table: Table) -> str:
 
 
 def _row(cells: Sequence[Cell]) -> str:
-    shown = [each.text if isinstance(each, Change) else _text(each) for each in cells]
+    shown = [cell.text if isinstance(cell, Change) else _text(cell) for cell in cells]
     return f"| {' | '.join(shown)} |"
 
 
@@ -82,15 +82,15 @@ def _folded(block: Folded) -> str:
 
 
 def _code(block: Code) -> str:
-    longest = max((len(each) for each in re.findall("`+", block.text)), default=0)
+    longest = max((len(ticks) for ticks in re.findall("`+", block.text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{_text(block.summary)}:\n\n{fence}\n{block.text.rstrip()}\n{fence}"
 
 
 def _samples(block: Samples) -> str:
     return "\n\n".join(
-        f'{_text(each.language)}, after "{_text(each.prompt)}":\n\n{_quoted(each.continuation)}'
-        for each in block.samples
+        f'{_text(sample.language)}, after "{_text(sample.prompt)}":\n\n{_quoted(sample.continuation)}'
+        for sample in block.samples
     )
 
 
@@ -100,7 +100,7 @@ def _quoted(text: str) -> str:
 
 
 def _notes(block: Notes) -> str:
-    return "\n".join(f"- {_text(each)}" for each in block.notes)
+    return "\n".join(f"- {_text(note)}" for note in block.notes)
 
 
 _WRITERS = {

@@ -54,8 +54,8 @@ def describe_run(run: RunData, evaluations: Evaluations) -> Document:
 
 def training_time(runs: Sequence[RunData]) -> str:
     """When the runs trained, from the first record to the last."""
-    times = [each.time for run in runs for each in (*run.metrics.train, *run.metrics.validation)]
-    first, last = (when(each, "%Y-%m-%d %H:%M") for each in (min(times), max(times)))
+    times = [record.time for run in runs for record in (*run.metrics.train, *run.metrics.validation)]
+    first, last = (when(moment, "%Y-%m-%d %H:%M") for moment in (min(times), max(times)))
     return f"{first} to {last} UTC"
 
 
@@ -133,7 +133,7 @@ def _speed_figures(run: RunData) -> list[KeyFigure]:
 def _sessions(run: RunData) -> list[Block]:
     if not run.sessions:
         return []
-    rows = [_session_row(*each) for each in run.train_by_session]
+    rows = [_session_row(*entry) for entry in run.train_by_session]
     headings = ["session", "from", "to", "trained", "steps", "learning rate", "loss at its end"]
     return table(headings, rows, "nrrrrrr")
 
@@ -153,10 +153,10 @@ def _session_row(session: Session, train: Sequence[TrainRecord]) -> list[str]:
 
 
 def _domains(run: RunData) -> list[Block]:
-    normalised = any(each.last.normalised_loss is not None for each in run.domains)
+    normalised = any(domain.last.normalised_loss is not None for domain in run.domains)
     extra = ["normalised loss"] if normalised else []
     headings = ["domain", "first loss", "last loss", "change", *extra, "unigram entropy", "tokens"]
-    rows = [_domain_row(each, normalised) for each in run.domains]
+    rows = [_domain_row(domain, normalised) for domain in run.domains]
     return table(headings, rows, "n" + "r" * (len(headings) - 1))
 
 
@@ -180,23 +180,23 @@ def _references(run: RunData) -> list[Block]:
 def _sources(run: RunData) -> list[Block]:
     usage = run.usage
     rows = []
-    for each in run.sources:
-        used, epochs = usage.get(each.name, (None, None))
-        tokens = ["-" if count is None else f"{count:,}" for count in (each.tokens, used)]
+    for source in run.sources:
+        used, epochs = usage.get(source.name, (None, None))
+        tokens = ["-" if count is None else f"{count:,}" for count in (source.tokens, used)]
         turns = "-" if epochs is None else f"{epochs:.2f}"
-        rows.append([each.name, each.weight, *tokens, turns, loss(each.unigram_entropy)])
+        rows.append([source.name, source.weight, *tokens, turns, loss(source.unigram_entropy)])
     return table(["source", "weight", "tokens", "used", "epochs", "unigram entropy, nats"], rows, "nrrrrr")
 
 
 def _events(run: RunData) -> list[Block]:
     rows = []
-    for each in run.metrics.events:
-        if each.event in ("data", "sources"):
+    for event in run.metrics.events:
+        if event.event in ("data", "sources"):
             continue  # have tables and pictures of their own
-        rest = {name: value for name, value in each.fields.items() if name != "step"}
-        rows.append([when(each.time), str(each.event), as_text(each.fields.get("step")), as_text(rest)])
+        rest = {name: value for name, value in event.fields.items() if name != "step"}
+        rows.append([when(event.time), str(event.event), as_text(event.fields.get("step")), as_text(rest)])
     blocks = table(["time (UTC)", "event", "step", "details"], rows, "nnrt")
-    return [Folded(f"{len(rows)} events", each) for each in blocks] if len(rows) > _MOST_EVENTS else blocks
+    return [Folded(f"{len(rows)} events", block) for block in blocks] if len(rows) > _MOST_EVENTS else blocks
 
 
 def _facts(run: RunData) -> list[Block]:
@@ -214,14 +214,14 @@ def _flat_facts(facts: dict[str, object]) -> list[tuple[str, object]]:
         for number, attempt in enumerate(value, 1):
             said = attempt if isinstance(attempt, dict) else {"": attempt}
             rows += [
-                (f"attempt {number}: {str(key).replace('_', ' ')}", _said(key, each)) for key, each in said.items()
+                (f"attempt {number}: {str(key).replace('_', ' ')}", _said(key, value)) for key, value in said.items()
             ]
     return rows
 
 
 def _said(key: object, value: object) -> object:
     """A command as one types it."""
-    words = key == "command" and isinstance(value, list) and all(isinstance(each, str) for each in value)
+    words = key == "command" and isinstance(value, list) and all(isinstance(word, str) for word in value)
     return shlex.join(value) if words else value
 
 

@@ -25,23 +25,23 @@ def _read(name: str, text: str | None, notes: list[str]) -> dict | None:
         notes.append(f"{name}: has no config.yaml to compare")
         return None
     try:
-        found = _by_name(strict_yaml.load(text, name))
+        recipe = _by_name(strict_yaml.load(text, name))
     except yaml.YAMLError as error:
         notes.append(f"{name}: config.yaml is not YAML ({' '.join(str(error).split())})")
         return None
-    if not isinstance(found, dict):
+    if not isinstance(recipe, dict):
         notes.append(f"{name}: config.yaml holds no sections")
         return None
-    return found
+    return recipe
 
 
 def _by_name(value: object) -> object:
     """Lists whose entries all have names as mappings by name, at every depth."""
-    if isinstance(value, list) and value and all(isinstance(each, dict) and "name" in each for each in value):
-        value = {str(each["name"]): {key: of for key, of in each.items() if key != "name"} for each in value}
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        value = {str(item["name"]): {key: of for key, of in item.items() if key != "name"} for item in value}
     if isinstance(value, list):
-        return [_by_name(each) for each in value]
-    return {str(key): _by_name(each) for key, each in value.items()} if isinstance(value, dict) else value
+        return [_by_name(item) for item in value]
+    return {str(key): _by_name(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _rows(key: str, values: Sequence[object]) -> Iterator[list[str]]:
@@ -49,16 +49,16 @@ def _rows(key: str, values: Sequence[object]) -> Iterator[list[str]]:
 
     A section that some runs lack is one row where the others have it alike.
     """
-    if len({_text(each) for each in values}) <= 1:
+    if len({_text(value) for value in values}) <= 1:
         return
-    sections = [each for each in values if isinstance(each, dict) and each]
-    if not sections or any(each not in sections and each not in (_ABSENT, None, [], {}) for each in values):
+    sections = [value for value in values if isinstance(value, dict) and value]
+    if not sections or any(value not in sections and value not in (_ABSENT, None, [], {}) for value in values):
         yield [key, *map(_text, values)]
-    elif len(sections) < len(values) and all(each == sections[0] for each in sections):
-        yield [key, *("given" if each in sections else _text(_ABSENT) for each in values)]
+    elif len(sections) < len(values) and all(section == sections[0] for section in sections):
+        yield [key, *("given" if value in sections else _text(_ABSENT) for value in values)]
     else:
-        for name in dict.fromkeys(name for each in sections for name in each):
-            own = [each.get(name, _ABSENT) if isinstance(each, dict) else _ABSENT for each in values]
+        for name in dict.fromkeys(name for section in sections for name in section):
+            own = [value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT for value in values]
             yield from _rows(f"{key}.{name}" if key else name, own)
 
 

@@ -81,7 +81,7 @@ class RunData:
         """The training records cut at the bounds of sessions; one nameless part where the run has no sessions."""
         sessions = self.sessions
         before = Session(f"before {sessions[0].name}", 0, sessions[0].first_token) if sessions else Session("", 0, 0)
-        firsts = [each.first_token for each in sessions]
+        firsts = [session.first_token for session in sessions]
         parts: list[list[TrainRecord]] = [[] for _ in (before, *sessions)]
         for record in self.metrics.train:
             parts[bisect_left(firsts, record.consumed_tokens)].append(record)
@@ -95,19 +95,19 @@ class RunData:
     @property
     def step_seconds(self) -> float:
         """Seconds spent in steps."""
-        return sum(each.step_seconds for each in self.metrics.train)
+        return sum(record.step_seconds for record in self.metrics.train)
 
     @property
     def validation_share(self) -> tuple[float, float] | None:
         """Seconds spent on validation, and their share of those in steps and validation; None before either."""
-        seconds = sum(each.seconds for each in self.metrics.validation)
+        seconds = sum(record.seconds for record in self.metrics.validation)
         total = seconds + self.step_seconds
         known = self.metrics.train and self.metrics.validation and math.isfinite(total) and total > 0
         return (seconds, seconds / total) if known else None
 
     def median(self, field: str) -> float | None:
         """Median over the training steps of a field, the unknown and not finite left out."""
-        values = [getattr(each, field) for each in self.metrics.train]
+        values = [getattr(record, field) for record in self.metrics.train]
         known = [value for value in values if value is not None and math.isfinite(value)]
         return statistics.median(known) if known else None
 
@@ -124,8 +124,8 @@ class RunData:
     @property
     def resume_tokens(self) -> list[int]:
         """Consumed tokens at which the run was resumed."""
-        tokens = {each.step: each.consumed_tokens for each in self.metrics.train}
-        steps = {as_number(each.fields.get("step")) for each in self.metrics.events if each.event == "resume"}
+        tokens = {record.step: record.consumed_tokens for record in self.metrics.train}
+        steps = {as_number(event.fields.get("step")) for event in self.metrics.events if event.event == "resume"}
         return sorted(tokens[step] for step in steps if step in tokens)
 
     @property
@@ -140,25 +140,25 @@ class RunData:
     @property
     def usage(self) -> dict[str, tuple[int | None, float | None]]:
         """Tokens and epochs that each source has given, from the last "sources" event."""
-        told = [each for each in self.metrics.events if each.event == "sources"]
-        listed = told[-1].fields.get("sources") if told else None
-        entries = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+        events = [event for event in self.metrics.events if event.event == "sources"]
+        listed = events[-1].fields.get("sources") if events else None
+        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
         return {
-            as_text(each.get("name")): (
-                each["tokens"] if isinstance(each.get("tokens"), int) else None,
-                as_number(each.get("epochs")),
+            as_text(entry.get("name")): (
+                entry["tokens"] if isinstance(entry.get("tokens"), int) else None,
+                as_number(entry.get("epochs")),
             )
-            for each in entries
+            for entry in entries
         }
 
     @property
     def domains(self) -> list[DomainLoss]:
         """Each validation set's first and last loss, in the order in which they were first evaluated."""
         records: dict[str, list[ValidationRecord]] = {}
-        for each in self.metrics.validation:
-            records.setdefault(each.set, []).append(each)
-        entropy = {each.name: each.unigram_entropy for each in _sources(self.data.get("validation"))}
-        return [DomainLoss(name, each[0], each[-1], entropy.get(name)) for name, each in records.items()]
+        for record in self.metrics.validation:
+            records.setdefault(record.set, []).append(record)
+        entropy = {source.name: source.unigram_entropy for source in _sources(self.data.get("validation"))}
+        return [DomainLoss(name, losses[0], losses[-1], entropy.get(name)) for name, losses in records.items()]
 
 
 def load_run(run_dir: Path) -> RunData:
@@ -169,11 +169,11 @@ def load_run(run_dir: Path) -> RunData:
             f"{run_dir / METRICS_FILE}: holds no training or validation record.\n"
             "  fix: give the folder of a run that has trained at least one step"
         )
-    data = next((each.fields for each in reversed(metrics.events) if each.event == "data"), {})
-    told = list(metrics.notes)
-    sessions = read_sessions(metrics.events, told)
-    references, mixture = read_references(data, told), read_mixture(data, told)
-    notes = [f"{METRICS_FILE}: {note}" for note in told]
+    data = next((event.fields for event in reversed(metrics.events) if event.event == "data"), {})
+    lines = list(metrics.notes)
+    sessions = read_sessions(metrics.events, lines)
+    references, mixture = read_references(data, lines), read_mixture(data, lines)
+    notes = [f"{METRICS_FILE}: {note}" for note in lines]
     return RunData(
         name=run_dir.resolve().name,
         metrics=metrics,
@@ -190,23 +190,23 @@ def load_run(run_dir: Path) -> RunData:
 
 def mean_loss(records: Sequence[TrainRecord]) -> float | None:
     """Mean training loss of the records whose loss is finite."""
-    losses = [each.lm_loss for each in records if math.isfinite(each.lm_loss)]
+    losses = [record.lm_loss for record in records if math.isfinite(record.lm_loss)]
     return statistics.fmean(losses) if losses else None
 
 
 def compared_loss(runs: Sequence[RunData], set_name: str) -> Literal["lm_loss", "normalised_loss"]:
     """The field to compare the runs' losses on a validation set by: the normalised loss where every evaluation of every
     run that has the set gave it, since the runs' tokenizers may differ then."""
-    records = [each for run in runs for each in run.metrics.validation if each.set == set_name]
-    return "normalised_loss" if all(each.normalised_loss is not None for each in records) else "lm_loss"
+    records = [record for run in runs for record in run.metrics.validation if record.set == set_name]
+    return "normalised_loss" if all(record.normalised_loss is not None for record in records) else "lm_loss"
 
 
 def as_text(value: object) -> str:
     """A JSON value for people: a string as it is, `a: 1, b: 2` for an object, `a, b` for a list."""
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {as_text(each)}" for key, each in value.items())
+        return ", ".join(f"{key}: {as_text(item)}" for key, item in value.items())
     if isinstance(value, list):
-        return ", ".join(as_text(each) for each in value)
+        return ", ".join(as_text(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"
     return "-" if value is None else str(value)
@@ -243,20 +243,20 @@ def _read_samples(path: Path, notes: list[str]) -> list[Sample]:
 
 
 def _read_facts(path: Path, notes: list[str]) -> dict[str, object]:
-    found = _read_json(path, notes)
-    if found is not None and not isinstance(found, dict):
+    facts = _read_json(path, notes)
+    if facts is not None and not isinstance(facts, dict):
         notes.append(f"{path.name}: must be an object")
-    return found if isinstance(found, dict) else {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _sources(listed: object) -> list[DataSource]:
-    entries = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     return [
         DataSource(
-            name=as_text(each.get("name")),
-            tokens=each["tokens"] if isinstance(each.get("tokens"), int) else None,
-            weight=as_text(each.get("weight")),
-            unigram_entropy=as_number(each.get("unigram_entropy")),
+            name=as_text(entry.get("name")),
+            tokens=entry["tokens"] if isinstance(entry.get("tokens"), int) else None,
+            weight=as_text(entry.get("weight")),
+            unigram_entropy=as_number(entry.get("unigram_entropy")),
         )
-        for each in entries
+        for entry in entries
     ]

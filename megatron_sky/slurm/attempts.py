@@ -81,7 +81,7 @@ def end(folder: Path, exit_code: int, *, max_requeues: int) -> tuple[Decision, s
     run_dir = folder.parents[1]
     attempts = read_run(run_dir)
     log_file = str((folder / LOG).relative_to(run_dir))
-    job_id = next(each["slurm"]["job_id"] for each in attempts if each.get("slurm", {}).get("log") == log_file)
+    job_id = next(attempt["slurm"]["job_id"] for attempt in attempts if attempt.get("slurm", {}).get("log") == log_file)
     cause = first_cause(folder / CAUSES) if exit_code else None
     shutil.rmtree(folder / CAUSES, ignore_errors=True)
     decision = _close(
@@ -100,8 +100,8 @@ def _close(
     attempts: list[dict], step: int, exit_code: int | None, max_requeues: int, *, cancelled: bool, cause: str = ""
 ) -> Decision:
     """Enters the end of the last of a job's `attempts`, with the decision that follows."""
-    codes = [each["ended"]["exit_code"] for each in attempts[:-1]]
-    steps = [each["step_before"] for each in attempts]
+    codes = [attempt["ended"]["exit_code"] for attempt in attempts[:-1]]
+    steps = [attempt["step_before"] for attempt in attempts]
     decision = decide([*codes, exit_code], [*steps, step], max_requeues=max_requeues, cancelled=cancelled)
     attempts[-1]["ended"] = {
         "time": _now(),
@@ -120,7 +120,7 @@ def read_run(run_dir: Path) -> list[dict]:
     What those were stands in their own folders; of one without it, no more is known than that it was.
     """
     attempts = run_record.read_attempts(run_dir, log.warning)
-    known = {each["slurm"]["log"] for each in attempts if "log" in each.get("slurm", {})}
+    known = {attempt["slurm"]["log"] for attempt in attempts if "log" in attempt.get("slurm", {})}
     folders = [folder for folder in (run_dir / "slurm").glob("job_*_attempt_*") if _FOLDER.fullmatch(folder.name)]
     for folder in sorted(folders, key=_number):
         log_file = str((folder / LOG).relative_to(run_dir))
@@ -146,7 +146,7 @@ def _read_own(folder: Path, log_file: str, before: list[dict]) -> dict:
     ended = {"time": "", "exit_code": None, "step": 0, "cause": "", "action": "requeue", "reason": "not known"}
     return {
         "slurm": {"job_id": job_id, "attempt": int(number), "log": log_file, "began": ""},
-        "step_before": max((each.get("step_before", 0) for each in before), default=0),
+        "step_before": max((attempt.get("step_before", 0) for attempt in before), default=0),
         "ended": ended,
     }
 
@@ -162,7 +162,7 @@ def _write(run_dir: Path, attempts: list[dict], job_id: str) -> None:
 
 def attempts_of(job_id: str, attempts: list[dict]) -> list[dict]:
     """Those of run.json's attempts that belong to a job, oldest first."""
-    return [each for each in attempts if each.get("slurm", {}).get("job_id") == job_id]
+    return [attempt for attempt in attempts if attempt.get("slurm", {}).get("job_id") == job_id]
 
 
 def newest_step(run_dir: Path) -> int:
@@ -172,7 +172,7 @@ def newest_step(run_dir: Path) -> int:
 
 def read_jobs(run_dir: Path) -> list[QueuedJob]:
     """The jobs queued for a run, in the order of their submission."""
-    return [QueuedJob(**each) for each in _read_list(run_dir / "slurm/jobs.json")]
+    return [QueuedJob(**job) for job in _read_list(run_dir / "slurm/jobs.json")]
 
 
 def add_jobs(run_dir: Path, jobs: list[QueuedJob]) -> None:

@@ -67,7 +67,7 @@ def decide(
         return Decision("requeue", f"Slurm took the job away (a node failed, or a preemption) at step {step}")
     if code == LeftEarly.exit_code:
         return Decision("requeue", f"left early and saved at step {step}")
-    failures = sum(each not in (None, 0, LeftEarly.exit_code) for each in exit_codes)
+    failures = sum(exit_code not in (None, 0, LeftEarly.exit_code) for exit_code in exit_codes)
     if failures > max_requeues:
         return Decision("stop", f"exit code {code}: failure {failures} of this job, which may requeue {max_requeues}")
     return Decision("requeue", f"exit code {code}: failure {failures} of this job; it goes on from step {step}")

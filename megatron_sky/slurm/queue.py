@@ -61,13 +61,13 @@ def find_jobs(job_ids: Sequence[str]) -> dict[str, JobState]:
 
 def choose_states(lines: Sequence[str], job_ids: Sequence[str]) -> dict[str, JobState]:
     """squeue's lines of `job_ids`, one a job: a live part of an array before an ended one, a failed before a whole."""
-    found: dict[str, JobState] = {}
+    states: dict[str, JobState] = {}
     for line in lines:
         state = JobState(*line.strip().split("|", 4))
-        before = found.get(state.job_id)
+        before = states.get(state.job_id)
         if state.job_id in job_ids and (before is None or _weight(state) > _weight(before)):
-            found[state.job_id] = state
-    return found
+            states[state.job_id] = state
+    return states
 
 
 def _weight(state: JobState) -> tuple[bool, bool, bool]:

@@ -93,7 +93,7 @@ def load_site(path: Path | None) -> Site:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(Problem(str(file), f"is not valid YAML: {error}", "fix the file at that place")) from None
     except ValidationError as error:
-        raise ConfigError([_problem(file, each) for each in error.errors()]) from None
+        raise ConfigError([_problem(file, detail) for detail in error.errors()]) from None
 
 
 def overridden(site: Site, *, image: str | None, **given) -> Site:
@@ -105,7 +105,7 @@ def overridden(site: Site, *, image: str | None, **given) -> Site:
     try:
         return Site.model_validate(fields)
     except ValidationError as error:
-        raise ConfigError([_problem("the command line", each) for each in error.errors()]) from None
+        raise ConfigError([_problem("the command line", detail) for detail in error.errors()]) from None
 
 
 def _problem(file: Path | str, error: "ErrorDetails") -> Problem:

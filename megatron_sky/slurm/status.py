@@ -27,7 +27,7 @@ def status_lines(run_dir: Path) -> list[str]:
     states = queue.find_jobs([job.job_id for job in jobs])
     lines = [*_progress(run_dir), _saved(run_dir)]
     lines += [_job_line(job, states.get(job.job_id), attempts_of(job.job_id, attempts)) for job in jobs]
-    log = next((each["slurm"]["log"] for each in reversed(attempts) if "slurm" in each), None)
+    log = next((attempt["slurm"]["log"] for attempt in reversed(attempts) if "slurm" in attempt), None)
     return lines if log is None else [*lines, f"log      {run_dir / log}"]
 
 
@@ -71,12 +71,12 @@ def _saved(run_dir: Path) -> str:
 
 def _job_line(job: QueuedJob, state: queue.JobState | None, attempts: list[dict]) -> str:
     head = f"job {job.job_id:<5}{job.name}: "
-    ended = next((each["ended"] for each in reversed(attempts) if "ended" in each), None)
-    told = f"; last attempt: {ended['reason']}" if ended else ""
+    ended = next((attempt["ended"] for attempt in reversed(attempts) if "ended" in attempt), None)
+    last = f"; last attempt: {ended['reason']}" if ended else ""
     count = f", attempt {len(attempts)}" if len(attempts) > 1 else ""
     if state is None:
-        return f"{head}ended, no longer known to Slurm{told}"
+        return f"{head}ended, no longer known to Slurm{last}"
     if state.state == "RUNNING":
-        return f"{head}RUNNING on {state.nodes}{count}, {state.time_left} of its time left{told}"
+        return f"{head}RUNNING on {state.nodes}{count}, {state.time_left} of its time left{last}"
     reason = f" ({state.reason})" if state.state == "PENDING" else ""
-    return f"{head}{state.state}{reason}{count}{told}"
+    return f"{head}{state.state}{reason}{count}{last}"

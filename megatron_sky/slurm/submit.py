@@ -40,11 +40,11 @@ class Wanted:
         problems = []
         if not re.fullmatch(r"[\w.\-]+", self.name):
             problems.append(Problem("--name", "must be letters, digits, _ . -", "give --name another", self.name))
-        for each in self.evaluate:
-            name, _, file = each.partition("=")
+        for argument in self.evaluate:
+            name, _, file = argument.partition("=")
             if not name or not (self.folder / file).is_file():
                 fix = "give a name and a file that is there, as --evaluate news=data/news.jsonl"
-                problems.append(Problem("--evaluate", "must be NAME=FILE.jsonl", fix, each))
+                problems.append(Problem("--evaluate", "must be NAME=FILE.jsonl", fix, argument))
         if problems:
             raise ConfigError(problems)
 
@@ -69,7 +69,7 @@ def plan_jobs(config: Config, site: Site, wanted: Wanted) -> list[Job]:
     run_dir = config.train.run_dir
     jobs = [_training(config, site, wanted, session) for session in _sessions_left(config)]
     if wanted.evaluate:
-        sets = [word for each in wanted.evaluate for word in ("--data", each)]
+        sets = [word for argument in wanted.evaluate for word in ("--data", argument)]
         jobs.append(
             Job(
                 "evaluate",
@@ -127,7 +127,7 @@ def _sessions_left(config: Config) -> list[str | None]:
         return [config.train.session]
     saved = list_checkpoints(Path(config.train.run_dir))
     done = consumed_tokens(saved[-1][1]) if saved else 0
-    return [each.name for each in sessions_of(config).every if each.end_token > done]
+    return [session.name for session in sessions_of(config).every if session.end_token > done]
 
 
 def submit(config: Config, jobs: list[Job], site: Site) -> list[QueuedJob]:
@@ -148,7 +148,7 @@ def submit(config: Config, jobs: list[Job], site: Site) -> list[QueuedJob]:
             kind = "release" if job.script == "convert" else job.script
             queued.append(QueuedJob(job_id, kind, job.name, str(script)))
     except RunError:
-        queue.cancel([each.job_id for each in queued])
+        queue.cancel([job.job_id for job in queued])
         raise
     add_jobs(run_dir, queued)
     return queued

@@ -47,14 +47,14 @@ def check_tokenizer(
     tokenizer: Tokenizer, texts: Sequence[str] = (), *, seed: int = 0, trials: int = 2000
 ) -> list[Check]:
     """Try every rule on hard texts, random Unicode and the user's own `texts`."""
-    tried = [*_HARD, *_random_texts(seed, trials), *texts]
+    samples = [*_HARD, *_random_texts(seed, trials), *texts]
     return [
-        _round_trip(tokenizer, tried),
-        _within_size(tokenizer, tried),
+        _round_trip(tokenizer, samples),
+        _within_size(tokenizer, samples),
         _single_digits(tokenizer),
         _whole_symbols(tokenizer),
         *_no_control_from_text(tokenizer),
-        *_same_ids(tokenizer, tried),
+        *_same_ids(tokenizer, samples),
         *_compression(tokenizer, texts),
     ]
 

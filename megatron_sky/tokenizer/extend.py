@@ -137,7 +137,7 @@ def _check_reserved(reserved: Sequence[str], known: set[str]) -> None:
 
 
 def _check_reachable(tokenizer: SentencePieceTokenizer, ids: Iterable[int]) -> None:
-    lost = [tokenizer.piece(each) for each in ids if each not in tokenizer.encode("\n" + tokenizer.piece(each))]
+    lost = [tokenizer.piece(unit) for unit in ids if unit not in tokenizer.encode("\n" + tokenizer.piece(unit))]
     if lost:
         raise DataError(
             f"{len(lost):,} added tokens would never be used, as no two pieces merge to them: {', '.join(lost[:10])}\n"

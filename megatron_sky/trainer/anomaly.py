@@ -59,5 +59,5 @@ class AnomalyDetector:
 def robust_zscore(value: float, seen) -> float:
     """How far `value` lies above the median of `seen`, in robust standard deviations."""
     median = statistics.median(seen)
-    deviation = 1.4826 * statistics.median(abs(each - median) for each in seen)
+    deviation = 1.4826 * statistics.median(abs(value - median) for value in seen)
     return (value - median) / max(deviation, 0.01 * abs(median), 1e-12)

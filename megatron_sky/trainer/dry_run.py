@@ -153,7 +153,7 @@ def _print_sessions(config: Config, sessions: Sessions, segments: Iterable[Sampl
 def _saved_tokens(config: Config, sessions: Sessions) -> list[int]:
     """Consumed tokens at which a checkpoint is due: the interval's, the release marks, and every session's end."""
     end = sessions.every[-1].end_token
-    due = {each.end_token for each in sessions.every} | {m for m in config.checkpoint.release_marks if m <= end}
+    due = {session.end_token for session in sessions.every} | {m for m in config.checkpoint.release_marks if m <= end}
     interval = config.checkpoint.interval
     if interval is not None:
         step = interval.every if interval.unit == "tokens" else interval.every * _step_tokens(config)

@@ -132,12 +132,12 @@ class Observer:
 
     def slow_ranks(self, slow: list[Slow]) -> None:
         """Ranks that the others wait for."""
-        for each in slow[:4]:
-            told = asdict(each)
-            self.event("slow_rank", **told)
+        for slow_rank in slow[:4]:
+            values = asdict(slow_rank)
+            self.event("slow_rank", **values)
             self.warn(
-                f"rank {each.rank} on {each.host} is slow: {each.work_seconds:.2f} s of work a step, "
-                f"the others' median is {each.median_seconds:.2f} s"
+                f"rank {slow_rank.rank} on {slow_rank.host} is slow: {slow_rank.work_seconds:.2f} s of work a step, "
+                f"the others' median is {slow_rank.median_seconds:.2f} s"
             )
 
     def save_ended(self, save: SaveOutcome) -> None:
@@ -166,22 +166,22 @@ class Observer:
         """Every set's loss at this point."""
         if not self._active:
             return
-        for name, found in losses.items():
-            self._seconds["validation"] += found.seconds
+        for name, loss in losses.items():
+            self._seconds["validation"] += loss.seconds
             ratio = self._token_ratios.get(name)
             self._writer.validation(
                 ValidationRecord(
                     step=state.step,
                     consumed_tokens=state.consumed_tokens,
                     set=name,
-                    lm_loss=found.lm_loss,
-                    tokens=found.tokens,
-                    seconds=found.seconds,
-                    normalised_loss=None if ratio is None else found.lm_loss * ratio,
+                    lm_loss=loss.lm_loss,
+                    tokens=loss.tokens,
+                    seconds=loss.seconds,
+                    normalised_loss=None if ratio is None else loss.lm_loss * ratio,
                 )
             )
         if not self._seconds["train"]:
             self._seconds_before = self._seconds["validation"]
-        line = validation_line({name: found.lm_loss for name, found in losses.items()}, step=state.step)
+        line = validation_line({name: loss.lm_loss for name, loss in losses.items()}, step=state.step)
         share = self._seconds["validation"] / sum(self._seconds.values())
         log.info("%s%s", line, f" | {share:.1%} of the time so far" if self._seconds["train"] else "")

@@ -139,8 +139,8 @@ def _open_data(seen: Preflight, config: Config, tokenizer: Tokenizer | None) -> 
             eod_id=tokenizer.eod_id if tokenizer else None,
         )
 
-    seen.sources = [source for each in config.data.train if (source := opened(each)) is not None]
-    seen.validation = {each.name: source for each in config.validation.sets if (source := opened(each)) is not None}
+    seen.sources = [source for given in config.data.train if (source := opened(given)) is not None]
+    seen.validation = {given.name: source for given in config.validation.sets if (source := opened(given)) is not None}
     if seen.sessions is None:
         return
     mixtures = [session.mixture for session in seen.sessions.every]

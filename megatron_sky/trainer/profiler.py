@@ -57,4 +57,4 @@ class Profiler:
 
 def kernel_times(profile) -> list[KernelTime]:
     """Own time of every kernel on a GPU, of every operator on a CPU."""
-    return [KernelTime(*each) for each in device.kernel_times(profile)]
+    return [KernelTime(*kernel) for kernel in device.kernel_times(profile)]

@@ -92,7 +92,7 @@ class Job:
 def _train(job: Job) -> None:
     config, context, sessions = job.config, job.context, job.seen.sessions
     data = _in_recipe_order(config, job.seen, job.run_dir)
-    sources = context.from_first_rank(lambda: fingerprints({each.name: each.path for each in config.data.train}))
+    sources = context.from_first_rank(lambda: fingerprints({source.name: source.path for source in config.data.train}))
     start = find_start(
         config.checkpoint,
         model=config.model,

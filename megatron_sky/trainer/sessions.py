@@ -53,7 +53,7 @@ class Sessions:
 
     def __init__(self, every: tuple[Session, ...], only: str | None = None):
         self.every = every
-        self.only = next((each for each in every if each.name == only), None) if only is not None else None
+        self.only = next((session for session in every if session.name == only), None) if only is not None else None
 
     @property
     def first(self) -> Session:
@@ -67,8 +67,8 @@ class Sessions:
 
     def at(self, consumed_samples: int) -> Session:
         """The session that the step after `consumed_samples` belongs to."""
-        found = bisect_right(self.every, consumed_samples, key=lambda each: each.first_sample) - 1
-        return self.every[max(found, 0)]
+        index = bisect_right(self.every, consumed_samples, key=lambda session: session.first_sample) - 1
+        return self.every[max(index, 0)]
 
     def ended(self, before: int, after: int) -> bool:
         """Whether the step from `before` to `after` consumed samples was a session's last."""
@@ -92,10 +92,10 @@ class Sessions:
 def sessions_of(config: Config) -> Sessions:
     """The recipe's sessions, each from the sample at which the one before it ends."""
     parts = [
-        (each.name, each.tokens, each.weights, each.schedule or config.schedule, each.start == "weights")
-        for each in config.sessions
+        (session.name, session.tokens, session.weights, session.schedule or config.schedule, session.start == "weights")
+        for session in config.sessions
     ] or [("", config.train.tokens, None, config.schedule, False)]
-    made: list[Session] = []
+    sessions: list[Session] = []
     sample = step = budget = 0
     for name, tokens, weights, schedule, fresh in parts:
         budget += tokens
@@ -111,7 +111,7 @@ def sessions_of(config: Config) -> Sessions:
             raise ConfigError(
                 Problem(where, "is less than one step, which the session before has taken", "raise it", tokens)
             )
-        made.append(
+        sessions.append(
             Session(
                 name=name,
                 tokens=tokens,
@@ -125,12 +125,12 @@ def sessions_of(config: Config) -> Sessions:
             )
         )
         sample, step = end, step + steps
-    return Sessions(tuple(made), config.train.session)
+    return Sessions(tuple(sessions), config.train.session)
 
 
 def kept_marks(config: Config) -> list[int]:
     """Consumed tokens after each of which retention keeps a checkpoint for ever: release marks and sessions' ends."""
-    return sorted([*config.checkpoint.release_marks, *(each.end_token for each in sessions_of(config).every)])
+    return sorted([*config.checkpoint.release_marks, *(session.end_token for session in sessions_of(config).every)])
 
 
 def find_notes(sessions: Sessions, config: Config) -> list[str]:
@@ -146,12 +146,12 @@ def find_notes(sessions: Sessions, config: Config) -> list[str]:
             )
     if len(sessions.every) > 1:
         budget = 0
-        for each in sessions.every:
-            budget += each.tokens
-            if each.end_token != budget:
+        for session in sessions.every:
+            budget += session.tokens
+            if session.end_token != budget:
                 notes.append(
-                    f"sessions.{each.name}: {budget:,} tokens is no whole number of steps; it ends at "
-                    f"{each.end_token:,} (step {each.end_step:,})"
+                    f"sessions.{session.name}: {budget:,} tokens is no whole number of steps; it ends at "
+                    f"{session.end_token:,} (step {session.end_step:,})"
                 )
     marks = [mark for mark in config.checkpoint.release_marks if mark > sessions.every[-1].end_token]
     if marks:

@@ -26,7 +26,7 @@ class TrainState:
     @classmethod
     def from_dict(cls, saved: dict) -> "TrainState":
         """The state that `to_dict` described."""
-        return cls(**{**saved, "skipped": [tuple(each) for each in saved.get("skipped", [])]})
+        return cls(**{**saved, "skipped": [tuple(span) for span in saved.get("skipped", [])]})
 
     def to_dict(self) -> dict:
         return {
@@ -34,7 +34,7 @@ class TrainState:
             "consumed_samples": self.consumed_samples,
             "consumed_tokens": self.consumed_tokens,
             "bad_steps": self.bad_steps,
-            "skipped": [list(each) for each in self.skipped],
+            "skipped": [list(span) for span in self.skipped],
             "session": self.session,
             "validated_step": self.validated_step,
         }

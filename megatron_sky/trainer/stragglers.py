@@ -50,9 +50,9 @@ class Stragglers:
 
 def find_slow(work: list[tuple[float, str]], ratio: float) -> list[Slow]:
     """The ranks whose work (seconds a step, host) is more than `ratio` times the others' median, slowest first."""
-    found = []
+    slow = []
     for rank, (seconds, host) in enumerate(work):
         others = statistics.median(s for other, (s, _) in enumerate(work) if other != rank)
         if seconds > ratio * others:
-            found.append(Slow(rank, host, seconds, others))
-    return sorted(found, key=lambda each: -each.work_seconds)
+            slow.append(Slow(rank, host, seconds, others))
+    return sorted(slow, key=lambda report: -report.work_seconds)

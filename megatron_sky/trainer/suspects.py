@@ -12,12 +12,12 @@ def name_samples(data: TrainData, numbers: list[int]) -> list[dict]:
     """For each sample of the plan: source, file, epoch, sequence, and the first and last document it touches."""
     if not hasattr(data.plan, "locate"):  # megatron-core's order: its index tells the source alone
         return [{"sample": n, "source": data.plan.sources[data.plan.source_of(n)].name} for n in numbers]
-    found = []
+    suspects = []
     for number in numbers:
         location = data.plan.locate(number)
         file = data.sources[location.source].tokens
         offset = data.plan.token_offset(location)
-        found.append(
+        suspects.append(
             {
                 "sample": number,
                 "source": data.plan.sources[location.source].name,
@@ -28,16 +28,16 @@ def name_samples(data: TrainData, numbers: list[int]) -> list[dict]:
                 "last_document": file.document_at(offset + data.seq_length),
             }
         )
-    return found
+    return suspects
 
 
 def in_words(suspects: list[dict]) -> str:
     """A line that names the first few."""
     shown = [
-        f"{each['source']} documents {each['first_document']}-{each['last_document']}"
-        if "first_document" in each
-        else f"{each['source']} sample {each['sample']}"
-        for each in suspects[:SHOWN]
+        f"{suspect['source']} documents {suspect['first_document']}-{suspect['last_document']}"
+        if "first_document" in suspect
+        else f"{suspect['source']} sample {suspect['sample']}"
+        for suspect in suspects[:SHOWN]
     ]
     more = f" and {len(suspects) - SHOWN} more" if len(suspects) > SHOWN else ""
     return ", ".join(shown) + more

@@ -45,7 +45,7 @@ def read_references(config: ValidationConfig) -> list[dict]:
     try:
         with open(config.references, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
-        found = [
+        references = [
             Reference(row["model"], row["domain"], float(row.get("normalised_loss") or row["loss"])) for row in rows
         ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -55,8 +55,8 @@ def read_references(config: ValidationConfig) -> list[dict]:
         raise ConfigError(
             Problem("validation.references", f"lacks a column or a number: {error}", fix, config.references)
         ) from error
-    names = [each.name for each in config.sets]
-    if not any(each.set in names for each in found):
+    names = [given.name for given in config.sets]
+    if not any(record.set in names for record in references):
         raise ConfigError(
             Problem(
                 "validation.references",
@@ -65,7 +65,7 @@ def read_references(config: ValidationConfig) -> list[dict]:
                 config.references,
             )
         )
-    return [asdict(each) for each in found if each.set in names]
+    return [asdict(record) for record in references if record.set in names]
 
 
 class Validator:

@@ -65,7 +65,7 @@ def without(*names: str) -> dict:
 
 def test_nltk_is_missed_where_sentences_are_split_and_nowhere_else():
     (finding,) = judged(without("nltk"))
-    assert not finding.grave and "--split-sentences" in finding.costs
+    assert not finding.blocking and "--split-sentences" in finding.costs
     package = Path(findings.__file__).parents[1]
     users = [
         path.name
@@ -76,7 +76,7 @@ def test_nltk_is_missed_where_sentences_are_split_and_nowhere_else():
 
 
 @pytest.mark.parametrize(
-    ("changed", "grave", "what"),
+    ("changed", "blocking", "what"),
     [
         (without("megatron-core"), True, "megatron-core is not installed"),
         (with_version("megatron-core", "<0.20,>=0.16.1", "0.14.0"), True, "megatron-core 0.14.0 is older than tested"),
@@ -106,9 +106,9 @@ def test_nltk_is_missed_where_sentences_are_split_and_nowhere_else():
         ({"infiniband": [{"device": "mlx5_1", "port": "1", "state": "DOWN", "rate": "40"}]}, False, "mlx5_1/1"),
     ],
 )
-def test_what_is_missing_is_told_with_its_cost_and_fix(changed, grave, what):
+def test_what_is_missing_is_told_with_its_cost_and_fix(changed, blocking, what):
     found = [each for each in judged(changed) if what in each.what]
-    assert found and found[0].grave == grave and found[0].costs and found[0].fix
+    assert found and found[0].blocking == blocking and found[0].costs and found[0].fix
 
 
 def test_failed_trials_are_grave():
@@ -121,9 +121,9 @@ def test_failed_trials_are_grave():
     }
     disk = FINE["disk"] | {"reason": "can't be written: Permission denied", "write_mb_per_second": None}
     found = judged(tried={"ranks": ranks, "disk": disk})
-    assert [each.grave for each in found] == [True, True] and "rank 3: timeout" in found[0].what
+    assert [each.blocking for each in found] == [True, True] and "rank 3: timeout" in found[0].what
     slow = judged(tried={"disk": FINE["disk"] | {"write_mb_per_second": 50.0}})
-    assert [each.grave for each in slow] == [False] and "65 minutes" in slow[0].costs
+    assert [each.blocking for each in slow] == [False] and "65 minutes" in slow[0].costs
     shown = page.text({"facts": NODE, "trials": {"ranks": ranks, "disk": disk}, "findings": [], "healthy": False})
     assert "FAILED, rank 3: timeout" in shown and "bf16 989.4" in shown
     assert "megatron-core       9.9, tested >=0.16.1,<0.20" in shown

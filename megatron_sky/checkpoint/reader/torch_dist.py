@@ -38,7 +38,7 @@ def read_stored(folder: Path) -> dict[str, StoredTensor]:
     Raises CheckpointError naming what is missing or damaged.
     """
     path = folder / METADATA
-    tensors = {key: each for key, each in read_index(path).tensors.items() if not key.startswith(_NOT_WEIGHTS)}
+    tensors = {key: tensor for key, tensor in read_index(path).tensors.items() if not key.startswith(_NOT_WEIGHTS)}
     for tensor in tensors.values():
         _check_covered(path, tensor)
     _check_files(folder, tensors)
@@ -55,18 +55,18 @@ def read_object(folder: Path, key: str) -> object | None:
 
 def weight_tensors(folder: Path, stored: dict[str, StoredTensor]) -> dict[str, LazyTensor]:
     """The stored weights as lazy tensors under canonical names (`weights`), one for each layer."""
-    found: dict[str, LazyTensor] = {}
+    by_name: dict[str, LazyTensor] = {}
     for key, tensor in _without_halves(stored).items():
         name = key.removeprefix(weights.LAYERS)
         if key.startswith(weights.LAYERS) and tensor[0].shape and not name[:1].isdigit():
             for number in range(tensor[0].shape[0]):
                 halves = [_lazy(folder, part, number) for part in tensor]
                 whole = weights.canonical(f"{weights.LAYERS}{number}.{name}")
-                weights.put(found, whole, halves[0].joined_with(halves[1:], 0))
+                weights.put(by_name, whole, halves[0].joined_with(halves[1:], 0))
         else:
             halves = [_lazy(folder, part, None) for part in tensor]
-            weights.put(found, weights.canonical(key), halves[0].joined_with(halves[1:], 0))
-    return found
+            weights.put(by_name, weights.canonical(key), halves[0].joined_with(halves[1:], 0))
+    return by_name
 
 
 def check_chunks(folder: Path, stored: dict[str, StoredTensor]) -> None:

@@ -38,19 +38,19 @@ ALIASES = {
 def canonical(name: str) -> str:
     """A layer tensor's name in this module's spelling, whether its norm is fused or separate."""
     for alias, fused in ALIASES.items():
-        head, found, tail = name.partition(alias)
-        if found:
+        head, match, tail = name.partition(alias)
+        if match:
             return head + fused + tail
     return name
 
 
-def put(found: dict[str, LazyTensor], name: str, tensor: LazyTensor) -> None:
+def put(weights: dict[str, LazyTensor], name: str, tensor: LazyTensor) -> None:
     """Enters a tensor under its canonical name. Raises CheckpointError where another has that name already."""
-    if name in found:
+    if name in weights:
         raise CheckpointError(
-            f"{tensor.place}: is {name}, and so is {found[name].place}\n  fix: restore the checkpoint from a copy"
+            f"{tensor.place}: is {name}, and so is {weights[name].place}\n  fix: restore the checkpoint from a copy"
         )
-    found[name] = tensor
+    weights[name] = tensor
 
 
 def units(model: ModelConfig) -> list[dict[str, tuple[int, ...]]]:
@@ -102,20 +102,20 @@ def check_num_layers(model: ModelConfig, num_tensors: int, where: Path) -> None:
         )
 
 
-def validate_and_trim(found: dict[str, LazyTensor], model: ModelConfig, where: Path) -> dict[str, LazyTensor]:
+def validate_and_trim(weights: dict[str, LazyTensor], model: ModelConfig, where: Path) -> dict[str, LazyTensor]:
     """`found` with the vocabulary's padding rows cut off, which are then exactly the weights that `model` has.
 
     Raises CheckpointError naming every tensor that is missing, unknown, or of a shape that contradicts the model.
     """
-    check_num_layers(model, len(found), where)
+    check_num_layers(model, len(weights), where)
     expected = {name: shape for unit in units(model) for name, shape in unit.items()}
-    wrong = [f"{name}: is missing" for name in expected if name not in found]
-    wrong += [f"{found[name].place}: is no tensor of this model" for name in found if name not in expected]
+    wrong = [f"{name}: is missing" for name in expected if name not in weights]
+    wrong += [f"{weights[name].place}: is no tensor of this model" for name in weights if name not in expected]
     trimmed = {}
     for name, shape in expected.items():
-        if name not in found:
+        if name not in weights:
             continue
-        tensor = found[name]
+        tensor = weights[name]
         if not tensor.is_weight:
             wrong.append(f"{tensor.place}: {no_weight(tensor)}")
         if name in VOCABULARY_ROWS and tensor.shape[1:] == shape[1:] and tensor.shape[0] >= shape[0]:

@@ -107,7 +107,7 @@ class ValidationConfig(Section):
 
     @model_validator(mode="after")
     def _unique_names(self) -> "ValidationConfig":
-        names = [each.name for each in self.sets]
+        names = [one_set.name for one_set in self.sets]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"validation set names must be unique; more than once: {', '.join(twice)}")

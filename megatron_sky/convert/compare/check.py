@@ -117,10 +117,10 @@ def _run(runners: list, sources: list[Source], passages: list[list[int]], tolera
     for layer in range(sources[0].model.num_layers):
         for side, runner in enumerate(runners):
             runner.load_layer(layer)
-            hidden[side] = [runner.layer(each) for each in hidden[side]]
+            hidden[side] = [runner.layer(rows) for rows in hidden[side]]
         stages.append((f"layer {layer}", _relative(*hidden)))
     logits = [
-        np.concatenate([runner.logits(each) for each in states]) for runner, states in zip(runners, hidden, strict=True)
+        np.concatenate([runner.logits(rows) for rows in states]) for runner, states in zip(runners, hidden, strict=True)
     ]
     report = Report(
         a=_described(sources[0]),
@@ -150,7 +150,7 @@ def _largest(values: np.ndarray) -> float:
 
 
 def _relative(a: list[np.ndarray], b: list[np.ndarray]) -> float:
-    scale = max(_largest(each) for each in a)
+    scale = max(_largest(tensor) for tensor in a)
     return max(_largest(x - y) for x, y in zip(a, b, strict=True)) / (scale or 1.0)
 
 
@@ -164,13 +164,13 @@ def _causes(sources: list[Source], first_divergence: str) -> list[str]:
         if first_divergence.startswith("layer")
         else -1
     )
-    found = []
+    causes = []
     for name in units[number]:
         difference = _weight_difference(*(source.weights.get(name) for source in sources))
         if difference:
-            found.append((difference, name))
-    if found:
-        return [f"{name}: differs by {size:.2e} of its largest value" for size, name in sorted(found, reverse=True)]
+            causes.append((difference, name))
+    if causes:
+        return [f"{name}: differs by {size:.2e} of its largest value" for size, name in sorted(causes, reverse=True)]
     names = " ".join(_COMPUTED).split()
     models = [source.model for source in sources]
     fields = [

@@ -100,8 +100,8 @@ def rule_for(name: str, model: ModelConfig, architecture: str) -> Rule:
     number, _, inner = name.removeprefix(weights.LAYERS).partition(".")
     prefix = f"transformer.h.{number}." if family == GPT2 else f"model.layers.{number}."
     table = _GPT2_NAMES if family == GPT2 else _LLAMA_NAMES
-    stem = max((each for each in table if inner.startswith(each)), key=len)
-    names = tuple(f"{prefix}{each}{inner.removeprefix(stem)}" for each in table[stem])
+    stem = max((name for name in table if inner.startswith(name)), key=len)
+    names = tuple(f"{prefix}{name}{inner.removeprefix(stem)}" for name in table[stem])
     if stem == "self_attention.linear_qkv.":
         return _gpt2_attention(names[0], shape, model) if family == GPT2 else _attention(names, shape, model)
     if len(names) == 2:

@@ -75,7 +75,7 @@ def read_weights(folder: Path, model: ModelConfig, architecture: str) -> Opened:
     for name in (name for unit in weights.units(model) for name in unit):
         rule = families.rule_for(name, model, architecture)
         parts = [tensors.pop(part, None) for part in rule.names]
-        problems = [_problem(*each) for each in zip(rule.names, parts, rule.shapes, strict=True)]
+        problems = [_problem(*part) for part in zip(rule.names, parts, rule.shapes, strict=True)]
         if any(problems):
             wrong += [problem for problem in problems if problem]
             continue
@@ -101,9 +101,9 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _first_file(folder: Path) -> Path:
-    if found := [name for name in _ADAPTERS if (folder / name).exists()]:
+    if adapters := [name for name in _ADAPTERS if (folder / name).exists()]:
         raise CheckpointError(
-            f"{folder}: {', '.join(found)}: an adapter beside the weights, which transformers would add to them\n"
+            f"{folder}: {', '.join(adapters)}: an adapter beside the weights, which transformers would add to them\n"
             "  fix: merge it (peft: model.merge_and_unload().save_pretrained(FOLDER)), or move it away"
         )
     path = next((folder / name for name in _FILES if (folder / name).is_file()), None)

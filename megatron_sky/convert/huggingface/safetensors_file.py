@@ -59,7 +59,7 @@ def read_tensors(path: Path) -> dict[str, LazyTensor]:
     """
     header, start = _read_header(path)
     header.pop("__metadata__", None)
-    found, spans = {}, []
+    tensors, spans = {}, []
     for name, entry in header.items():
         try:
             dtype, shape = str(entry["dtype"]), counts(entry["shape"], "shape")
@@ -69,7 +69,7 @@ def read_tensors(path: Path) -> dict[str, LazyTensor]:
         if dtype in ITEM_SIZE and ITEM_SIZE[dtype] * math.prod(shape) != end - begin:
             needed = f"{ITEM_SIZE[dtype] * math.prod(shape):,}"
             raise CheckpointError(f"{path}: {name}: shape {list(shape)} needs {needed} bytes, not {end - begin:,}")
-        found[name] = in_file(path, start + begin, dtype, shape, name)
+        tensors[name] = in_file(path, start + begin, dtype, shape, name)
         spans.append((begin, end, name))
     reached = 0
     for begin, end, name in sorted(spans):
@@ -82,7 +82,7 @@ def read_tensors(path: Path) -> dict[str, LazyTensor]:
         raise CheckpointError(
             f"{path}: has {path.stat().st_size:,} bytes, its header describes {start + reached:,}: truncated or damaged"
         )
-    return found
+    return tensors
 
 
 def _read_header(path: Path) -> tuple[dict, int]:

@@ -69,15 +69,15 @@ class _RankFile:
 
 def is_split(folder: Path) -> bool:
     """Whether `folder` holds mp_rank_XX folders."""
-    return folder.is_dir() and any(_FOLDER.fullmatch(each.name) for each in folder.iterdir())
+    return folder.is_dir() and any(_FOLDER.fullmatch(entry.name) for entry in folder.iterdir())
 
 
 def open_split(folder: Path) -> SplitCheckpoint:
     """Opens every rank's file. Raises CheckpointError naming a rank whose file is missing or damaged."""
     paths = {}
-    for each in folder.iterdir():
-        if match := _FOLDER.fullmatch(each.name):
-            paths[int(match[1]), int(match[2] or 0)] = each / FILE
+    for entry in folder.iterdir():
+        if match := _FOLDER.fullmatch(entry.name):
+            paths[int(match[1]), int(match[2] or 0)] = entry / FILE
     tp_size, pp_size = (1 + max(key[axis] for key in paths) for axis in (0, 1))
     if len(paths) != tp_size * pp_size:
         every = itertools.product(range(tp_size), range(pp_size))
@@ -98,7 +98,7 @@ def whole_tensors(checkpoint: SplitCheckpoint, *, gated: bool, tied: bool) -> tu
 
     `gated`: fc1 is SwiGLU's gate and up. Raises CheckpointError where a tied model's last stage has another embedding.
     """
-    found: dict[str, LazyTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     copies: list[LazyTensor] = []
     parted: list[str] = []
     first_layer = 0
@@ -113,18 +113,18 @@ def whole_tensors(checkpoint: SplitCheckpoint, *, gated: bool, tied: bool) -> tu
                 if tied and name == weights.OUTPUT_LAYER:
                     copies.append(tensor)  # the last stage's copy of the embedding
                 else:
-                    weights.put(found, _renumbered(name, first_layer), tensor)
+                    weights.put(tensors, _renumbered(name, first_layer), tensor)
             first_layer += len(layers)
     for copy in copies:
-        if weights.WORD_EMBEDDING not in found or not same_numbers(found[weights.WORD_EMBEDDING], copy):
+        if weights.WORD_EMBEDDING not in tensors or not same_numbers(tensors[weights.WORD_EMBEDDING], copy):
             raise CheckpointError(
                 f"{copy.place}: is another tensor than the embedding, to which args ties it\n"
                 "  fix: describe the model by --recipe FILE, with tie_embeddings: false, if the head is its own"
             )
-    told = (
+    warnings = (
         f"{', '.join(parted[:5])}: differ between tensor-parallel ranks (in all {len(parted)} tensors): rank 0's taken"
     )
-    return found, [told] if parted else []
+    return tensors, [warnings] if parted else []
 
 
 def _differs(name: str, parts: list[LazyTensor]) -> bool:
@@ -156,11 +156,11 @@ def _chunk_keys(content: dict) -> list[str]:
 
 
 def _tensors(archive: TorchArchive, model: object) -> dict[str, LazyTensor]:
-    found: dict[str, LazyTensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     for name, ref in _flat(model, archive.path):
         if not name.endswith(("_extra_state", "inv_freq")):
-            weights.put(found, _canonical(name), archive.tensor(ref, name))
-    return found
+            weights.put(tensors, _canonical(name), archive.tensor(ref, name))
+    return tensors
 
 
 def _flat(model: object, path: Path) -> Iterator[tuple[str, TensorRef]]:

@@ -80,7 +80,7 @@ def release_run(
         )
     for mark in reached:
         _export(mark, run_dir, folders[mark.tokens], name, architecture, file_size)
-    exported = [mark for mark in due if mark in done or mark in {each.tokens for each in reached}]
+    exported = [mark for mark in due if mark in done or mark in {mark_reached.tokens for mark_reached in reached}]
     _write_series(out, name)
     if push is not None:
         _push(push, {mark: folders[mark] for mark in exported})
@@ -95,16 +95,16 @@ def _readable_checkpoints(run_dir: Path) -> list[tuple[int, description.Checkpoi
     listed = store.list_checkpoints(run_dir)
     if not listed:
         raise CheckpointError(f"{run_dir}: has no checkpoint\n  fix: give a run's folder")
-    found = []
+    readable = []
     for _, folder in listed:
         try:
             store.check_sizes(folder)
-            found.append((store.consumed_tokens(folder), description.read_description(folder)))
+            readable.append((store.consumed_tokens(folder), description.read_description(folder)))
         except CheckpointError as error:
             log.warning("passed over: %s", error)
-    if not found:
+    if not readable:
         raise CheckpointError(f"{run_dir}: none of its {len(listed)} checkpoints can be read")
-    return found
+    return readable
 
 
 def _due_marks(
@@ -123,7 +123,7 @@ def _checkpoints_for(checkpoints: list[tuple[int, description.CheckpointDescript
     """For each mark that the run has passed the first checkpoint at or after it, if it is near enough; tells if not."""
     config = checkpoints[-1][1].config
     step_tokens = config.train.global_batch_size * config.model.seq_length
-    found = []
+    reached = []
     for mark in marks:
         tokens, saved = next(((tokens, saved) for tokens, saved in checkpoints if tokens >= mark), (None, None))
         if tokens is None:
@@ -131,8 +131,8 @@ def _checkpoints_for(checkpoints: list[tuple[int, description.CheckpointDescript
         elif tokens - mark >= max(step_tokens, _OVERSHOOT * mark):
             log.warning("%s: skipped: the next checkpoint is at %s tokens", mark_label(mark), f"{tokens:,}")
         else:
-            found.append(Mark(mark, saved.folder, tokens))
-    return found
+            reached.append(Mark(mark, saved.folder, tokens))
+    return reached
 
 
 def _is_exported(folder: Path, architecture: str | None) -> bool:
@@ -203,7 +203,7 @@ def _write_series(out: Path, name: str) -> None:
     """`series.json`: all exported marks of the model that stand in `out`, whichever call made them."""
     content = {
         "name": name,
-        "checkpoints": [entry for _, entry in sorted(_exported_marks(out, name), key=lambda each: each[0])],
+        "checkpoints": [entry for _, entry in sorted(_exported_marks(out, name), key=lambda item: item[0])],
     }
     write_json(out / SERIES, content, indent=2)
 

@@ -132,7 +132,7 @@ def _changes(before: Mapping, now: Mapping) -> list[Problem]:
         ("train.tokens", "total_samples"): f"makes {now['total_samples']:,} samples with these batch sizes, "
         f"{before['total_samples']:,} when the run began",
         ("data.train", "sources"): "has other sources, weights or token files than when the run began: "
-        + ", ".join(f"{each['name']} {each['weight']:g} ({each['num_tokens']:,} tokens)" for each in before["sources"]),
+        + ", ".join(f"{one['name']} {one['weight']:g} ({one['num_tokens']:,} tokens)" for one in before["sources"]),
     }
     return [
         Problem(where, f"{rule}; megatron-core's order would be another", f"restore it, or {anew}")

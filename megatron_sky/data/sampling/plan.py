@@ -120,16 +120,16 @@ class SamplingPlan:
         return self._epoch(location.source, location.epoch).shift + location.sequence * self.seq_length
 
     def _epoch(self, number: int, epoch: int) -> "_Epoch":
-        found = self._epochs.get((number, epoch))
-        if found is None:
+        cached = self._epochs.get((number, epoch))
+        if cached is None:
             source = self.sources[number]
             spare = (source.num_tokens - 1) % self.seq_length
-            found = _Epoch(
+            cached = _Epoch(
                 Permutation(self.sequences_per_epoch(number), f"{self.seed}/sequences/{source.name}/{epoch}"),
                 Permutation(spare + 1, f"{self.seed}/offset/{source.name}")(epoch % (spare + 1)),
             )
-            _keep(self._epochs, (number, epoch), found, 1024)
-        return found
+            _keep(self._epochs, (number, epoch), cached, 1024)
+        return cached
 
     def consumed(self, sample_count: int) -> list[int]:
         """Sequences each source has given once the run has used `sample_count` samples, earlier plans included."""
@@ -148,14 +148,14 @@ class SamplingPlan:
 
     def problems(self) -> list[Problem]:
         """What the plan can't keep: sources with less than one sequence, or used more often than `max_epochs`."""
-        found = []
+        problems = []
         for number, (source, count) in enumerate(zip(self.sources, self._counts(self.length), strict=True)):
             whole = self.sequences_per_epoch(number)
             where = f"data.train[{source.name}]"
             if count == source.consumed:
                 continue
             if whole == 0:
-                found.append(
+                problems.append(
                     Problem(
                         where,
                         f"holds {source.num_tokens:,} tokens, less than one sequence of {self.seq_length:,} + 1",
@@ -163,8 +163,8 @@ class SamplingPlan:
                     )
                 )
             elif count > self.max_epochs * whole:
-                found.append(self._overuse(number, where, count, whole))
-        return found
+                problems.append(self._overuse(number, where, count, whole))
+        return problems
 
     def _overuse(self, number: int, where: str, count: int, whole: int) -> Problem:
         allowed = math.floor(self.max_epochs * whole)
@@ -232,11 +232,11 @@ class SamplingPlan:
         number -= self.first_sample
         start = 0 if number < self.length else self.length
         first = start + (number - start) // BLOCK * BLOCK
-        found = self._blocks.get(first)
-        if found is None:
-            found = self._make_block(first, min(BLOCK, self.length - first) if first < self.length else BLOCK)
-            _keep(self._blocks, first, found, 64)
-        return found, number - first
+        cached = self._blocks.get(first)
+        if cached is None:
+            cached = self._make_block(first, min(BLOCK, self.length - first) if first < self.length else BLOCK)
+            _keep(self._blocks, first, cached, 64)
+        return cached, number - first
 
     def _make_block(self, first: int, size: int) -> "_Block":
         sources = np.empty(size, dtype=np.int64)

@@ -27,7 +27,7 @@ class RunPlan:
     @classmethod
     def from_fingerprint(cls, saved: Mapping, max_epochs: float) -> "RunPlan":
         """The plan that `fingerprint` described."""
-        return cls(tuple(_segment(each, max_epochs) for each in saved["segments"]))
+        return cls(tuple(_segment(segment, max_epochs) for segment in saved["segments"]))
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -80,11 +80,11 @@ class RunPlan:
 
     def problems(self) -> list[Problem]:
         """What the plan can't keep; a source is told with the first session that asks too much of it."""
-        found: dict[str, Problem] = {}
+        problems: dict[str, Problem] = {}
         for segment in self.segments:
             for problem in segment.problems():
-                found.setdefault(problem.where, problem)
-        return list(found.values())
+                problems.setdefault(problem.where, problem)
+        return list(problems.values())
 
     def fingerprint(self) -> dict:
         """All that decides the order, as plain values; two plans with equal fingerprints give equal samples."""
@@ -178,13 +178,13 @@ def _follow(before: SamplingPlan, plan: SamplingPlan, first_sample: int) -> Samp
 
 def _segment(saved: Mapping, max_epochs: float) -> SamplingPlan:
     return SamplingPlan(
-        sources=tuple(Source(**each) for each in saved["sources"]),
+        sources=tuple(Source(**source) for source in saved["sources"]),
         seq_length=saved["seq_length"],
         total_samples=saved["total_samples"],
         seed=saved["seed"],
         max_epochs=max_epochs,
         first_sample=saved["first_sample"],
-        retired=tuple(Source(**each) for each in saved["retired"]),
+        retired=tuple(Source(**source) for source in saved["retired"]),
         ramp_from=saved["ramp_from"],
     )
 

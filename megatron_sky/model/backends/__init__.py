@@ -27,7 +27,7 @@ def build_layer_specs(model: ModelConfig, fp8: Fp8Config | None, backend: str, n
     from megatron_sky.model.backends import torch_backend
 
     narrow = [fp8 is not None and not _stays_wide(fp8, number, model.num_layers) for number in numbers]
-    specs = [torch_backend.layer_spec(model.normalization, fp8=each) for each in narrow]
+    specs = [torch_backend.layer_spec(model.normalization, fp8=fp8) for fp8 in narrow]
     return specs, torch_backend.final_norm(model.normalization)
 
 

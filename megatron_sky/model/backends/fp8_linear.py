@@ -128,7 +128,7 @@ class Fp8Scaling:
     def __init__(self, chunks: list, settings, device):
         """`chunks`: bare GPTModels; `settings`: the recipe's precision.fp8."""
         self._layers = [layer for chunk in chunks for layer in chunk.decoder.layers]
-        self._linears = [each for layer in self._layers for each in layer.modules() if isinstance(each, _Fp8)]
+        self._linears = [module for layer in self._layers for module in layer.modules() if isinstance(module, _Fp8)]
         self.amax: fp8.AmaxHistory | None = None
         self.settings = settings
         self.num_layers = chunks[0].config.num_layers

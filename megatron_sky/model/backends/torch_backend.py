@@ -131,9 +131,9 @@ class Attention(MegatronModule):
         assert attention_bias is None and packed_seq_params is None, "the torch backend takes plain causal batches"
         mask = self._mask(query.shape[0], attention_mask, query.device)
         if self.cp_group is not None:
-            key, value = (_whole_sequence(each, self.cp_group) for each in (key, value))
+            key, value = (_whole_sequence(tensor, self.cp_group) for tensor in (key, value))
         dtype = device.product_dtype(query.dtype)
-        q, k, v = (each.permute(1, 2, 0, 3).to(dtype) for each in (query, key, value))  # b h s d
+        q, k, v = (tensor.permute(1, 2, 0, 3).to(dtype) for tensor in (query, key, value))  # b h s d
         if q.device.type == "cpu" and torch.is_grad_enabled():
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # a tenth faster with gradients, slower without
         dropout = self.dropout if self.training else 0.0
