@@ -7,15 +7,21 @@ from pathlib import Path
 from megatron_sky.checkpoint import shared_check, store
 from megatron_sky.checkpoint import state as checkpoint_state
 from megatron_sky.checkpoint.description import CheckpointDescription, check_same_model, read_description
-from megatron_sky.config.schema import CheckpointConfig, ModelConfig, TrainConfig
+from megatron_sky.config.schema import (
+    CheckpointConfig,
+    ModelConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    TrainConfig,
+)
 from megatron_sky.data.loader import TrainData
 from megatron_sky.distributed.context import ParallelContext
-from megatron_sky.errors import CheckpointError, DataError
+from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
 from megatron_sky.log import get_logger
 from megatron_sky.monitor.metrics import METRICS_FILE, read_metrics
 from megatron_sky.optim.schedule import run_length
 from megatron_sky.trainer import run_record
-from megatron_sky.trainer.sessions import Sessions
+from megatron_sky.trainer.sessions import Sessions, sessions_of
 from megatron_sky.trainer.state import TrainState, plan_number
 from megatron_sky.trainer.step import StepRunner
 
@@ -56,6 +62,8 @@ def find_start(
     checkpoint: CheckpointConfig,
     *,
     model: ModelConfig,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
     sessions: Sessions,
     data: TrainData,
     run_dir: Path,
@@ -67,18 +75,20 @@ def find_start(
 
     `sources`: the fingerprints of the training sources' files, by name. Raises CheckpointError where none is whole, one
     holds another model or those that were are gone, DataError where files hold other tokens than they did, ConfigError
-    where the data or the session can't go on from there.
+    where the data, the optimizer or the session can't go on from there.
     """
     folder = shared_check.find_latest(run_dir, context, log.warning)
     if folder is not None:
         own = read_description(folder)
         check_same_model(own.config.model, model, folder)
+        _check_same_optimizer(own, parallel, precision)
         _check_same_files(own, sources, log.warning if allow_changed_files else None)
         taken = take_up(own, data)
         if context.rank == 0 and taken.change:
             log.warning("the mixture or its length has changed since %s: %s", folder.name, taken.change)
         if context.rank == 0 and checkpoint.init_from:
             log.info("checkpoint.init_from is not used: the run continues from its own %s", folder.name)
+        _rename_session(taken.state, sessions_of(own.config), sessions)
         start = Start(taken.state, own=own)
     elif not checkpoint.start_over and (was := context.from_first_rank(lambda: _lost_step(run_dir))) is not None:
         raise CheckpointError(
@@ -95,6 +105,27 @@ def find_start(
         start = Start(TrainState())
     sessions.check_begin(start.state.consumed_samples)
     return start
+
+
+def _check_same_optimizer(own: CheckpointDescription, parallel: ParallelConfig, precision: PrecisionConfig) -> None:
+    """Raises ConfigError where the optimizer's state was saved in another form than the recipe's optimizer reads."""
+    saved = own.config
+    fix = "restore it, or start a new run from the weights with checkpoint.init_from"
+    was, is_sharded = saved.parallel.distributed_optimizer, parallel.distributed_optimizer
+    if was != is_sharded:
+        rule = f"was {str(was).lower()} when {own.folder.name} was saved, in whose form the optimizer's state is"
+        raise ConfigError(Problem("parallel.distributed_optimizer", rule, fix, is_sharded))
+    if not is_sharded and saved.precision.dtype != precision.dtype:
+        rule = f"was {saved.precision.dtype} when {own.folder.name} was saved; without parallel.distributed_optimizer "
+        rule += "the optimizer's state is in the form of that type"
+        raise ConfigError(Problem("precision.dtype", rule, fix, precision.dtype))
+
+
+def _rename_session(state: TrainState, before: Sessions, now: Sessions) -> None:
+    """Has a session that began under another name go on, where it would be entered anew and could lose its moments."""
+    last = max(state.consumed_samples - 1, 0)
+    if state.session == before.at(last).name and before.at(last).first_sample == now.at(last).first_sample:
+        state.session = now.at(last).name
 
 
 def _check_same_files(own: CheckpointDescription, sources: Mapping[str, str], warn: Callable | None) -> None:

@@ -16,7 +16,7 @@ from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with, mark_startup_complete
 from megatron_sky.distributed.requirements import warn_of_untested
 from megatron_sky.log import get_logger, setup_logging
-from megatron_sky.trainer import facts, out_of_memory, run_folder
+from megatron_sky.trainer import changed_keys, facts, out_of_memory, run_folder
 from megatron_sky.trainer.bad_steps import BadSteps
 from megatron_sky.trainer.build import build_runner
 from megatron_sky.trainer.files import RunFiles
@@ -96,6 +96,8 @@ def _train(job: Job) -> None:
     start = find_start(
         config.checkpoint,
         model=config.model,
+        parallel=config.parallel,
+        precision=config.precision,
         sessions=sessions,
         data=data,
         run_dir=job.run_dir,
@@ -110,6 +112,13 @@ def _train(job: Job) -> None:
     remaining = remaining_steps(config.train, seq_length=config.model.seq_length, sessions=sessions, state=start.state)
     if context.rank == 0:
         warn_of_untested(log.warning)
+        if start.own is not None:
+            changed_keys.tell(
+                start.own.config,
+                config,
+                checkpoint=start.own.folder.name,
+                consumed_samples=start.state.consumed_samples,
+            )
     facts.log_run_start(
         config,
         context=context,

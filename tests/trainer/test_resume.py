@@ -29,6 +29,8 @@ def found_start(info, config_text: str, folder: str):
             start = find_start(
                 config.checkpoint,
                 model=config.model,
+                parallel=config.parallel,
+                precision=config.precision,
                 sessions=seen.sessions,
                 data=seen.data,
                 run_dir=Path(config.train.run_dir),
