@@ -86,15 +86,25 @@ def read_text(path: str | Path, limit: int = MAX_BYTES) -> str:
     return io.TextIOWrapper(io.BytesIO(read_bytes(path, limit)), encoding="utf-8").read()
 
 
-def read_json(path: str | Path, limit: int = MAX_BYTES, **hooks: Callable) -> Any:
+Pairs = list[tuple[str, Any]]
+
+
+def read_json(
+    path: str | Path, limit: int = MAX_BYTES, *, object_pairs_hook: Callable[[Pairs], object] | None = None
+) -> Any:
     """What a file of JSON holds. Raises OSError as `read_bytes` does, and ValueError where it is no JSON."""
-    return parse_json(read_text(path, limit), **hooks)
+    return parse_json(read_text(path, limit), object_pairs_hook=object_pairs_hook)
 
 
-def parse_json(text: str | bytes, **hooks: Callable) -> Any:
+def parse_json(
+    text: str | bytes,
+    *,
+    object_pairs_hook: Callable[[Pairs], object] | None = None,
+    parse_int: Callable[[str], object] | None = None,
+) -> Any:
     """`json.loads` that raises ValueError alone, also for what is nested without end."""
     try:
-        return json.loads(text, **hooks)
+        return json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=parse_int)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
 

@@ -130,6 +130,7 @@ def _open_file(run_dir: Path, rank: int, world_size: int) -> _FileHandler:
         raise RunError(message) from error
     handler.setFormatter(logging.Formatter(_FILE_FORMAT))
     started = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    assert handler.stream is not None  # as it is without `delay`
     handler.stream.write(
         f"===== attempt {started} rank {rank} of {world_size} host {socket.gethostname()} pid {os.getpid()} =====\n"
     )

@@ -30,7 +30,7 @@ def read_record(kind: type[T], given: object) -> T:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_python(given)
+        return _adapter(kind).validate_python(given)  # type: ignore[arg-type]  # a class is hashable
     except ValidationError as error:
         problems = [problem_of(detail) for detail in error.errors(include_url=False)]
         more = f"; and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
@@ -38,7 +38,7 @@ def read_record(kind: type[T], given: object) -> T:
 
 
 @functools.cache
-def _adapter(kind: type[T]) -> "TypeAdapter[T]":
+def _adapter(kind: type) -> "TypeAdapter[Any]":
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

@@ -220,7 +220,7 @@ def _entry(described, key: str, tensor: torch.Tensor):
     """The parameter's ShardedTensor with the optimizer's tensor in it; only its owner has it."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
-    changes = {
+    changes: dict[str, object] = {
         "key": f"optimizer.state.{key}.{described.key}",
         "data": tensor,
         "replica_id": (*described.replica_id[:2], 0),

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from megatron_sky.checkpoint import state, store
 from megatron_sky.checkpoint.description import write_description
@@ -30,6 +30,13 @@ from megatron_sky.model.flops import num_parameters
 T = TypeVar("T")
 
 
+class _CallsQueue(Protocol):
+    """megatron-core's AsyncCallsQueue."""
+
+    def schedule_async_request(self, request: object, /) -> object: ...
+    def maybe_finalize_async_calls(self, blocking: bool) -> list[int]: ...
+
+
 @dataclass
 class _Flight:
     """The save in flight."""
@@ -38,7 +45,7 @@ class _Flight:
     temporary: Path
     final: Path
     started: float
-    queue: object | None  # megatron-core's AsyncCallsQueue while writing
+    queue: _CallsQueue | None  # while writing
     hashing: "_Hashing | None" = None
 
 
@@ -50,9 +57,8 @@ class _Hashing:
     names: list[str]
     records: dict = field(default_factory=dict)
     failure: str | None = None
-    thread: threading.Thread | None = None
 
-    def start(self) -> None:
+    def __post_init__(self) -> None:
         self.thread = threading.Thread(target=self._run, name="checkpoint-hash", daemon=True)
         self.thread.start()
 
@@ -63,7 +69,7 @@ class _Hashing:
             self.failure = f"{self.folder}: can't be read back: {error}"
 
     def done(self) -> bool:
-        return self.thread is not None and not self.thread.is_alive()
+        return not self.thread.is_alive()
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ class Saver:
         self._on_first_rank(lambda: self._prepare(temporary, described), temporary)
         return _Flight(progress["step"], temporary, final, started, self._plan(temporary))
 
-    def _plan(self, temporary: Path):
+    def _plan(self, temporary: Path) -> _CallsQueue:
         """Starts the writers. A failure here is one rank's alone, so it ends the run: the others wait for this one."""
         from megatron.core import dist_checkpointing
 
@@ -179,14 +185,13 @@ class Saver:
         assert flight is not None
         try:
             if flight.queue is not None:
-                self._advance_writing(flight, wait)
+                self._advance_writing(flight, flight.queue, wait)
             elif flight.hashing is None:
                 sizes = self._on_first_rank(lambda: store.sizes_of(flight.temporary), flight.temporary)
                 names = store.share_of(sizes, self._context.rank, self._context.world_size)
                 flight.hashing = _Hashing(flight.temporary, names)
-                flight.hashing.start()
             elif self._hashed(flight.hashing, wait):
-                return [self._end(flight)]
+                return [self._end(flight, flight.hashing)]
         except CheckpointError as error:
             self._flight = None
             if self._context.rank == 0:  # what was written may be what filled the disk
@@ -194,13 +199,13 @@ class Saver:
             return [SaveOutcome(flight.step, flight.final, time.perf_counter() - flight.started, str(error))]
         return []
 
-    def _advance_writing(self, flight: _Flight, wait: bool) -> None:
+    def _advance_writing(self, flight: _Flight, queue: _CallsQueue, wait: bool) -> None:
         """The writers' failures reach every rank, so this fails on all ranks or none."""
         from megatron.core.dist_checkpointing.core import CheckpointingException
         from torch.distributed.checkpoint.api import CheckpointException
 
         try:
-            if flight.queue.maybe_finalize_async_calls(blocking=wait):
+            if queue.maybe_finalize_async_calls(blocking=wait):
                 flight.queue = None
         except (CheckpointException, CheckpointingException) as error:
             raise CheckpointError(
@@ -212,8 +217,8 @@ class Saver:
             hashing.thread.join()
         return self._context.agree([0 if hashing.done() else 1]) == [0]
 
-    def _end(self, flight: _Flight) -> SaveOutcome:
-        gathered = self._context.gather_objects((flight.hashing.records, flight.hashing.failure))
+    def _end(self, flight: _Flight, hashing: _Hashing) -> SaveOutcome:
+        gathered = self._context.gather_objects((hashing.records, hashing.failure))
         failures = [failure for _, failure in gathered if failure]
         if failures:
             raise CheckpointError(failures[0])
@@ -236,7 +241,7 @@ class Saver:
         return self._context.from_first_rank(work)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """The last line of megatron-core's nested report, which names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

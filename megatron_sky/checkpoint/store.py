@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import xxhash
 
@@ -28,7 +28,7 @@ TRAIN_STATE = "train_state.json"
 _NAME = re.compile(r"step_(\d{7,})")
 _LEFTOVER = re.compile(r"step_\d{7,}\.(tmp|deleted)")
 _BLOCK = 1 << 22
-_ALGORITHMS = {"sha256": hashlib.sha256, "xxh3": xxhash.xxh3_128}
+Algorithm = Literal["sha256", "xxh3"]
 
 
 class UnreadableHere(CheckpointError):
@@ -98,7 +98,7 @@ def check_sizes(folder: Path) -> dict[str, FileRecord]:
 def check_hashes(folder: Path, records: Mapping[str, FileRecord]) -> None:
     """Raises CheckpointError naming the first of these files that can't be read or has another content."""
     actual: dict[str, FileRecord] = {}
-    for algorithm in _ALGORITHMS:
+    for algorithm in get_args(Algorithm):
         names = [name for name, record in records.items() if getattr(record, algorithm)]
         try:
             actual |= hash_files(folder, names, algorithm)
@@ -168,20 +168,27 @@ def holds_none(path: Path) -> CheckpointError:
     )
 
 
-def hash_files(folder: Path, names: Iterable[str], algorithm: str = "sha256") -> dict[str, FileRecord]:
+def hash_files(folder: Path, names: Iterable[str], algorithm: Algorithm = "sha256") -> dict[str, FileRecord]:
     """Size and hash (`sha256` or `xxh3`) of each named file, a few files at once."""
     names = list(names)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(names, pool.map(lambda name: _hash_file(folder / name, algorithm), names), strict=True))
 
 
-def _hash_file(path: Path, algorithm: str) -> FileRecord:
-    digest, size, block = _ALGORITHMS[algorithm](), 0, memoryview(bytearray(_BLOCK))
+def _hash_file(path: Path, algorithm: Algorithm) -> FileRecord:
+    size, digest = size_and_hash(path, algorithm)
+    return FileRecord(size, **{algorithm: digest})
+
+
+def size_and_hash(path: Path, algorithm: Algorithm) -> tuple[int, str]:
+    """A file's bytes, and their hash as hex."""
+    digest = hashlib.sha256() if algorithm == "sha256" else xxhash.xxh3_128()
+    size, block = 0, memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(block):
             digest.update(block[:count])
             size += count
-    return FileRecord(size, **{algorithm: digest.hexdigest()})
+    return size, digest.hexdigest()
 
 
 def files_of(folder: Path) -> list[str]:

@@ -4,9 +4,12 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Recipe = Annotated[
     list[str],
@@ -45,7 +48,7 @@ def with_options(collect: Callable) -> Callable[[Callable], Callable]:
 
         listed = [parameter for name, parameter in own.items() if name != "options"] + list(shared.values())
         as_keywords = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in listed]
-        called.__signature__ = inspect.Signature(as_keywords)
+        vars(called)["__signature__"] = inspect.Signature(as_keywords)
         called.__annotations__ = {parameter.name: parameter.annotation for parameter in listed}
         return called
 
@@ -67,7 +70,7 @@ def parse_size(text: str, option: str, fix: str) -> int:
     from megatron_sky.errors import ConfigError, Problem
 
     try:
-        return int(parse_count(text.strip()))
+        return parse_count(text.strip())
     except ValueError as error:
         raise ConfigError(Problem(option, str(error), fix, text)) from None
 
@@ -83,7 +86,7 @@ class ProgressBar:
 
     def __init__(self, title: str):
         self._title = title
-        self._bar = None
+        self._bar: Progress | None = None
 
     def __enter__(self) -> "ProgressBar":
         if sys.stderr.isatty():

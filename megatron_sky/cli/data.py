@@ -83,7 +83,7 @@ def verify(
         known = "agrees with its meta file" if pair.meta else "has no meta file to agree with: structure and ids only"
         ends = "" if pair.num_unended is None else f", {pair.num_unended:,} not ended by the end-of-document id"
         typer.echo(f"{prefix}: whole; {pair.num_documents:,} documents{ends}, {pair.num_tokens:,} tokens; {known}")
-        if write_meta and pair.meta is None:
+        if write_meta and pair.meta is None and loaded is not None:
             write_meta_of(pair, loaded)
             typer.echo(f"{prefix}.meta.json written")
 
@@ -126,8 +126,9 @@ def inspect(
     views = [overview(_without_ending(prefix), loaded) for prefix in prefixes]
     for view in views:
         _print_overview(view)
-        for number in document or ():
-            typer.echo(f"--- document {number:,}\n{show_document(view.prefix, number, loaded)}")
+        if loaded is not None:
+            for number in document or ():
+                typer.echo(f"--- document {number:,}\n{show_document(view.prefix, number, loaded)}")
     if picture is not None:
         draw(views, picture)
         typer.echo(f"{picture} written")

@@ -217,7 +217,8 @@ def _on_ranks(ctx: typer.Context, verb: list[str], nproc: int | None, work: Call
 
 def _arguments(ctx: typer.Context) -> list[str]:
     """The command line again, without --nproc."""
-    options, arguments = [], []
+    options: list[str] = []
+    arguments: list[str] = []
     for parameter in ctx.command.params:
         value = ctx.params.get(parameter.name)
         if parameter.name == "nproc" or value is None:

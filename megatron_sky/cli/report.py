@@ -36,7 +36,8 @@ def report(
     if page_format is None and out is not None and out.suffix not in endings:
         fix = "end it in .html or .md, or say which with --format"
         raise ConfigError(Problem("--out", "a page is HTML or Markdown", fix, str(out)))
-    page_format = page_format or ("html" if out is None else endings[out.suffix])
-    if page_format not in FORMATS:
-        raise ConfigError(Problem("--format", f"must be one of {', '.join(FORMATS)}", value=page_format))
-    print(build_report(*run_dirs, out=out, evals=evals or (), page_format=page_format))
+    named = page_format or ("html" if out is None else endings[out.suffix])
+    known = next((each for each in FORMATS if each == named), None)
+    if known is None:
+        raise ConfigError(Problem("--format", f"must be one of {', '.join(FORMATS)}", value=named))
+    print(build_report(*run_dirs, out=out, evals=evals or (), page_format=known))

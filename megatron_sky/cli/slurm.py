@@ -78,8 +78,8 @@ def submit(
 
     check_idle(run_dir)
     print_plan(config, ranks)
-    for job in queue_jobs(config, plan_jobs(config, profile, wanted), profile):
-        print(f"job {job.job_id}: {job.name} ({job.script})")
+    for queued in queue_jobs(config, plan_jobs(config, profile, wanted), profile):
+        print(f"job {queued.job_id}: {queued.name} ({queued.script})")
     print(f"megatron-sky slurm status {run_dir}")
     if follow:
         follow_jobs(run_dir, lambda text: print(text, end="", flush=True))

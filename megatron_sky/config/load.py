@@ -40,17 +40,16 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = (), *, k
     problems: list[Problem] = []
     tree: dict = {}
     places: dict[str, Place] = {}
-    layers = [_read_file(Path(file), places, problems) for file in files]
-    if None in layers:  # what is said of the rest would only follow from that
+    layers = [layer for file in files if (layer := _read_file(Path(file), places, problems)) is not None]
+    if len(layers) < len(files):  # what is said of the rest would only follow from that
         raise ConfigError(problems)
     for layer in layers:
         _merge(tree, layer)
     for text in overrides:
         _apply_override(tree, text, places, problems)
-    tree = _expand_numbers(tree, "", problems)
     config = None
     try:
-        config = Config.model_validate(tree, context={KEEP_UNSET: keep_unset})
+        config = Config.model_validate(_expand_numbers(tree, "", problems), context={KEEP_UNSET: keep_unset})
     except ValidationError as error:
         problems += [_problem(detail, places) for detail in _drop_derived_errors(error.errors(include_url=False))]
     if problems or config is None:
@@ -94,7 +93,7 @@ def _parse(path: Path, text: str, places: dict[str, Place], problems: list[Probl
     if node is None:
         return {}
     if isinstance(node, yaml.MappingNode):
-        return _build(node, str(path), "", places, problems)
+        return _build_mapping(node, str(path), "", places, problems)
     problems.append(Problem(str(path), "a recipe must be a mapping of sections", "start it with `model:`"))
     return None
 
@@ -103,24 +102,27 @@ def _build(node: yaml.Node, file: str, key: str, places: dict, problems: list[Pr
     """The node as plain Python, each dotted key's place noted, keys given twice told."""
     places[key] = f"{file}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
-        own, merged = strict_yaml.entries(node)
-        mapping: dict = {}
-        own_names: set[str] = set()
-        for number, (name_node, value_node) in enumerate([*merged, *own]):
-            name = str(strict_yaml.scalar(name_node))
-            dotted = f"{key}.{name}" if key else name
-            if name in own_names:
-                line = name_node.start_mark.line + 1
-                problems.append(
-                    Problem(dotted, f"is given twice in one mapping ({file}:{line})", "remove one of the two")
-                )
-            if number >= len(merged):
-                own_names.add(name)
-            mapping[name] = _build(value_node, file, dotted, places, problems)
-        return mapping
+        return _build_mapping(node, file, key, places, problems)
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, file, f"{key}.{i}", places, problems) for i, item in enumerate(node.value)]
     return strict_yaml.scalar(node)
+
+
+def _build_mapping(node: yaml.MappingNode, file: str, key: str, places: dict, problems: list[Problem]) -> dict:
+    places[key] = f"{file}:{node.start_mark.line + 1}"
+    own, merged = strict_yaml.entries(node)
+    mapping: dict = {}
+    own_names: set[str] = set()
+    for number, (name_node, value_node) in enumerate([*merged, *own]):
+        name = str(strict_yaml.scalar(name_node))
+        dotted = f"{key}.{name}" if key else name
+        if name in own_names:
+            line = name_node.start_mark.line + 1
+            problems.append(Problem(dotted, f"is given twice in one mapping ({file}:{line})", "remove one of the two"))
+        if number >= len(merged):
+            own_names.add(name)
+        mapping[name] = _build(value_node, file, dotted, places, problems)
+    return mapping
 
 
 def _merge(base: dict, over: dict) -> None:

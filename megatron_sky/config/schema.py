@@ -92,7 +92,9 @@ class Config(Section):
     @classmethod
     def _fill_from_sessions(cls, given: object) -> object:
         """Budget and schedule of a run in sessions need not be said twice."""
-        sessions = given.get("sessions") if isinstance(given, dict) else None
+        if not isinstance(given, dict):
+            return given
+        sessions = given.get("sessions")
         if not isinstance(sessions, list | tuple) or not sessions:
             return given
         try:

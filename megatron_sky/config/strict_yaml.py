@@ -85,7 +85,7 @@ def compose(text: str, name: str) -> yaml.Node | None:
     return node
 
 
-def scalar(node: yaml.ScalarNode) -> object:
+def scalar(node: yaml.Node) -> object:
     """Its value, by its tag. Raises yaml.YAMLError where a tag in the file says what the text is not."""
     kind, text = node.tag.removeprefix(_PREFIX), node.value
     if kind in ("str", "merge"):

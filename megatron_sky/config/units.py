@@ -2,7 +2,7 @@
 
 import re
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Literal, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_serializer, model_validator
 
@@ -12,6 +12,10 @@ _COUNT = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]+)?)\s*([kK
 _COUNT_PATTERN = r"^\s*[0-9][0-9_,]*(\.[0-9]+)?([eE][+]?[0-9]+)?\s*[kKMBGT]?\s*$"
 
 
+@overload
+def parse_count(value: str) -> int: ...
+@overload
+def parse_count(value: object) -> object: ...
 def parse_count(value: object) -> object:
     """`"1.5T"` -> 1_500_000_000_000 (decimal suffixes k, M, B or G, T). What is no count is left to pydantic."""
     if isinstance(value, float) and value.is_integer():

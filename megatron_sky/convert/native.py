@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -176,15 +177,16 @@ def _pieces(bits: np.ndarray, weight: str, source: Source) -> Iterator[tuple[int
 def _save(file: WeightFile, bits: np.ndarray, dtype: str) -> None:
     import torch
 
-    torch.save(torch.from_numpy(bits).view(getattr(torch, TORCH_NAMES[dtype])), file)
+    tensor = torch.from_numpy(bits).view(getattr(torch, TORCH_NAMES[dtype]))
+    torch.save(tensor, cast(IO[bytes], file))  # of which torch asks that it can write and flush
 
 
 def _expected(path: Path, chunk: _Chunk, piece: np.ndarray, tensor: LazyTensor, weight: str) -> Expected:
     """Where the chunk's bytes must stand, as this package's own reader finds them."""
     archive = TorchArchive(path, chunk.begin, chunk.length)
     ref = archive.content()
-    whole = isinstance(ref, TensorRef) and ref.is_contiguous and ref.storage_offset == 0
-    if not whole or (ref.shape, ref.dtype) != (chunk.sizes, tensor.dtype):
+    is_same = isinstance(ref, TensorRef) and (ref.shape, ref.dtype) == (chunk.sizes, tensor.dtype)
+    if not isinstance(ref, TensorRef) or not is_same or not ref.is_contiguous or ref.storage_offset:
         raise CheckpointError(f"{path}: {chunk.key}: read back, is not the tensor that was written")
     return Expected(archive.data_offset(ref), piece, tensor.dtype, weight)
 

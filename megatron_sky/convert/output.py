@@ -13,10 +13,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_sky import __version__
 from megatron_sky.checkpoint.reader import weights
-from megatron_sky.checkpoint.store import hash_files
+from megatron_sky.checkpoint.store import size_and_hash
 from megatron_sky.convert.sources import Source
 from megatron_sky.convert.verify import verify_readable
 from megatron_sky.convert.weight_file import cant_write
@@ -93,7 +94,7 @@ class Output:
         """`conversion`: what is converted and how, plain values; an interrupted one goes on only if it is the same."""
         self.out = out
         self.folder = out.with_name(out.name + ".partial")
-        self._record = {"megatron_sky": __version__, "conversion": conversion, "files": {}}
+        self._record: dict[str, Any] = {"megatron_sky": __version__, "conversion": conversion, "files": {}}
 
     @property
     def finished(self) -> dict[str, dict]:
@@ -207,7 +208,7 @@ def describe_source(source: Source) -> dict:
 
 def _tokenizer_hashes(path: Path) -> dict[str, str]:
     files = tokenizer_files.files_of(path, settings=True)
-    return {name: hash_files(path.parent, [path.name])[path.name].sha256 for path, name in files}
+    return {name: size_and_hash(path, "sha256")[1] for path, name in files}
 
 
 def converted_already(out: Path, conversion: dict) -> Converted | None:
@@ -315,4 +316,4 @@ def _unfinished_records(folder: Path) -> list[Path]:
 def _is_whole(path: Path, record: dict) -> bool:
     if not path.is_file() or path.stat().st_size != record["size"]:
         return False
-    return hash_files(path.parent, [path.name], "xxh3")[path.name].xxh3 == record["xxh3"]
+    return size_and_hash(path, "xxh3")[1] == record["xxh3"]

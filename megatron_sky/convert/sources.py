@@ -235,7 +235,8 @@ def _megatron_fields(folder: Path, settings: dict | None, given: Overrides) -> t
 def _recipe_fields(path: Path) -> dict:
     try:
         content = strict_yaml.load(read_text(path), str(path))
-        return ModelConfig(**content["model"]).model_dump()
+        section = content["model"] if isinstance(content, dict) else content
+        return ModelConfig.model_validate(section).model_dump()
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: holds no model section that can be read: {error}") from error
 

@@ -110,7 +110,7 @@ class WeightFile:
         for start in range(begin, end, _BLOCK):
             part = block[: min(_BLOCK, end - start)]
             read_into(self.path, start, part, "what was just written")
-            self._digest.update(part)
+            self._digest.update(part.data)
             if expected is not None:
                 self._compare(part, start - begin, expected)
 

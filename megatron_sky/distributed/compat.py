@@ -11,8 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_sky.errors import CheckpointError, RunError
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
 
 COMMON_FILE = "common.pt"
 
@@ -99,11 +103,11 @@ def read_files_side_by_side() -> None:
             parts = [replace(plan, items=items) for items in by_file.values()]
             return list(pool.map(lambda part: one_by_one(self, part, planner), parts))[-1]
 
-    read_data.side_by_side = True
+    vars(read_data)["side_by_side"] = True
     replace_members(FileSystemReader, read_data=read_data)
 
 
-def read_index_by(read: Callable[[Path], object]) -> None:
+def read_index_by(read: "Callable[[Path], Metadata]") -> None:
     """Lets torch's reader of checkpoints take the index of tensors from `read(path)`.
 
     It would run whatever program that file is, and can't read what another version of Python or torch wrote.
@@ -138,7 +142,7 @@ def read_objects_as_data() -> None:
         harmless.seek(0)
         return inherited(self, read_item, harmless)
 
-    load_bytes.data_alone = True
+    vars(load_bytes)["data_alone"] = True
     replace_members(DefaultLoadPlanner, load_bytes=load_bytes)
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from megatron_sky.config.schema import ParallelConfig
 from megatron_sky.distributed import device as accelerator
@@ -19,19 +19,23 @@ from megatron_sky.distributed.rendezvous import choose_interface, meet
 from megatron_sky.distributed.topology import Coordinates, Layout
 from megatron_sky.errors import CheckpointError
 
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed import Store
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ParallelContext:
-    """This process's place in the job, its process groups, its device (a torch.device) and the job's store."""
+    """This process's place in the job, its process groups, its device and the job's store."""
 
     layout: Layout
     place: Coordinates
     rank: int
     local_rank: int
-    device: object
-    store: object = None  # the job's key-value store; None in a dry run
+    device: "torch.device"
+    store: "Store | None" = None  # the job's key-value store; None in a dry run
 
     @property
     def world_size(self) -> int:

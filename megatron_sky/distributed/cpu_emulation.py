@@ -10,6 +10,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from megatron_sky.distributed import compat
 
@@ -41,8 +42,9 @@ GPU_PACKAGES = ("apex", "transformer_engine")
 def install(product_dtype: Callable) -> None:
     """Must come before `megatron.core` is imported. `product_dtype`: see `device.product_dtype`."""
     assert "megatron.core" not in sys.modules, "device.setup() must come before megatron.core is imported"
-    sys.modules |= dict.fromkeys(GPU_PACKAGES)  # to Python a None is a package that isn't there
-    sys.modules["fused_weight_gradient_mlp_cuda"] = _WeightGradients
+    modules: dict[str, Any] = sys.modules
+    modules |= dict.fromkeys(GPU_PACKAGES)  # to Python a None is a package that isn't there
+    modules["fused_weight_gradient_mlp_cuda"] = _WeightGradients
     _answer_with_cpu(product_dtype)
     _import_megatron_uncompiled()
     _patch_megatron_rng()
@@ -100,11 +102,11 @@ def _answer_with_cpu(product_dtype: Callable) -> None:
             kwargs["device"] = cpu
         return tensor_to(self, *args, **kwargs)
 
-    torch.Tensor.type, torch.Tensor.to = type_, to
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    torch.nn.Module.cuda = lambda self, *args, **kwargs: self
-    torch.matmul = _in_product_dtype(torch.matmul, product_dtype)
-    torch.Tensor.matmul = _in_product_dtype(torch.Tensor.matmul, product_dtype)
+    stays = {"cuda": lambda self, *args, **kwargs: self}
+    matmul = _in_product_dtype(torch.Tensor.matmul, product_dtype)
+    compat.replace_members(torch.Tensor, type=type_, to=to, matmul=matmul, **stays)
+    compat.replace_members(torch.nn.Module, **stays)
+    compat.replace_members(torch, matmul=_in_product_dtype(torch.matmul, product_dtype))
     _answer_cuda_module(torch, cpu)
 
 
@@ -199,11 +201,12 @@ def _import_megatron_uncompiled() -> None:
     """
     import torch
 
-    compile_, torch.compile = torch.compile, lambda function=None, **_: function or (lambda compiled: compiled)
+    compile_ = torch.compile
+    compat.replace_members(torch, compile=lambda function=None, **_: function or (lambda compiled: compiled))
     try:
         import megatron.core.jit  # noqa: F401
     finally:
-        torch.compile = compile_
+        compat.replace_members(torch, compile=compile_)
 
 
 def _patch_megatron_rng() -> None:

@@ -143,7 +143,9 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
     """
     hide_failed_lookups()
     with tempfile.TemporaryDirectory(prefix="megatron_sky_") as name:
-        folder, ranks, requests = Path(name), [], []
+        folder = Path(name)
+        ranks: list[subprocess.Popen] = []
+        requests: list[int] = []
         forward = partial(_forward, folder, ranks, requests)
         with stop_signals_to(forward):
             try:

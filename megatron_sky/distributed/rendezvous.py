@@ -33,7 +33,7 @@ def choose_interface(info: RankInfo, environ: MutableMapping[str, str] = os.envi
     if GLOO_INTERFACE in environ:
         return
     if info.master_addr is None or info.local_world_size == info.world_size:
-        address = LOOPBACK
+        address: str | None = LOOPBACK
     elif _leads_out(socket.gethostname()):
         return
     else:
@@ -65,7 +65,7 @@ def _local_address(host: str, port: int) -> str | None:
         return None
 
 
-def _interface_of(address: str | None) -> str | None:
+def _interface_of(address: str | int | None) -> str | None:
     import psutil
 
     for name, entries in psutil.net_if_addrs().items():
@@ -120,9 +120,9 @@ def _open_store(info: RankInfo, timeout_seconds: float):
     import torch.distributed as dist
 
     if info.store_file is not None:
-        store = dist.FileStore(info.store_file, info.world_size)
-        store.set_timeout(timedelta(seconds=timeout_seconds))
-        return store
+        file = dist.FileStore(info.store_file, info.world_size)
+        file.set_timeout(timedelta(seconds=timeout_seconds))
+        return file
     if info.master_addr is None:
         return dist.HashStore()
     agent = info.from_torchrun and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -179,7 +179,7 @@ def _wait_for_all(store, world_size: int, timeout_seconds: float) -> tuple[str, 
         missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
         if missing and time.monotonic() > end:
             shown = ", ".join(map(str, missing[:16])) + (" ..." if len(missing) > 16 else "")
-            there = [{}] * (world_size - len(missing))
+            there: list[dict] = [{}] * (world_size - len(missing))
             return (
                 f"{len(missing)} of {world_size} ranks did not arrive within {timeout_seconds:.0f} s "
                 f"(resilience.startup_timeout_seconds): {shown}\n"

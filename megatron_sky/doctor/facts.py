@@ -61,7 +61,7 @@ def _backend() -> tuple[str, str]:
     from megatron_sky.config.schema import ModelConfig
     from megatron_sky.model.backends import choose_backend
 
-    return choose_backend(ModelConfig(preset="tiny"), device.has_gpu())
+    return choose_backend(ModelConfig.model_validate({"preset": "tiny"}), device.has_gpu())
 
 
 def _adam() -> str:

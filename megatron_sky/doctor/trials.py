@@ -136,7 +136,12 @@ def disk_speed(run_dir: Path, mebibytes: int) -> dict:
     folder = run_dir.absolute()
     while not folder.is_dir():
         folder = folder.parent
-    result = {"folder": str(folder), "reason": "", "write_mb_per_second": None, "free_gb": None}
+    result: dict[str, str | float | None] = {
+        "folder": str(folder),
+        "reason": "",
+        "write_mb_per_second": None,
+        "free_gb": None,
+    }
     path = folder / f".megatron_sky_doctor_{os.getpid()}"
     try:
         seconds = _writing_seconds(path, mebibytes)

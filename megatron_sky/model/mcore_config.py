@@ -95,8 +95,8 @@ def ddp_config(parallel: ParallelConfig, precision: PrecisionConfig):
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         bucket_size=parallel.grad_bucket_size,
-        fp8_param_gather=_gathers_in_fp8(precision),
-        reuse_grad_buf_for_mxfp8_param_ag=_gathers_in_fp8(precision) and precision.fp8.recipe == "mxfp8",
+        fp8_param_gather=_gathered_recipe(precision) is not None,
+        reuse_grad_buf_for_mxfp8_param_ag=_gathered_recipe(precision) == "mxfp8",
     )
 
 
@@ -121,13 +121,14 @@ def optimizer_config(
         initial_loss_scale=precision.initial_loss_scale,
         use_distributed_optimizer=parallel.distributed_optimizer,
         overlap_param_gather=parallel.overlap_param_gather,
-        fp8_recipe=precision.fp8.recipe if _gathers_in_fp8(precision) else None,
-        reuse_grad_buf_for_mxfp8_param_ag=_gathers_in_fp8(precision) and precision.fp8.recipe == "mxfp8",
+        fp8_recipe=_gathered_recipe(precision),
+        reuse_grad_buf_for_mxfp8_param_ag=_gathered_recipe(precision) == "mxfp8",
     )
 
 
-def _gathers_in_fp8(precision: PrecisionConfig) -> bool:
-    return precision.fp8 is not None and precision.fp8.param_gather
+def _gathered_recipe(precision: PrecisionConfig) -> str | None:
+    """The 8-bit recipe where weights are gathered in 8 bits."""
+    return precision.fp8.recipe if precision.fp8 is not None and precision.fp8.param_gather else None
 
 
 def _fp8(fp8: Fp8Config) -> dict:

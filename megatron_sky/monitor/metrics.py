@@ -279,14 +279,14 @@ class _History:
 
     def _add(self, kind: str, values: dict) -> None:
         if kind == "train":
-            record = read_record(TrainRecord, values)
-            self._train[record.step] = record
+            step = read_record(TrainRecord, values)
+            self._train[step.step] = step
         elif kind == "validation":
             record = read_record(ValidationRecord, values)
             self._validation[record.step, record.set] = record
         elif kind == "event":
             event, when = values.pop("event"), values.pop("time")
-            self._events.append(EventRecord(event, when, read_numbers(values)))
+            self._events.append(EventRecord(event, when, {name: read_numbers(value) for name, value in values.items()}))
             if event in ("start", "resume"):
                 self._forget_after(int(values.get("step", 0)))
         else:

@@ -5,6 +5,9 @@ megatron-core's distributed optimizer expects the surface: the step count in the
 used: a fresh sharded optimizer fails to load a checkpoint, and one shared step tensor is advanced per parameter.
 """
 
+from collections.abc import Callable
+from typing import NoReturn, overload
+
 import torch
 from torch.optim.adamw import adamw
 
@@ -27,8 +30,12 @@ class FusedAdam(torch.optim.Optimizer):
         assert adam_w_mode and not capturable, "a recipe can only ask for decoupled weight decay outside a CUDA graph"
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> NoReturn: ...
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         """One update of every parameter that has a gradient."""
         assert closure is None, "megatron-core computes gradients before the step"
         for group in self.param_groups:

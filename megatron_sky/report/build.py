@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from megatron_sky.errors import ConfigError, Problem, RunError
 from megatron_sky.files import write_bytes, write_text
@@ -14,11 +14,12 @@ from megatron_sky.report.one_run import describe_run
 from megatron_sky.report.page import render_html
 from megatron_sky.report.run import load_run
 
-FORMATS = ("html", "md")
+PageFormat = Literal["html", "md"]
+FORMATS: tuple[PageFormat, ...] = get_args(PageFormat)
 
 
 def build_report(
-    *run_dirs: Path, out: Path | None = None, evals: Sequence[Path] = (), page_format: Literal["html", "md"] = "html"
+    *run_dirs: Path, out: Path | None = None, evals: Sequence[Path] = (), page_format: PageFormat = "html"
 ) -> Path:
     """Write the report of a run (finished or still going), or of several laid over each other, and return its path.
 

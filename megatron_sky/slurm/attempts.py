@@ -131,8 +131,14 @@ def read_run(run_dir: Path) -> list[dict]:
 
 def _number(folder: Path) -> tuple[float, int]:
     """Job and attempt, which Slurm counts up as they come."""
-    job_id, number = _FOLDER.fullmatch(folder.name).groups()
-    return (float(job_id) if job_id.isdigit() else math.inf, int(number))
+    job_id, number = _job_and_attempt(folder)
+    return (float(job_id) if job_id.isdigit() else math.inf, number)
+
+
+def _job_and_attempt(folder: Path) -> tuple[str, int]:
+    match = _FOLDER.fullmatch(folder.name)
+    assert match is not None, f"{folder} is no attempt's folder"
+    return match[1], int(match[2])
 
 
 def _read_own(folder: Path, log_file: str, before: list[dict]) -> dict:
@@ -142,10 +148,10 @@ def _read_own(folder: Path, log_file: str, before: list[dict]) -> dict:
         return read_json(path)
     except (OSError, ValueError) as error:
         log.warning("%s: what became of this attempt is lost: %s", path, error)
-    job_id, number = _FOLDER.fullmatch(folder.name).groups()
+    job_id, number = _job_and_attempt(folder)
     ended = {"time": "", "exit_code": None, "step": 0, "cause": "", "action": "requeue", "reason": "not known"}
     return {
-        "slurm": {"job_id": job_id, "attempt": int(number), "log": log_file, "began": ""},
+        "slurm": {"job_id": job_id, "attempt": number, "log": log_file, "began": ""},
         "step_before": max((attempt.get("step_before", 0) for attempt in before), default=0),
         "ended": ended,
     }

@@ -36,10 +36,13 @@ class TextCoder:
 
         An empty text is the token that begins a document. Raises DataError where there is no such token.
         """
-        ids = [*([self.bos_id] if self.adds_bos else []), *self.encode(text)] or [self.begin_id("auto")]
-        if ids == [None]:
+        begin = [] if self.bos_id is None or not self.adds_bos else [self.bos_id]
+        if ids := [*begin, *self.encode(text)]:
+            return ids
+        first = self.begin_id("auto")
+        if first is None:
             raise DataError(f"tokenizer {self.name}: has neither a begin nor an end token to predict after")
-        return ids
+        return [first]
 
     def begin_id(self, begin: str) -> int | None:
         """The id that goes before a document. `auto`: what went there in training, as far as the tokenizer tells.

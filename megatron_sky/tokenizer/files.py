@@ -154,5 +154,5 @@ def files_of(path: Path, *, settings: bool = False) -> list[tuple[Path, str]]:
         return [(source, source.name) for source in (path, beside) if source == path or beside.is_file()]
     kept = JSON if is_json(path) else MODEL
     names = {JSON: BESIDE_JSON, MODEL: (JSON, *BESIDE_JSON) if settings else ()}[kept] if path.name == kept else ()
-    beside = [(path.with_name(name), name) for name in names if path.with_name(name).is_file()]
-    return [(path, kept), *beside]
+    others = [(path.with_name(name), name) for name in names if path.with_name(name).is_file()]
+    return [(path, kept), *others]

@@ -34,9 +34,6 @@ class Tokenizer:
             symbols), id by spelling.
     """
 
-    control_tokens: Mapping[str, int]
-    reserved_tokens: Mapping[str, int]
-
     def __init__(self, data: bytes, name: str):
         self.data = data
         self.name = name
@@ -84,6 +81,14 @@ class Tokenizer:
     @property
     def bos_id(self) -> int | None:
         """The id that begins a text, or None where the vocabulary has none."""
+        raise NotImplementedError
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        raise NotImplementedError
+
+    @property
+    def reserved_tokens(self) -> Mapping[str, int]:
         raise NotImplementedError
 
     @property
@@ -191,10 +196,9 @@ class HuggingFaceTokenizer(Tokenizer):
         from tokenizers import AddedToken
 
         added = self.library.get_added_tokens_decoder()
-        for token_id in set(ids) - {None}:
+        for token_id in {each for each in ids if each is not None}:
             if token_id not in added or not added[token_id].special:
-                spelling = self.library.id_to_token(token_id)
-                self.library.add_special_tokens([AddedToken(spelling, normalized=False, special=True)])
+                self.library.add_special_tokens([AddedToken(self.piece(token_id), normalized=False, special=True)])
 
     def _encode_plain(self, text: str) -> list[int]:
         encoding = self.library.encode(text, add_special_tokens=False)
@@ -221,7 +225,9 @@ class HuggingFaceTokenizer(Tokenizer):
         return self.library.decode([int(token_id) for token_id in ids], skip_special_tokens=False)
 
     def piece(self, token_id: int) -> str:
-        return self.library.id_to_token(token_id)
+        spelling = self.library.id_to_token(token_id)
+        assert spelling is not None, f"{token_id} is no token's id"
+        return spelling
 
     @property
     def vocab_size(self) -> int:
@@ -282,8 +288,15 @@ class TiktokenTokenizer(Tokenizer):
         self._whole = gigatoken.Tokenizer.from_tiktoken(path, **settings)
         # gigatoken has no way of reading a special token's spelling as text, but one that knows none does.
         self.library = gigatoken.Tokenizer.from_tiktoken(path, **{**settings, "special_tokens": {}})
-        self.control_tokens = dict(settings.get("special_tokens") or self._whole.as_tiktoken()._special_tokens)
-        self.reserved_tokens = {}
+        self._control_tokens = dict(settings.get("special_tokens") or self._whole.as_tiktoken()._special_tokens)
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        return self._control_tokens
+
+    @property
+    def reserved_tokens(self) -> Mapping[str, int]:
+        return {}
 
     def _encode_plain(self, text: str) -> list[int]:
         return self.library.encode(text).tolist()

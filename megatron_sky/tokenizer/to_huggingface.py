@@ -122,6 +122,7 @@ def _write_fast(tokenizer: SentencePieceTokenizer, folder: Path, adds_begin: boo
     if adds_begin:
         from tokenizers.processors import TemplateProcessing
 
+        assert tokenizer.bos_id is not None
         begin = tokenizer.piece(tokenizer.bos_id)
         fast.post_processor = TemplateProcessing(
             single=f"{begin}:0 $A:0", pair=f"{begin}:0 $A:0 {begin}:1 $B:1", special_tokens=[(begin, tokenizer.bos_id)]
@@ -202,7 +203,9 @@ def _merges(proto, normal: int) -> list[tuple[str, str]]:
 def _normalizer(spec):
     from tokenizers import Regex, normalizers
 
-    steps = [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
+    steps: list[normalizers.Normalizer] = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix:

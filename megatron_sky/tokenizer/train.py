@@ -107,8 +107,8 @@ def _coverage(lines: list[str], vocab_size: int, num_reserved: int) -> float:
     return min(1.0, max(_LEAST_COVERAGE, float(shares[limit - 1])))
 
 
-def character_counts(lines: Iterable[str]) -> Counter:
-    counts = Counter()
+def character_counts(lines: Iterable[str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
     for line in lines:
         counts.update(line)
     return counts

@@ -14,7 +14,9 @@ from megatron_sky.errors import CheckpointError
 
 METADATA = ".metadata"
 _PROPERTIES = {"dtype", "layout", "requires_grad", "memory_format", "pin_memory"}  # those that torch.empty takes
-_CLASSES = {(module, name): type(name, (Plain,), {}) for module, names in INDEX_NAMES.items() for name in names.split()}
+_CLASSES: dict[tuple[str, str], type[Plain]] = {
+    (module, name): type(name, (Plain,), {}) for module, names in INDEX_NAMES.items() for name in names.split()
+}
 _TENSOR = _CLASSES["torch.distributed.checkpoint.metadata", "TensorStorageMetadata"]
 _KEY = _CLASSES["torch.distributed.checkpoint.metadata", "MetadataIndex"]
 _MALFORMED = (AttributeError, TypeError, ValueError, IndexError, KeyError)  # what fields of another kind cause
@@ -72,7 +74,9 @@ def read_index(path: Path) -> Index:
         ) from error
 
 
-def _checked(content: Plain) -> Index:
+def _checked(content: object) -> Index:
+    if not isinstance(content, Plain):
+        raise TypeError(f"it holds a {type(content).__name__}")
     places = {}
     for key, info in content.storage_data.items():
         if not isinstance(key, _KEY) or not isinstance(key.fqn, str):
@@ -127,7 +131,7 @@ def as_torch(path: Path):
     from torch.distributed.checkpoint.filesystem import _StorageInfo
 
     index = read_index(path)
-    entries: dict[str, object] = {key: dcp.BytesStorageMetadata() for key in index.objects}
+    entries: dict[str, dcp.STORAGE_TYPES] = {key: dcp.BytesStorageMetadata() for key in index.objects}
     storage = {dcp.MetadataIndex(key): _StorageInfo(*_fields(place)) for key, place in index.objects.items()}
     for key, tensor in index.tensors.items():
         properties = dcp.TensorProperties(dtype=getattr(torch, TORCH_NAMES.get(tensor.dtype, tensor.dtype)))
@@ -139,7 +143,7 @@ def as_torch(path: Path):
             dcp.MetadataIndex(key, torch.Size(c.offsets)): _StorageInfo(*_fields(c.place)) for c in tensor.chunks
         }
     metadata = dcp.Metadata(entries, storage_data=storage, storage_meta=dcp.StorageMeta())
-    metadata.mcore_data = index.mcore_data
+    vars(metadata)["mcore_data"] = index.mcore_data  # megatron-core's own, which torch does not know
     return metadata
 
 

@@ -100,7 +100,7 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 def read_into(path: Path, offset: int, target: np.ndarray, what: str) -> None:
     """Fills the C-contiguous `target` with the bytes of `path` from `offset` on, or raises CheckpointError."""
-    view = memoryview(target.reshape(-1)).cast("B")
+    view = target.reshape(-1).data.cast("B")
     handle = os.open(path, os.O_RDONLY)
     try:
         while view:

@@ -19,7 +19,7 @@ import math
 import pickle
 import re
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from megatron_sky.checkpoint.reader.lazy import FORMAT_OF_TORCH
 from megatron_sky.distributed import compat
@@ -80,6 +80,10 @@ class Plain:
 
     def __hash__(self) -> int:
         return id(self)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # a field: of any kind, until who asks for it has checked
 
 
 class Inert(Plain):

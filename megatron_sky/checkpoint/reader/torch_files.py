@@ -133,7 +133,7 @@ class TorchArchive:
         return np.ascontiguousarray(view)
 
     def _check(self, target: np.ndarray, record: _Record, name: str) -> None:
-        if record.crc32 and zlib.crc32(memoryview(target.reshape(-1)).cast("B")) != record.crc32:
+        if record.crc32 and zlib.crc32(target.reshape(-1).data.cast("B")) != record.crc32:
             raise CheckpointError(f"{self.path}: {name}: its bytes are not what was saved (CRC-32 differs)")
 
     def _read_bytes(self, name: str) -> bytes:

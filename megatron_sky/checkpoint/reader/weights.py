@@ -56,7 +56,7 @@ def put(weights: dict[str, LazyTensor], name: str, tensor: LazyTensor) -> None:
 def units(model: ModelConfig) -> list[dict[str, tuple[int, ...]]]:
     """Name -> shape of every weight, in order: one dict for the embeddings, one per layer, one for the output."""
     h = model.hidden_size
-    first = {WORD_EMBEDDING: (model.vocab_size, h)}
+    first: dict[str, tuple[int, ...]] = {WORD_EMBEDDING: (model.vocab_size, h)}
     if model.position_embedding == "learned_absolute":
         first[POSITION_EMBEDDING] = (model.seq_length, h)
     last = _norm("decoder.final_layernorm.", model)
@@ -84,13 +84,13 @@ def layer(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _linear(prefix: str, model: ModelConfig, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    bias = {f"{prefix}bias": (rows,)} if model.add_bias_linear else {}
-    return {f"{prefix}weight": (rows, columns)} | bias
+    shapes: dict[str, tuple[int, ...]] = {f"{prefix}weight": (rows, columns)}
+    return shapes | ({f"{prefix}bias": (rows,)} if model.add_bias_linear else {})
 
 
 def _norm(prefix: str, model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    bias = {f"{prefix}bias": (model.hidden_size,)} if model.normalization == "layernorm" else {}
-    return {f"{prefix}weight": (model.hidden_size,)} | bias
+    shapes: dict[str, tuple[int, ...]] = {f"{prefix}weight": (model.hidden_size,)}
+    return shapes | ({f"{prefix}bias": (model.hidden_size,)} if model.normalization == "layernorm" else {})
 
 
 def check_num_layers(model: ModelConfig, num_tensors: int, where: Path) -> None:

@@ -146,6 +146,12 @@ class _Reader:
             raise CheckpointError(f"{self.path}: {key}: is missing")
         return value
 
+    def count(self, key: str, default: int) -> int:
+        value = self.get(key, default)
+        if type(value) is not int:
+            raise CheckpointError(f"{self.path}: {key} = {value!r}: must be a whole number")
+        return value
+
     def demand(self, key: str, allowed: tuple, default: object) -> object:
         """The value of `key`, which must be one of `allowed`."""
         value = self.content.get(key, default)
@@ -180,7 +186,7 @@ def _read_llama(reader: _Reader) -> dict:
     }
 
 
-def _read_rope(reader: _Reader) -> tuple[float, dict | None]:
+def _read_rope(reader: _Reader) -> tuple[object, dict | None]:
     """(rotary_base, rope_scaling of a `model` section)."""
     for key in ("rope_parameters", "rope_scaling"):
         if not isinstance(reader.content.get(key) or {}, dict):
@@ -207,7 +213,7 @@ def _read_gpt2(reader: _Reader) -> dict:
     reader.demand("activation_function", _TANH_GELU, _TANH_GELU[0])
     reader.demand("scale_attn_weights", (True,), True)
     reader.demand("scale_attn_by_inverse_layer_idx", (False,), False)
-    hidden = reader.get("n_embd", 768)
+    hidden = reader.count("n_embd", 768)
     return {
         "hidden_size": hidden,
         "ffn_hidden_size": reader.content.get("n_inner") or 4 * hidden,

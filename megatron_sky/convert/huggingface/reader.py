@@ -71,11 +71,13 @@ def read_weights(folder: Path, model: ModelConfig, architecture: str) -> Opened:
     opened = Opened(_first_file(folder).name)
     tensors = _all_tensors(folder, architecture, opened)
     weights.check_num_layers(model, len(tensors), folder)
-    wrong, mixed = [], []
+    wrong: list[str] = []
+    mixed: list[str] = []
     for name in (name for unit in weights.units(model) for name in unit):
         rule = families.rule_for(name, model, architecture)
-        parts = [tensors.pop(part, None) for part in rule.names]
-        problems = [_problem(*part) for part in zip(rule.names, parts, rule.shapes, strict=True)]
+        found = [tensors.pop(part, None) for part in rule.names]
+        problems = [_problem(*part) for part in zip(rule.names, found, rule.shapes, strict=True)]
+        parts = [part for part in found if part is not None]
         if any(problems):
             wrong += [problem for problem in problems if problem]
             continue

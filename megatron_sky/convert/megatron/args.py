@@ -74,7 +74,7 @@ def model_fields(args: dict, where: str) -> dict:
         "position_embedding": _position(reader),
         "rotary_base": reader.get("rotary_base", 10_000.0),
         "rope_scaling": _rope_scaling(reader),
-        "normalization": reader.get("normalization", "LayerNorm").lower(),
+        "normalization": str(reader.get("normalization", "LayerNorm")).lower(),
         "norm_epsilon": args.get("norm_epsilon") or reader.get("layernorm_epsilon", 1e-5),
         "activation": "swiglu" if swiglu else "gelu",
         "add_bias_linear": bias,
@@ -114,7 +114,7 @@ def _position(reader: _Reader) -> str:
         kind = "rope"
     if kind not in ("rope", "learned_absolute"):
         raise CheckpointError(f"{reader.where}: args.position_embedding_type = {kind!r} isn't supported")
-    return kind
+    return str(kind)
 
 
 def _rope_scaling(reader: _Reader) -> dict | None:

@@ -125,10 +125,12 @@ def _checkpoints_for(checkpoints: list[tuple[int, description.CheckpointDescript
     step_tokens = config.train.global_batch_size * config.model.seq_length
     reached = []
     for mark in marks:
-        tokens, saved = next(((tokens, saved) for tokens, saved in checkpoints if tokens >= mark), (None, None))
-        if tokens is None:
+        first = next(((tokens, saved) for tokens, saved in checkpoints if tokens >= mark), None)
+        if first is None:
             log.info("%s: not reached yet, the run is at %s tokens", mark_label(mark), f"{checkpoints[-1][0]:,}")
-        elif tokens - mark >= max(step_tokens, _OVERSHOOT * mark):
+            continue
+        tokens, saved = first
+        if tokens - mark >= max(step_tokens, _OVERSHOOT * mark):
             log.warning("%s: skipped: the next checkpoint is at %s tokens", mark_label(mark), f"{tokens:,}")
         else:
             reached.append(Mark(mark, saved.folder, tokens))
@@ -216,7 +218,7 @@ def _exported_marks(out: Path, name: str) -> Iterator[tuple[int, dict]]:
         progress = record.get("progress") or {}
         step = progress.get("step")
         yield (
-            int(parse_count(label)),
+            parse_count(label),
             {
                 "tokens": label,
                 "consumed_tokens": progress.get("consumed_tokens"),

@@ -11,6 +11,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from megatron_sky.errors import DataError, MissingDependency
 
@@ -39,13 +40,24 @@ def open_compressed(path: str | Path, compression: str) -> io.BufferedReader:
     return io.BufferedReader(_Unpacked(str(path), compression), _BUFFER_BYTES)
 
 
+class _Stream(Protocol):
+    """One compressed stream; all four libraries' have these."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
 class _Unpacked(io.RawIOBase):
     def __init__(self, path: str, compression: str):
         self._path, self._compression = path, compression
-        self._start, self._failures = _format(path, compression)
+        self._start, failures = _format(path, compression)
+        self._failures: tuple[type[Exception], ...] = (MemoryError, *failures)
         self._file = open(path, "rb")  # noqa: SIM115
         self._num_streams = 0
-        self._stream = None
+        self._stream: _Stream | None = None
         self._packed = b""  # read already, of the next stream
         self._ready = memoryview(b"")
 
@@ -74,7 +86,7 @@ class _Unpacked(io.RawIOBase):
             self._num_streams += 1
         try:
             self._ready = memoryview(self._stream.decompress(packed))
-        except (MemoryError, *self._failures) as error:
+        except self._failures as error:
             raise self._broken(error) from error
         if self._stream.eof:
             self._packed, self._stream = self._stream.unused_data, None
@@ -92,7 +104,7 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
 
-def _format(path: str, compression: str) -> tuple[Callable, tuple[type[Exception], ...]]:
+def _format(path: str, compression: str) -> tuple[Callable[[], _Stream], tuple[type[Exception], ...]]:
     """What unpacks one stream of a format, and what it raises for what is none."""
     if compression == ".gz":
         return lambda: zlib.decompressobj(wbits=31), (zlib.error,)

@@ -194,8 +194,8 @@ def _plain_document(line: bytes, keys: tuple[str, ...], spellings: tuple[bytes, 
         return None
     if end != len(text) or not isinstance(content, dict) or _is_deep(line):
         return None
-    texts = tuple([content.get(key) for key in keys])
-    return texts if all([type(text) is str for text in texts]) else None
+    texts = [value for key in keys if type(value := content.get(key)) is str]
+    return tuple(texts) if len(texts) == len(keys) else None
 
 
 def _is_deep(line: bytes) -> bool:
@@ -254,14 +254,17 @@ def _size(value: object) -> int:
 
 def _check_text(text: object) -> str | list[str]:
     """A string, or a list of strings (sentences), as it may be tokenized."""
-    for part in text if isinstance(text, list) else [text]:
-        if not isinstance(part, str):
-            raise _Rejected("not_text")
-        if "\0" in part:
-            raise _Rejected("nul")
-        if _has_surrogate(part):
-            raise _Rejected("invalid_utf8")
-    return text
+    return [_check_part(part) for part in text] if isinstance(text, list) else _check_part(text)
+
+
+def _check_part(part: object) -> str:
+    if not isinstance(part, str):
+        raise _Rejected("not_text")
+    if "\0" in part:
+        raise _Rejected("nul")
+    if _has_surrogate(part):
+        raise _Rejected("invalid_utf8")
+    return part
 
 
 def _has_surrogate(text: str) -> bool:

@@ -103,6 +103,7 @@ class BlockEncoder:
         sequences = np.bincount(document_of, minlength=len(column))
         tokens = flat.astype(self.dtype)
         if self.options.append_eod:
+            assert self.tokenizer.eod_id is not None
             last = np.cumsum(sequences)[sequences > 0] - 1  # the last sequence of each document that has any
             tokens = np.insert(tokens, np.cumsum(lengths)[last], self.tokenizer.eod_id)
             lengths[last] += 1
@@ -110,8 +111,9 @@ class BlockEncoder:
 
     def _sentences(self, column: Sequence[str | list[str]]) -> tuple[list[str], list[int]]:
         """All texts in a row, and how many of them each document has."""
-        if self._split is None and not any(isinstance(text, list) for text in column):
-            return list(column), [1] * len(column)
+        whole = [text for text in column if isinstance(text, str)]
+        if self._split is None and len(whole) == len(column):
+            return whole, [1] * len(column)
         split = self._split or (lambda text: [text])
         parts = [text if isinstance(text, list) else split(text) for text in column]
         return list(chain.from_iterable(parts)), list(map(len, parts))

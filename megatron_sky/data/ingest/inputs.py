@@ -56,7 +56,9 @@ def cut_pieces(files: Sequence[Path]) -> list[Piece]:
     """All pieces of the files, in order."""
     pieces = []
     for path in files:
-        kind, compression = kind_of(path)
+        known = kind_of(path)
+        assert known is not None, f"{path}: find_files passes over what it can't read"
+        kind, compression = known
         size = path.stat().st_size
         step = BLOCK_BYTES if kind == "lines" and not compression else max(size, 1)
         pieces += [Piece(str(path), kind, compression, at, min(at + step, size)) for at in range(0, size, step)]

@@ -183,9 +183,9 @@ class _Job:
         progress = self._earlier_progress()
         ours = {name for name in self.names if progress.encoded and not _is_unfinished(name)}  # interrupted since
         metas = [read_meta(name) for name in self.names]
-        same = all(meta is not None and meta.job == self.fingerprint for meta in metas)
-        if same and not ours and not self.options.overwrite:
-            return metas
+        same = [meta for meta in metas if meta is not None and meta.job == self.fingerprint]
+        if len(same) == len(metas) and not ours and not self.options.overwrite:
+            return same
         others = [name for name in self.names if name not in ours]
         there = [path(name) for name in others for path in (bin_path, idx_path) if path(name).exists()]
         if there and not self.options.overwrite:
@@ -294,6 +294,7 @@ class _Job:
             for done, block in self._blocks(skip):
                 yield done, block, encode(block)
             return
+        assert self.tokenizer_path is not None
         pool = ProcessPoolExecutor(
             self.options.workers, get_context("spawn"), start_worker, (self.tokenizer_path, self.options, punkt)
         )

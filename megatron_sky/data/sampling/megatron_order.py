@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from megatron_sky.config.schema import DataConfig
+from megatron_sky.config.schema import DataConfig, Ramp
 from megatron_sky.data.loader import Batch, check_ids, make_batch
 from megatron_sky.data.sampling.mixture import SessionMixture, check_weights
 from megatron_sky.data.sampling.run_plan import check_sampling
@@ -146,7 +146,9 @@ def _build(config: DataConfig, seq_length: int, vocab_size: int, total_samples: 
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from torch import distributed
 
-    blend = ([source.path for source in config.train], [float(source.weight) for source in config.train])
+    weights = [source.weight for source in config.train if not isinstance(source.weight, Ramp)]
+    assert len(weights) == len(config.train), "a ramp is refused with the recipe"
+    blend = ([source.path for source in config.train], [float(weight) for weight in weights])
     settings = GPTDatasetConfig(
         random_seed=config.seed,
         sequence_length=seq_length,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from megatron_sky.config.schema import DataConfig, SourceConfig
 from megatron_sky.config.units import format_count
-from megatron_sky.data.sampling.plan import SamplingPlan, Weight, build_plan
+from megatron_sky.data.sampling.plan import SamplingPlan, Weight, build_plan, ends_of
 from megatron_sky.data.sampling.run_plan import RunPlan
 from megatron_sky.data.sampling.shares import SHARE_UNIT
 from megatron_sky.data.tokens.indexed import IndexedTokens
@@ -130,11 +130,10 @@ def check_weights(config: DataConfig, sessions: Sequence[SessionMixture]) -> Non
     if not config.train:
         raise ConfigError(Problem("data.train", "names no source", "list at least one {name, path, weight}"))
     for session in sessions:
-        weights = [_weight(source, session) for source in config.train]
-        for end in ("start", "end"):
-            if sum(getattr(weight, end, weight) for weight in weights) <= 0:
+        weights = [ends_of(_weight(source, session)) for source in config.train]
+        for end, at in enumerate((session.first_sample, session.end_sample)):
+            if sum(weight[end] for weight in weights) <= 0:
                 where = "data.train" if session.weights is None else "sessions.weights"
-                at = session.first_sample if end == "start" else session.end_sample
                 raise ConfigError(
                     Problem(where, f"all weights are 0 at sample {at:,}", "give a source a weight above 0")
                 )

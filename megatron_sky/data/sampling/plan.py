@@ -39,11 +39,18 @@ BLOCK = 1024  # samples; the sources are mixed within one
 class RampLike(Protocol):
     """A weight that moves in a straight line from the run's first sample to its last."""
 
-    start: float
-    end: float
+    @property
+    def start(self) -> float: ...
+    @property
+    def end(self) -> float: ...
 
 
 Weight = float | RampLike
+
+
+def ends_of(weight: Weight) -> tuple[float, float]:
+    """A weight at the run's first sample and at its last."""
+    return (weight, weight) if isinstance(weight, int | float) else (weight.start, weight.end)
 
 
 @dataclass(frozen=True)
@@ -252,12 +259,9 @@ class SamplingPlan:
                 left = node.split_one(number, self.length)
                 pending += [(node.left, left, slots), (node.right, number - left, slots)]
                 continue
-            left = node.split(number, len(slots), self.length)
-            goes_left = left[1:] != left[:-1]
-            pending += [
-                (node.left, int(left[0]), slots[goes_left]),
-                (node.right, number - int(left[0]), slots[~goes_left]),
-            ]
+            counts_left = node.split(number, len(slots), self.length)
+            left, goes_left = int(counts_left[0]), counts_left[1:] != counts_left[:-1]
+            pending += [(node.left, left, slots[goes_left]), (node.right, number - left, slots[~goes_left])]
         key = hashlib.sha256(f"{self.seed}/block/{self.first_sample}/{first}".encode()).digest()
         order = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little"))).random(size).argsort()
         sources = sources[order]
@@ -316,7 +320,7 @@ def build_plan(
     assert sources and total_samples > first_sample and seq_length >= 1
     built = []
     for name, weight, num_tokens in sources:
-        start, end = (weight.start, weight.end) if hasattr(weight, "start") else (weight, weight)
+        start, end = ends_of(weight)
         built.append(Source(name, float(start), float(end), num_tokens))
     return SamplingPlan(
         tuple(built), seq_length, total_samples, seed, max_epochs, first_sample=first_sample, ramp_from=first_sample

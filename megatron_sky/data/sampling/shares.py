@@ -18,8 +18,17 @@ class Node:
     start: int
     end: int
     leaf: int | None = None
-    left: "Node | None" = None
-    right: "Node | None" = None
+    children: "tuple[Node, Node] | None" = None
+
+    @property
+    def left(self) -> "Node":
+        assert self.children is not None, "a leaf is not split"
+        return self.children[0]
+
+    @property
+    def right(self) -> "Node":
+        assert self.children is not None, "a leaf is not split"
+        return self.children[1]
 
     def split(self, first: int, count: int, total: int) -> np.ndarray:
         """Of the node's first m samples, how many the left child gets, for m in `first .. first + count`."""
@@ -96,14 +105,15 @@ def normalised(weights: Sequence[float]) -> list[float]:
 
 
 def _join(left: Node, right: Node) -> Node:
-    return Node(left.start + right.start, left.end + right.end, left=left, right=right)
+    return Node(left.start + right.start, left.end + right.end, children=(left, right))
 
 
 def best_tree(leaves: list[Node]) -> Node:
     """The tree with the smallest error bound among those that set the s smallest sources apart at the top, one a level,
     and pair the rest as Huffman's code does."""
     ordered = sorted(leaves, key=lambda node: (node.start + node.end, node.leaf))
-    best, bound = None, math.inf
+    best: Node | None = None
+    bound = math.inf
     rest = Node(sum(leaf.start for leaf in ordered), sum(leaf.end for leaf in ordered))
     off = worst = 0.0  # of the levels at the top, which a tree shares with all that have more of them
     for apart, smallest in enumerate(ordered):
@@ -118,6 +128,7 @@ def best_tree(leaves: list[Node]) -> Node:
         worst = max(worst, 0.5 + off * _largest_ratio(smallest, rest))
         off = 0.5 + off * _largest_ratio(below, rest)
         worst, rest = max(worst, off), below
+    assert best is not None, "a plan has a source"
     return best
 
 
@@ -136,7 +147,8 @@ def error_bound(tree: Node) -> float:
 
     The shares are taken where each is largest: on a ramp, an error of a parent moves its child to another moment.
     """
-    worst, pending = 0.0, [(tree, 0.0)]
+    worst = 0.0
+    pending = [(tree, worst)]
     while pending:
         node, off = pending.pop()
         worst = max(worst, off)

@@ -23,7 +23,7 @@ MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, number of sequences, number of document bounds
 
-CODE_OF_DTYPE = {
+CODE_OF_DTYPE: dict[np.dtype, int] = {
     np.dtype("uint8"): 1,
     np.dtype("int8"): 2,
     np.dtype("int16"): 3,

@@ -96,7 +96,8 @@ def _document_sizes(pair: IndexedTokens) -> np.ndarray:
 
 def _languages(pair: IndexedTokens, tokenizer: Tokenizer) -> tuple[dict[str, int], int]:
     step = max(1, pair.num_documents // SAMPLED_DOCUMENTS)
-    counts, sampled = Counter(), 0
+    counts: Counter[str] = Counter()
+    sampled = 0
     for number in range(0, pair.num_documents, step):
         ids = pair.document(number)
         counts[language_of(tokenizer.decode(ids[:4096].tolist()))] += len(ids)

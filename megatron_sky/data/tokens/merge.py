@@ -121,7 +121,8 @@ def _check_shards(prefixes: Sequence[str | Path], metas: Sequence[Meta]) -> None
 
 def _what_is_missing(parts: Sequence[tuple[ShardRecord, str | Path]]) -> str:
     """In words, what the shards of one job lack; raises DataError where documents would be there twice."""
-    (first, named), there = parts[0], {}
+    first, named = parts[0]
+    there: dict[int, str | Path] = {}
     for shard, prefix in parts:
         if shard.count != first.count or shard.index in there:
             raise DataError(
@@ -180,9 +181,10 @@ def _common_dtype(prefixes: Sequence[str | Path], metas: Sequence[Meta]) -> np.d
 
 
 def _agreeing_metas(prefixes: Sequence[str | Path]) -> list[Meta]:
-    by_pair = {prefix: read_meta(prefix) for prefix in prefixes}
-    absent = [prefix for prefix, meta in by_pair.items() if meta is None]
-    if len(absent) == len(by_pair):
+    read = {prefix: read_meta(prefix) for prefix in prefixes}
+    by_pair = {prefix: meta for prefix, meta in read.items() if meta is not None}
+    absent = [prefix for prefix in read if prefix not in by_pair]
+    if not by_pair:
         return []
     if absent:
         raise DataError(
@@ -210,22 +212,25 @@ def _agreeing_metas(prefixes: Sequence[str | Path]) -> list[Meta]:
 
 def _add_up_files(metas: Sequence[Meta]) -> FileCounts | None:
     """The parts of a job, each of which counts all of its files, are one job; None where a meta file does not say."""
-    jobs = {meta.shard.whole if meta.shard else number: meta.files for number, meta in enumerate(metas)}
-    if None in jobs.values():
+    by_job = {meta.shard.whole if meta.shard else number: meta.files for number, meta in enumerate(metas)}
+    jobs = [counts for counts in by_job.values() if counts is not None]
+    if len(jobs) < len(by_job):
         return None
-    by_reason, paths = Counter(), [file for counts in jobs.values() for file in counts.passed_over_files]
-    for counts in jobs.values():
+    by_reason: Counter[str] = Counter()
+    paths = [file for counts in jobs for file in counts.passed_over_files]
+    for counts in jobs:
         by_reason.update(counts.passed_over)
     return FileCounts(
-        found=sum(counts.found for counts in jobs.values()),
-        read=sum(counts.read for counts in jobs.values()),
+        found=sum(counts.found for counts in jobs),
+        read=sum(counts.read for counts in jobs),
         passed_over=dict(by_reason),
         passed_over_files=tuple(paths[:KEPT_PASSED_OVER]),
     )
 
 
 def _add_up(out: str | Path, metas: Sequence[Meta]) -> Meta:
-    rejected, notes = Counter(), Counter()
+    rejected: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     for meta in metas:
         rejected.update(meta.rejected)
         notes.update(meta.notes)

@@ -6,7 +6,7 @@ Blocks of `HASH_BLOCK` bytes are read in order, a few at once, and hashed on all
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,8 @@ def scan_blocks(path: Path, dtype: np.dtype, *, threads: int | None = None) -> I
     for: its memory is used again."""
     threads = threads or min(8, os.cpu_count() or 1)
     starts = iter(range(0, path.stat().st_size, HASH_BLOCK))
-    free, waiting = [bytearray(HASH_BLOCK) for _ in range(threads + 2)], deque()
+    free = [bytearray(HASH_BLOCK) for _ in range(threads + 2)]
+    waiting: deque[tuple[bytearray, Future[ScannedBlock]]] = deque()
     with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
 

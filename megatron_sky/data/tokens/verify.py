@@ -112,7 +112,12 @@ class _TokenChecker:
         self._ends = _document_ends(pair)
         self._pending = np.empty(0, np.int64)
         self._number = 0
-        self.num_unended = 0 if eod_id is not None else None
+        self._num_unended = 0
+
+    @property
+    def num_unended(self) -> int | None:
+        """See `Verified`."""
+        return None if self._eod_id is None else self._num_unended
 
     def __call__(self, block: ScannedBlock) -> None:
         width = self._pair.dtype.itemsize
@@ -152,7 +157,7 @@ class _TokenChecker:
         here = self._pending[:cut] - 1 - block.first
         self._pending = self._pending[cut:]
         wrong = block.tokens[here] != self._eod_id
-        self.num_unended += int(wrong.sum())
+        self._num_unended += int(wrong.sum())
         if self._meta is not None and self._meta.append_eod and wrong.any():
             at = block.first + int(here[np.argmax(wrong)])
             raise DataError(

@@ -166,9 +166,10 @@ class IndexedWriter:
     def _copy_tokens(self, source: IndexedTokens, start: int, end: int) -> None:
         for at in range(start, end, _COPY_BYTES):
             data = source.bytes_of(at, min(at + _COPY_BYTES, end))
-            if source.dtype != self.dtype:
-                data = np.frombuffer(data, source.dtype).astype(self.dtype).data
-            self._files["bin"].write(data)
+            if source.dtype == self.dtype:
+                self._files["bin"].write(data)
+            else:
+                self._files["bin"].write(np.frombuffer(data, source.dtype).astype(self.dtype).data)
 
     def _temporary(self, part: str) -> Path:
         return _temporary(self.prefix, part)

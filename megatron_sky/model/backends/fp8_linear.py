@@ -20,6 +20,8 @@ _cast_and_measure = jit_fuser(fp8.cast_and_measure)
 class _Fp8:
     """What column- and row-parallel linears have in common. `scaling` is given by `Fp8Scaling` after the build."""
 
+    training: bool  # torch's own
+    tp_group: dist.ProcessGroup  # megatron-core's own
     scaling: fp8.Tensorwise | fp8.Delayed
     _weight: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -172,6 +174,7 @@ class Fp8Scaling:
 
     def history_by_layer(self) -> dict[int, torch.Tensor]:
         """The history `[linear, operand, step]` of each layer of this rank by its place in the whole model, from 0."""
+        assert self.amax is not None, "scales that are measured anew each time have no history"
         return {layer.layer_number - 1: self.amax.history[row] for row, layer in enumerate(self._layers)}
 
     def restore(self, histories: dict[str, torch.Tensor] | None) -> None:

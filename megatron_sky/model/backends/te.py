@@ -30,12 +30,12 @@ def open_user_buffers(
     """
     from transformer_engine.pytorch.module import base
 
-    fp8 = precision.fp8 is not None
-    quantization = {"use_fp8": fp8}
+    fp8 = precision.fp8
+    quantization: dict[str, object] = {"use_fp8": fp8 is not None}
     if hasattr(base, "UserBufferQuantizationMode"):  # since Transformer Engine 2.7
         modes = base.UserBufferQuantizationMode
-        wanted = [modes.FP8 if fp8 else modes.NONE]
-        if fp8 and precision.fp8.first_last_layers_bf16:
+        wanted = [modes.NONE if fp8 is None else modes.FP8]
+        if fp8 is not None and fp8.first_last_layers_bf16:
             wanted.append(modes.NONE)
         quantization = {"quantization_modes": wanted}
     base.initialize_ub(

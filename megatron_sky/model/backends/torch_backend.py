@@ -35,12 +35,17 @@ def final_norm(normalization: str):
     return {"rmsnorm": FinalRMSNorm, "layernorm": FinalLayerNorm}[normalization]
 
 
+def _mark(parameter, config) -> None:
+    """megatron-core asks a parameter whether each tensor-parallel rank has a part of its gradient."""
+    parameter.sequence_parallel = config.sequence_parallel
+
+
 class RMSNorm(torch.nn.RMSNorm):
     """torch's RMSNorm; under sequence parallelism megatron-core sums its gradient over the tensor-parallel ranks."""
 
     def __init__(self, config, hidden_size: int, eps: float = 1e-5, **_):
         super().__init__(hidden_size, eps=eps)
-        self.weight.sequence_parallel = config.sequence_parallel
+        _mark(self.weight, config)
 
     def forward(self, x):
         return _CpuRMSNorm.apply(x, self.weight, self.eps) if x.device.type == "cpu" else super().forward(x)
@@ -77,8 +82,8 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def __init__(self, config, hidden_size: int, eps: float = 1e-5, **_):
         super().__init__(hidden_size, eps=eps)
-        self.weight.sequence_parallel = config.sequence_parallel
-        self.bias.sequence_parallel = config.sequence_parallel
+        _mark(self.weight, config)
+        _mark(self.bias, config)
 
 
 class _NamedAsTe:

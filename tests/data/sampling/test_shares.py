@@ -17,7 +17,7 @@ share = st.one_of(st.just(0), st.integers(1, 50), st.integers(0, SHARE_UNIT // 2
 def test_a_stretch_is_split_as_its_numbers_one_by_one(start, end, other_start, other_end, total, place, count):
     assume(start + other_start or end + other_end)
     left, right = Node(start, end, leaf=0), Node(other_start, other_end, leaf=1)
-    node = Node(start + other_start, end + other_end, left=left, right=right)
+    node = Node(start + other_start, end + other_end, children=(left, right))
     first = int(place * total * (node.start + node.end) / 2 / SHARE_UNIT)
     counts = node.split(first, count, total).tolist()
     assert counts == [node.split_one(number, total) for number in range(first, first + count + 1)]
@@ -44,7 +44,7 @@ def every_tree(nodes: list[Node]) -> list[Node]:
 
 
 def join(left: Node, right: Node) -> Node:
-    return Node(left.start + right.start, left.end + right.end, left=left, right=right)
+    return Node(left.start + right.start, left.end + right.end, children=(left, right))
 
 
 powers = st.integers(0, 29).map(lambda power: 2.0**-power)
