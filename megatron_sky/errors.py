@@ -70,6 +70,12 @@ class RunError(SkyError):
     exit_code = 5
 
 
+class OutputLost(SkyError):
+    """Standard output takes nothing: its disk is full, or who read it has gone."""
+
+    exit_code = 74  # EX_IOERR
+
+
 class NodeError(SkyError):
     """A node, a GPU or the way between nodes fails the job at its start: another start may find all of them well."""
 

@@ -14,8 +14,9 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from megatron_sky.control import visible
 from megatron_sky.errors import RunError
@@ -38,8 +39,22 @@ def get_logger(name: str) -> logging.Logger:
 def screen() -> "Console":
     """The console that log lines and the progress bar share (standard error)."""
     from rich.console import Console
+    from rich.segment import Segment
 
     class Screen(Console):
+        @property
+        def file(self) -> TextIO:
+            """The stream behind all that write out control characters: `terminal`'s, and a progress bar's."""
+            file = sys.stderr
+            while behind := getattr(file, "rich_proxied_file", None):
+                file = behind
+            return file
+
+        def render(self, *what: object, **how: object) -> Iterator[Segment]:
+            """Texts with their control characters written out; rich's own codes, to move and to colour, are kept."""
+            for segment in super().render(*what, **how):
+                yield segment if segment.control else segment._replace(text=visible(segment.text))
+
         def on_broken_pipe(self) -> None:
             """Who read the screen has gone (`| head`, a killed `tee`): the run and its log files go on without."""
             self.quiet = True
@@ -93,6 +108,13 @@ def log_traceback(text: str) -> Path | None:
     return None if file is None else Path(file.baseFilename)
 
 
+class _Lines(logging.Formatter):
+    """Records with their control characters written out, for whoever looks at them in a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 class _FileHandler(logging.FileHandler):
     """One rank's file, appended to by every attempt."""
 
@@ -102,7 +124,7 @@ class _ScreenHandler(logging.Handler):
 
     def __init__(self):
         super().__init__()
-        self.setFormatter(logging.Formatter(_SCREEN_FORMAT, datefmt="%H:%M:%S"))
+        self.setFormatter(_Lines(_SCREEN_FORMAT, datefmt="%H:%M:%S"))
         self.addFilter(lambda record: _is_ours(record) or record.levelno >= logging.ERROR)
         self.addFilter(lambda record: not getattr(record, "file_alone", False))
 
@@ -128,7 +150,7 @@ def _open_file(run_dir: Path, rank: int, world_size: int) -> _FileHandler:
     except OSError as error:
         message = f"{path}: can't be opened for writing ({error.strerror}).\n  fix: choose a writable run_dir"
         raise RunError(message) from error
-    handler.setFormatter(logging.Formatter(_FILE_FORMAT))
+    handler.setFormatter(_Lines(_FILE_FORMAT))
     started = time.strftime("%Y-%m-%d %H:%M:%S %z")
     assert handler.stream is not None  # as it is without `delay`
     handler.stream.write(

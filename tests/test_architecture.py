@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     ["__init__"],
     ["control", "errors"],
-    ["log", "files", "palette", "records", "versions"],
+    ["log", "files", "palette", "records", "terminal", "versions"],
     ["config"],
     ["distributed"],
     ["model", "tokenizer"],
@@ -39,6 +39,7 @@ NO_TORCH = [
     "files.py",
     "log.py",
     "records.py",
+    "terminal.py",
     "distributed/topology.py",
     "distributed/seeding.py",
     "model/flops.py",

@@ -90,17 +90,18 @@ class ProgressBar:
 
     def __enter__(self) -> "ProgressBar":
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+            from rich import progress
+
+            from megatron_sky.log import screen
 
             columns = (
-                "{task.description}",
-                BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(),
+                progress.DownloadColumn(),
+                progress.TransferSpeedColumn(),
+                progress.TimeRemainingColumn(),
             )
-            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar = progress.Progress(*columns, console=screen())
             self._task = self._bar.add_task(self._title, total=None)
             self._bar.start()
         return self

@@ -82,10 +82,10 @@ def verify(
             pair = prove(prefix, tokenizer=loaded, without_broken_meta=write_meta, report=bar)
         known = "agrees with its meta file" if pair.meta else "has no meta file to agree with: structure and ids only"
         ends = "" if pair.num_unended is None else f", {pair.num_unended:,} not ended by the end-of-document id"
-        typer.echo(f"{prefix}: whole; {pair.num_documents:,} documents{ends}, {pair.num_tokens:,} tokens; {known}")
+        print(f"{prefix}: whole; {pair.num_documents:,} documents{ends}, {pair.num_tokens:,} tokens; {known}")
         if write_meta and pair.meta is None and loaded is not None:
             write_meta_of(pair, loaded)
-            typer.echo(f"{prefix}.meta.json written")
+            print(f"{prefix}.meta.json written")
 
 
 @app.command()
@@ -104,7 +104,7 @@ def merge(
         pairs = pairs_in_folder(given, out=out) if Path(given).is_dir() else [_without_ending(given)]
         named |= {os.path.abspath(pair): pair for pair in pairs if os.path.abspath(pair) not in named}
     meta = join(list(named.values()), out, overwrite=overwrite)
-    typer.echo(f"{out}: {len(named)} pairs joined")
+    print(f"{out}: {len(named)} pairs joined")
     if meta is not None:
         _print_counts(meta)
 
@@ -128,10 +128,10 @@ def inspect(
         _print_overview(view)
         if loaded is not None:
             for number in document or ():
-                typer.echo(f"--- document {number:,}\n{show_document(view.prefix, number, loaded)}")
+                print(f"--- document {number:,}\n{show_document(view.prefix, number, loaded)}")
     if picture is not None:
         draw(views, picture)
-        typer.echo(f"{picture} written")
+        print(f"{picture} written")
 
 
 @app.command()
@@ -148,7 +148,7 @@ def synthetic(
 
     files = write_corpus(out, seed=seed, train_bytes=train_bytes, heldout_bytes=heldout_bytes)
     for split, domains in files.items():
-        typer.echo(f"{out / split}: {', '.join(f'{path.name} ({path.stat().st_size:,})' for path in domains.values())}")
+        print(f"{out / split}: {', '.join(f'{path.name} ({path.stat().st_size:,})' for path in domains.values())}")
 
 
 @app.command()
@@ -167,8 +167,8 @@ def mix(
     )
     for session, segment in zip(sessions, plan.segments, strict=True):
         if session.name:
-            typer.echo(f"session {session.name}")
-        typer.echo(mixture_table(segment).text)
+            print(f"session {session.name}")
+        print(mixture_table(segment).text)
     if plan.problems():
         raise typer.Exit(2)
 
@@ -197,26 +197,26 @@ def _print_counts(meta) -> None:
 
     documents = meta.documents
     if meta.files is not None:
-        typer.echo(describe_files(meta.files))
-    typer.echo(
+        print(describe_files(meta.files))
+    print(
         f"documents: {documents.read:,} read = {documents.written:,} written + {documents.empty:,} empty + "
         f"{documents.rejected:,} rejected; {meta.num_tokens:,} tokens"
     )
     for what, counts in (("rejected", meta.rejected), ("note", meta.notes)):
         for name, count in counts.items():
-            typer.echo(f"  {what}: {name} {count:,}")
+            print(f"  {what}: {name} {count:,}")
 
 
 def _print_overview(view) -> None:
-    typer.echo(f"{view.prefix}: {view.num_documents:,} documents, {view.num_tokens:,} tokens, {view.dtype}")
+    print(f"{view.prefix}: {view.num_documents:,} documents, {view.num_tokens:,} tokens, {view.dtype}")
     if view.meta is not None:
-        typer.echo(
+        print(
             f"  tokenizer {view.meta.tokenizer.name} ({view.meta.tokenizer.sha256[:12]}), "
             f"unigram entropy {view.meta.unigram_entropy:.3f} nats"
         )
     most = max(view.documents)
     for low, count in zip(view.edges, view.documents, strict=False):
-        typer.echo(f"  {low:>10,} tokens or more {count:>12,} {'#' * round(40 * count / most)}")
+        print(f"  {low:>10,} tokens or more {count:>12,} {'#' * round(40 * count / most)}")
     total = sum(view.language_tokens.values())
     for name, count in sorted(view.language_tokens.items(), key=lambda item: -item[1]):
-        typer.echo(f"  {name}: {count / total:.1%} of the tokens of {view.sampled:,} documents")
+        print(f"  {name}: {count / total:.1%} of the tokens of {view.sampled:,} documents")

@@ -1,8 +1,9 @@
 """The command line: one verb, one function. A verb imports its package when called, so help is quick."""
 
-import io
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -10,8 +11,9 @@ import typer
 from megatron_sky import __version__
 from megatron_sky.cli import checkpoint, convert, data, doctor, eval, generate, migrate, report, slurm, tokenizer, train
 from megatron_sky.cli._common import verb_group
-from megatron_sky.errors import RunError, SkyError
+from megatron_sky.errors import OutputLost, RunError, SkyError
 from megatron_sky.log import quiet_torch, say
+from megatron_sky.terminal import shown_output
 
 app = verb_group(
     "The open training system behind Skywork-13B, on megatron-core: from a laptop's CPU to 512 GPUs.", "megatron-sky"
@@ -25,23 +27,38 @@ quiet_torch()  # here, so that it holds in the processes too that megatron-core 
 def main() -> None:
     """Entry point: what a user can fix is told in words, with an exit code; the rest keeps its traceback."""
     _let_idle_threads_sleep()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a path whose name is no UTF-8 is printed as it is
+    with shown_output():
+        code = _exit_code(app)
+        lost = 0 if code == OutputLost.exit_code else _exit_code(sys.stdout.flush)  # told once
+    sys.exit(code or lost)
+
+
+def _exit_code(work: Callable[[], object]) -> int:
+    """What `work` comes to, its failure said on standard error."""
     try:
-        app()
+        work()
     except SkyError as error:
         say(f"megatron-sky: {error}")
-        sys.exit(error.exit_code)
+        return error.exit_code
     except OSError as error:
         if error.filename is None:
-            raise
+            return _unforeseen()
         fix = "see that it is there, that you may read or write it, and that its disk has room"
         say(f"megatron-sky: {error.filename}: {error.strerror}\n  fix: {fix}")
-        sys.exit(RunError.exit_code)
+        return RunError.exit_code
     except SystemExit as left:
         if left.code == INTERRUPTED:  # typer's answer to Ctrl-C
             say("megatron-sky: interrupted")
-        raise
+        return left.code
+    except Exception:
+        return _unforeseen()
+    return 0
+
+
+def _unforeseen() -> int:
+    """A mistake of the program: its traceback, as Python would print it, is for who mends it."""
+    say(traceback.format_exc())
+    return 1
 
 
 def _let_idle_threads_sleep() -> None:
@@ -86,4 +103,4 @@ def schema() -> None:
 
     from megatron_sky.config import json_schema
 
-    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    print(json.dumps(json_schema(), indent=2))

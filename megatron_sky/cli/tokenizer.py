@@ -36,7 +36,7 @@ def build(
     _check_free(out, overwrite)
     texts = sample_texts(inputs, key=key, max_bytes=max_bytes)
     built = train_tokenizer(texts, out, vocab_size, reserved=reserved_symbols(reserved))
-    typer.echo(f"{out}: {built.vocab_size:,} tokens, sha256 {built.sha256[:12]}")
+    print(f"{out}: {built.vocab_size:,} tokens, sha256 {built.sha256[:12]}")
 
 
 @app.command()
@@ -68,7 +68,7 @@ def extend(
         num_characters=characters,
         reserved=reserved_symbols(reserved),
     )
-    typer.echo(f"{out}: {extended.vocab_size:,} tokens, {extended.vocab_size - loaded.vocab_size:,} of them new")
+    print(f"{out}: {extended.vocab_size:,} tokens, {extended.vocab_size - loaded.vocab_size:,} of them new")
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -96,6 +96,6 @@ def check(
     texts = list(sample_texts(text, key=key, max_bytes=max_bytes)) if text else []
     checks = check_tokenizer(load_tokenizer(tokenizer), texts)
     for result in checks:
-        typer.echo(f"{'ok  ' if result.holds else 'FAIL'} {result.rule}: {result.seen}")
+        print(f"{'ok  ' if result.holds else 'FAIL'} {result.rule}: {result.seen}")
     if not all(result.holds for result in checks):
         raise typer.Exit(3)

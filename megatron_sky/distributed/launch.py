@@ -26,7 +26,7 @@ from types import FrameType
 
 from megatron_sky.distributed.device import share_of_cores
 from megatron_sky.distributed.helpers import end_by, killed_by, stop_signals_to
-from megatron_sky.errors import LeftEarly, RankFailed, SkyError
+from megatron_sky.errors import LeftEarly, OutputLost, RankFailed, SkyError
 from megatron_sky.files import read_json, read_text, write_json
 from megatron_sky.log import log_traceback, say
 
@@ -295,7 +295,7 @@ def leave_with(rank: int, message: str, exit_code: int) -> None:
         write_json(Path(folder) / f"error_{rank:05d}.json", record)
     else:
         say(f"megatron-sky: rank {rank}: {message}")
-    with contextlib.suppress(OSError):  # nobody may be left to read them
+    with contextlib.suppress(OSError, OutputLost):  # nobody may be left to read them
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(exit_code)  # torch's exit handlers may wait for ranks that are gone

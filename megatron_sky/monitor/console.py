@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from megatron_sky.config.units import format_count
+from megatron_sky.control import visible
 from megatron_sky.log import screen
 from megatron_sky.monitor.metrics import TrainRecord
 
@@ -60,6 +61,7 @@ def validation_line(losses: Mapping[str, float], *, step: int) -> str:
 def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) -> "Table":
     """Each validation set's loss before and after training, in nats, as a rich table; a dash where one is missing."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="Validation loss, nats per token")
     table.add_column("set")
@@ -68,7 +70,7 @@ def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) 
     for name in dict.fromkeys([*before, *after]):
         first, last = before.get(name), after.get(name)
         change = None if first is None or last is None else last - first
-        table.add_row(name, _loss(first), _loss(last), _loss(change, sign="+"))
+        table.add_row(Text(visible(name)), _loss(first), _loss(last), _loss(change, sign="+"))
     return table
 
 

@@ -33,7 +33,9 @@ class JobState:
 def call(*command: str) -> str:
     """Standard output of a Slurm command. Raises RunError where it fails, is not there, or does not answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=CLIENT_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=CLIENT_SECONDS, check=False
+        )
     except FileNotFoundError:
         fix = "run this on a machine of a Slurm cluster, as its login node"
         raise RunError(f"{command[0]}: is not installed here\n  fix: {fix}") from None
@@ -55,15 +57,18 @@ def find_jobs(job_ids: Sequence[str]) -> dict[str, JobState]:
     """The state of each job that Slurm still knows (an ended one for some minutes)."""
     if not job_ids:
         return {}
-    lines = call("squeue", "--noheader", f"--user={os.getuid()}", "--states=all", f"--format={_FORMAT}").splitlines()
+    lines = call("squeue", "--noheader", f"--user={os.getuid()}", "--states=all", f"--format={_FORMAT}").split("\n")
     return choose_states(lines, job_ids)
 
 
 def choose_states(lines: Sequence[str], job_ids: Sequence[str]) -> dict[str, JobState]:
     """squeue's lines of `job_ids`, one a job: a live part of an array before an ended one, a failed before a whole."""
     states: dict[str, JobState] = {}
-    for line in lines:
-        state = JobState(*line.strip().split("|", 4))
+    for line in filter(None, map(str.strip, lines)):
+        fields = line.split("|", 4)
+        if len(fields) != 5:
+            raise RunError(f"squeue: its line {line[:200]!r} is not of the form {_FORMAT}, which it was asked for")
+        state = JobState(*fields)
         before = states.get(state.job_id)
         if state.job_id in job_ids and (before is None or _weight(state) > _weight(before)):
             states[state.job_id] = state
