@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, TYPE_CHECKING
 
 from megatron_sky.control import visible
 from megatron_sky.errors import RunError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
 ROOT = "megatron_sky"
 _FILE_FORMAT = "%(asctime)s %(levelname)-8s %(name)s: %(message)s"
@@ -39,20 +40,23 @@ def get_logger(name: str) -> logging.Logger:
 def screen() -> "Console":
     """The console that log lines and the progress bar share (standard error)."""
     from rich.console import Console
-    from rich.segment import Segment
 
     class Screen(Console):
         @property
-        def file(self) -> TextIO:
+        def file(self) -> IO[str]:
             """The stream behind all that write out control characters: `terminal`'s, and a progress bar's."""
-            file = sys.stderr
+            file: IO[str] = sys.stderr
             while behind := getattr(file, "rich_proxied_file", None):
                 file = behind
             return file
 
-        def render(self, *what: object, **how: object) -> Iterator[Segment]:
+        @file.setter
+        def file(self, new_file: IO[str]) -> None:
+            raise AttributeError("the screen is standard error")
+
+        def render(self, renderable: "RenderableType", options: "ConsoleOptions | None" = None) -> "Iterator[Segment]":
             """Texts with their control characters written out; rich's own codes, to move and to colour, are kept."""
-            for segment in super().render(*what, **how):
+            for segment in super().render(renderable, options):
                 yield segment if segment.control else segment._replace(text=visible(segment.text))
 
         def on_broken_pipe(self) -> None:

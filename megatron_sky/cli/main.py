@@ -49,7 +49,7 @@ def _exit_code(work: Callable[[], object]) -> int:
     except SystemExit as left:
         if left.code == INTERRUPTED:  # typer's answer to Ctrl-C
             say("megatron-sky: interrupted")
-        return left.code
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
     except Exception:
         return _unforeseen()
     return 0
