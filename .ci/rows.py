@@ -49,7 +49,7 @@ import importlib.metadata as m, platform
 print(platform.python_version(), m.version("torch"), m.version("megatron-core"))
 """
 
-QUICK = ("pytest", "-m", "not slow")
+MOST = ("pytest", "-m", "not slow or every_row")
 
 
 class StepFailed(Exception):
@@ -165,7 +165,7 @@ def with_uv(at: Place) -> None:
     install_uv(at)
     at.env["UV_PYTHON"] = str(at.python)
     at.quickstart("uv", "run")
-    at.pytest("uv", "run", "--extra", "dev", *QUICK)
+    at.pytest("uv", "run", "--extra", "dev", *MOST)
 
 
 def lowest(at: Place) -> None:
@@ -176,7 +176,7 @@ def lowest(at: Place) -> None:
     at("uv", "pip", "install", "--quiet", "--resolution", "lowest-direct", "-e", ".")
     at.quickstart()
     at("uv", "pip", "install", "--quiet", "--resolution", "lowest-direct", "-e", ".[dev]")
-    at.pytest(*QUICK)
+    at.pytest(*MOST)
 
 
 def as_a_wheel(at: Place) -> None:
@@ -190,14 +190,14 @@ def as_a_wheel(at: Place) -> None:
     at.quickstart(cwd=empty)
     at("pip", "install", "--quiet", f"{wheel}[dev]")
     shutil.rmtree(at.clone / "megatron_sky")
-    at.pytest(*QUICK, "--ignore", "tests/test_architecture.py", "--ignore", "tests/test_images.py")  # read its source
+    at.pytest(*MOST, "--ignore", "tests/test_architecture.py", "--ignore", "tests/test_images.py")  # read its source
 
 
 ROWS = [
     Row("a", "Debian's own Python, pip install -e: the whole suite without the image", (), from_a_checkout),
-    Row("b", "a newer Python, uv sync and uv run: the quick tests", ("3.13", "3.12"), with_uv),
-    Row("c", "the lower bounds, by uv: the quick tests", (), lowest),
-    Row("d", "the wheel, outside the checkout: the quick tests", ("3.12", "3.13", "3.11"), as_a_wheel),
+    Row("b", "a newer Python, uv sync and uv run: all but the slowest tests", ("3.13", "3.12"), with_uv),
+    Row("c", "the lower bounds, by uv: all but the slowest tests", (), lowest),
+    Row("d", "the wheel, outside the checkout: all but the slowest tests", ("3.12", "3.13", "3.11"), as_a_wheel),
     Row("i", "the image, built and run", (), the_image),
 ]
 

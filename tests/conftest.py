@@ -40,12 +40,20 @@ LONGEST = (
 waits for Slurm's clocks."""
 
 
-def pytest_collection_modifyitems(items: list) -> None:
-    def turn(item) -> int:
-        place = item.path.relative_to(Path(__file__).parent).as_posix()
-        return LONGEST.index(place) if place in LONGEST else len(LONGEST)
+REAL_RUNS = ("faults/", "security/test_listeners.py")
+"""Where every test starts a training or more: seconds each."""
 
-    items.sort(key=turn)
+
+def pytest_collection_modifyitems(items: list) -> None:
+    for item in items:
+        if place_of(item).startswith(REAL_RUNS) and item.get_closest_marker("slow") is None:
+            item.add_marker("slow")
+            item.add_marker("every_row")
+    items.sort(key=lambda item: LONGEST.index(place_of(item)) if place_of(item) in LONGEST else len(LONGEST))
+
+
+def place_of(item) -> str:
+    return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,20 @@
-"""Which of a test's parameters are left to the whole suite."""
+"""Tests that take more than a few seconds, and when they run.
 
-from collections.abc import Iterable
+| marks | `pytest -m "not slow"` | rows b to d of `.ci/run` | `pytest` |
+|---|---|---|---|
+| none | yes | yes | yes |
+| slow, every_row | - | yes | yes |
+| slow | - | - | yes |
+"""
+
+from collections.abc import Callable, Iterable
 
 import pytest
+
+
+def slow_in_every_row(test: Callable) -> Callable:
+    """Marks a test that is slow, and that each set of versions shall pass."""
+    return pytest.mark.slow(pytest.mark.every_row(test))
 
 
 def slow_except(values: Iterable, *quick: object) -> list:

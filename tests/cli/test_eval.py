@@ -14,6 +14,7 @@ from megatron_sky.cli.eval import app
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, RunError, SkyError
 from megatron_sky.evaluate.results import read_leakage, read_loss
 from tests.evaluate.test_leakage import TABLE_8
+from tests.slow import slow_in_every_row
 
 TABLE_8_FILE = Path(__file__).parents[2] / "examples/leakage/table_8.csv"
 
@@ -116,6 +117,7 @@ def test_several_processes_print_one_table(native, corpus, tmp_path):
     assert json.loads((tmp_path / "loss.json").read_text())["kind"] == "loss"
 
 
+@slow_in_every_row
 def test_the_harness_says_nothing_on_the_screen(native, tmp_path):
     """In two processes, which each have a harness; from a folder that is no git repository."""
     pytest.importorskip("lm_eval")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_sky.config import dump_config
+from tests.slow import slow_in_every_row
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,6 +163,7 @@ def command(*arguments: str, **options) -> subprocess.CompletedProcess:
     )
 
 
+@slow_in_every_row
 def test_two_processes_then_another_model_then_text(sky, recipe_file, recipe):
     """A real run through the launcher, refused under another shape, and heard at last."""
     run_dir = Path(recipe().train.run_dir)
@@ -192,6 +194,7 @@ def test_two_processes_then_another_model_then_text(sky, recipe_file, recipe):
     assert page.returncode == 0 and (run_dir / "report.html").is_file(), page.stderr
 
 
+@slow_in_every_row
 def test_a_rank_that_dies_brings_the_job_down(recipe_file, tmp_path, corpus):
     """A data file that turns bad for one rank only: its cause is the last thing on the screen."""
     for ending in ("bin", "idx"):
