@@ -15,6 +15,7 @@ import math
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -166,6 +167,49 @@ def hold(path: str | Path, warn: Callable[[str], None], *, note: str = "", remov
         if remove:
             path.unlink(missing_ok=True)  # while it is held: who waits for it sees that, and makes it anew
         lock.release()
+
+
+_held_folders: set[int] = set()
+
+
+@contextlib.contextmanager
+def hold_folder(path: str | Path) -> Iterator[None]:
+    """Holds a folder itself, for who holds a lock file in it too, which anybody may delete.
+
+    Raises InUse where another live process of a machine that sees the lock has it; does nothing where the file system
+    has no locks of folders (NFS).
+    """
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _held_folders.add(handle)
+    try:
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise InUse(f"{path}: another live process holds it") from None
+                time.sleep(0.02)
+                continue
+            except OSError:  # no locks of folders here
+                pass
+            break
+        yield
+    finally:
+        if handle in _held_folders:  # and not in a fork, which has closed it
+            _held_folders.remove(handle)
+            os.close(handle)
+
+
+def _let_go_of_folders() -> None:
+    """In a fork: it would keep what its parent holds."""
+    while _held_folders:
+        os.close(_held_folders.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_of_folders)
 
 
 def _replace_content(handle: int, text: str) -> None:

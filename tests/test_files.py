@@ -114,7 +114,7 @@ def test_a_forked_helper_does_not_keep_the_lock(tmp_path):
     path = tmp_path / "lock"
     code = (
         "from megatron_sky import files; import os, time\n"
-        f"with files.hold({str(path)!r}, print):\n"
+        f"with files.hold({str(path)!r}, print), files.hold_folder({str(tmp_path)!r}):\n"
         "    if not os.fork(): time.sleep(60)\n"
         "    print('forked', flush=True); time.sleep(60)"
     )
@@ -123,7 +123,7 @@ def test_a_forked_helper_does_not_keep_the_lock(tmp_path):
         assert holder.stdout.readline() == "forked\n"
         holder.kill()
         holder.wait()
-        with files.hold(path, pytest.fail) as held:
+        with files.hold_folder(tmp_path), files.hold(path, pytest.fail) as held:
             assert held
     finally:
         os.killpg(holder.pid, 9)

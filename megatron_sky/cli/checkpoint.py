@@ -122,8 +122,8 @@ def _sweep(run_dir: Path, dry_run: bool) -> None:
         print("".join(f"would delete  {folder}\n" for folder in leftovers), end="")
         return
     try:
-        with run_folder.locked(run_dir, print) as held:
-            if held:
+        with run_folder.locked(run_dir, print) as lock:
+            if lock.is_held:
                 run_folder.sweep(run_dir, print)
     except RunError as error:
         print(f"{len(leftovers)} unfinished folders stay: {error}")

@@ -37,8 +37,9 @@ class PlannedStep:
 class Trainer:
     """Everything a run needs, built elsewhere (`trainer.run`) and handed over by name.
 
-    `beat` tells the watchdog what this rank does now. `stopping` is what all ranks were asked, at most: RUN, STOP or
-    STOP_NOW; `tokens_before` were consumed before the step in hand.
+    `beat` tells the watchdog what this rank does now; `check_folder` raises where another job has taken the run folder.
+    `stopping` is what all ranks were asked, at most: RUN, STOP or STOP_NOW; `tokens_before` were consumed before the
+    step in hand.
     """
 
     train: TrainConfig
@@ -52,6 +53,7 @@ class Trainer:
     bad_steps: BadSteps
     observer: Observer
     stop_requests: StopRequests
+    check_folder: Callable[[], None]
     stragglers: Stragglers
     profiler: Profiler
     garbage: GarbageCollection
@@ -72,6 +74,7 @@ class Trainer:
         self.maybe_stop_at_start()
         self.maybe_validate_at_start()
         while self.should_continue():
+            self.check_folder()
             self.maybe_enter_session()
             with self.profiler.step(self.state.step + 1):
                 self.step()
@@ -222,6 +225,7 @@ class Trainer:
         """The run's end: its losses and its checkpoint, unless this step already has them."""
         if self.state.validated_step != self.state.step and self.stopping == RUN:
             self.run_validation()
+        self.check_folder()
         if self.stopping == RUN or self.state.step > self.first_step:
             self.checkpoints.save_at_end(self.state)
         self.report_usage()

@@ -73,12 +73,12 @@ def train(config: Config, info: RankInfo) -> None:
         out_of_memory.explained(config, context.layout, rank=context.rank, run_dir=run_dir),
     ):
         mark_startup_complete()
-        _train(Job(config, run_dir, seen, context, stop_requests, watchdog.beat, owns_folder=bool(held)))
+        _train(Job(config, run_dir, seen, context, stop_requests, watchdog.beat, lock=held))
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run as this rank has joined it. `owns_folder`: this rank holds the lock of the run folder."""
+    """A run as this rank has joined it. `lock`: of the run folder, which rank 0 holds."""
 
     config: Config
     run_dir: Path
@@ -86,7 +86,7 @@ class Job:
     context: ParallelContext
     stop_requests: StopRequests
     beat: Callable[[str], None]
-    owns_folder: bool
+    lock: run_folder.Lock | None
 
 
 def _train(job: Job) -> None:
@@ -157,6 +157,7 @@ def _train(job: Job) -> None:
             bad_steps=BadSteps(resilience, context=context, name_samples=name_samples, report=observer.bad_step),
             observer=observer,
             stop_requests=job.stop_requests,
+            check_folder=job.lock.check if job.lock is not None else lambda: None,
             stragglers=Stragglers(resilience, context, observer.slow_ranks),
             profiler=profiler,
             garbage=garbage,
@@ -183,7 +184,7 @@ def _in_recipe_order(config: Config, seen: Preflight, run_dir: Path) -> TrainDat
 
 def _make_room(job: Job) -> None:
     """Deletes what cut-off saves left, now that there is a checkpoint to go on from, or no need of one."""
-    if job.owns_folder:
+    if job.lock is not None and job.lock.is_held:
         run_folder.sweep(job.run_dir, log.warning)
     if job.context.rank == 0:
         check_disk(job.config, job.run_dir, log.warning)

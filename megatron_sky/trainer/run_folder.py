@@ -54,9 +54,11 @@ def check(run_dir: Path) -> None:
 def check_free(run_dir: Path) -> None:
     """`check`, and RunError where another live job has the folder, as `locked` would; takes nothing."""
     check(run_dir)
-    if (run_dir / _LOCK).exists():
-        with _held(run_dir, lambda _: None):
-            return
+    with contextlib.ExitStack() as stack:
+        if run_dir.is_dir():
+            _hold_folder(run_dir, stack)
+        if (run_dir / _LOCK).exists():
+            _hold_file(run_dir, stack, lambda _: None)
 
 
 def _not_writable(run_dir: Path, reason: str | None) -> RunError:
@@ -66,33 +68,75 @@ def _not_writable(run_dir: Path, reason: str | None) -> RunError:
     )
 
 
+class Lock:
+    """The lock of a run folder, as a job holds it. `is_held`: False where the file system has no locks, so that nothing
+    is known of other jobs."""
+
+    def __init__(self, run_dir: Path, stack: contextlib.ExitStack, warn: Callable[[str], None]):
+        self._run_dir, self._stack, self._warn = run_dir, stack, warn
+        _hold_folder(run_dir, stack)
+        self._hold_file()
+
+    def _hold_file(self) -> None:
+        job = os.environ.get("SLURM_JOB_ID")
+        holder = f"pid {os.getpid()} on {socket.gethostname()}" + (f", Slurm job {job}" if job else "")
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self.is_held = _hold_file(self._run_dir, self._stack, self._warn, f"{holder}, since {since}")
+        self._identity = self._file()
+
+    def _file(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._run_dir / _LOCK)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def check(self) -> None:
+        """Takes the lock anew where its file was deleted. Raises RunError where another job has taken it meanwhile."""
+        if not self.is_held or self._file() == self._identity:
+            return
+        try:
+            self._hold_file()
+        except RunError as error:
+            raise RunError(
+                f"{self._run_dir / _LOCK} was deleted while this job ran, which ends here: {error}"
+            ) from None
+        self._warn(f"{self._run_dir / _LOCK} was deleted while this job runs; it is made anew and held")
+
+
 @contextlib.contextmanager
-def locked(run_dir: Path, warn: Callable[[str], None]) -> Iterator[bool]:
+def locked(run_dir: Path, warn: Callable[[str], None]) -> Iterator[Lock]:
     """Holds the run folder for this job. Raises RunError naming the holder when another live job has it.
 
-    The lock ends with the process that holds it, so a killed job leaves none behind. False: the file system has no
-    locks, so that nothing is known of other jobs.
+    The lock ends with the process that holds it, so a killed job leaves none behind. It is two: of the folder, where
+    the file system can, and of a file in it, which is seen from other machines and names the holder.
     """
-    job = os.environ.get("SLURM_JOB_ID")
-    holder = f"pid {os.getpid()} on {socket.gethostname()}" + (f", Slurm job {job}" if job else "")
-    with _held(run_dir, warn, f"{holder}, since {time.strftime('%Y-%m-%d %H:%M:%S')}") as held:
-        yield held
-
-
-@contextlib.contextmanager
-def _held(run_dir: Path, warn: Callable[[str], None], note: str = "") -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
-        try:
-            held = stack.enter_context(files.hold(run_dir / _LOCK, warn, note=note))
-        except files.InUse:
-            raise _in_use(run_dir) from None
-        except OSError as error:
-            raise _not_writable(run_dir, f"{_LOCK}: {error.strerror}") from None
-        yield held
+        yield Lock(run_dir, stack, warn)
+
+
+def _hold_folder(run_dir: Path, stack: contextlib.ExitStack) -> None:
+    try:
+        stack.enter_context(files.hold_folder(run_dir))
+    except files.InUse:
+        raise _in_use(run_dir) from None
+    except OSError as error:
+        raise _not_writable(run_dir, error.strerror) from None
+
+
+def _hold_file(run_dir: Path, stack: contextlib.ExitStack, warn: Callable[[str], None], note: str = "") -> bool:
+    try:
+        return stack.enter_context(files.hold(run_dir / _LOCK, warn, note=note))
+    except files.InUse:
+        raise _in_use(run_dir) from None
+    except OSError as error:
+        raise _not_writable(run_dir, f"{_LOCK}: {error.strerror}") from None
 
 
 def _in_use(run_dir: Path) -> RunError:
-    holder = (run_dir / _LOCK).read_text(encoding="utf-8", errors="replace").strip() or "an unknown process"
+    path = run_dir / _LOCK
+    note = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+    holder = note or f"a process of this machine, whose {_LOCK} was deleted"
     return RunError(
         f"{run_dir}: is in use by a live job: {holder}\n"
         f"  fix: wait for it, stop it, or give this run another train.run_dir"

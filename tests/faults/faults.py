@@ -127,3 +127,35 @@ def saves_fail_until_step_8(config) -> None:
         prepare(self, temporary, described)
 
     Saver._prepare = patched
+
+
+def before_step(config, step: int, act) -> None:
+    """Has `act(run_dir)` called once, before step `step` (counted from 1) is computed."""
+    from pathlib import Path
+
+    def at(trainer, result, times):
+        if trainer.state.step + 1 == step and times == 1:
+            act(Path(config.train.run_dir))
+        return result
+
+    _patch_compute(at)
+
+
+def deleted_lock(config) -> None:
+    before_step(config, 3, lambda run_dir: (run_dir / ".lock").unlink())
+
+
+def lock_taken_on_another_machine(config) -> None:
+    """The lock's file is deleted, and a job starts on a machine that sees that file and not the lock of the folder."""
+    import subprocess
+    import sys
+
+    def take(run_dir) -> None:
+        (run_dir / ".lock").unlink()
+        hold = f"files.hold({str(run_dir / '.lock')!r}, print, note='pid 9 on n7')"
+        code = f"from megatron_sky import files; import sys\nwith {hold}: print(flush=True); sys.stdin.read()"
+        holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        holder.stdout.readline()
+        take.holder = holder  # which ends with this process, whose end closes its standard input
+
+    before_step(config, 6, take)

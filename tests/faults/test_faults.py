@@ -526,3 +526,16 @@ def test_a_release_mark_is_saved_and_kept(hurt, run_dir):
     marks = "checkpoint.release_marks=[700]"  # reached by the third step of 256 tokens
     assert hurt("checkpoint.interval=4 steps", "checkpoint.keep_last=1", marks).code == 0
     assert [step for step, _ in store.list_checkpoints(run_dir)] == [3, STEPS]
+
+
+def test_a_lock_that_is_deleted_is_made_anew(hurt, run_dir, expected):
+    assert hurt(fault=faults.deleted_lock).code == 0
+    assert "it is made anew and held" in log_of(run_dir)
+    assert losses(run_dir) == expected
+
+
+def test_a_lock_that_was_deleted_and_taken_ends_the_job_before_both_write(hurt, run_dir):
+    ended = hurt(fault=faults.lock_taken_on_another_machine)
+    assert ended.code == 5
+    assert "was deleted while this job ran, which ends here" in ended.message and "pid 9 on n7" in ended.message
+    assert len(losses(run_dir)) == 6  # of the step in hand

@@ -73,6 +73,7 @@ class Pretence:
                 validation=lambda *_: None,
             ),
             stop_requests=self,
+            check_folder=lambda: None,
             stragglers=SimpleNamespace(add=lambda seconds: None, maybe_report=lambda step: None),
             profiler=SimpleNamespace(step=lambda step: self),
             garbage=SimpleNamespace(maybe_collect=lambda step: None),
