@@ -69,7 +69,7 @@ def test_who_lost_the_lock_to_a_job_of_another_machine_ends(tmp_path, monkeypatc
         (tmp_path / ".lock").unlink()
         with (
             files.hold(tmp_path / ".lock", pytest.fail, note="pid 9 on n7"),  # where a folder's lock is not seen
-            pytest.raises(RunError, match="was deleted while this job ran, which ends here: .*: pid 9 on n7"),
+            pytest.raises(RunError, match=r"was deleted while this job ran, which ends here: .*: pid 9 on n7"),
         ):
             lock.check()
 
