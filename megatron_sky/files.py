@@ -179,28 +179,32 @@ def hold_folder(path: str | Path) -> Iterator[None]:
     Raises InUse where another live process of a machine that sees the lock has it; does nothing where the file system
     has no locks of folders (NFS).
     """
-    import fcntl
-
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     _held_folders.add(handle)
     try:
         end = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise InUse(f"{path}: another live process holds it") from None
-                time.sleep(0.02)
-                continue
-            except OSError:  # no locks of folders here
-                pass
-            break
+        while not _lock_folder(handle):
+            if time.monotonic() > end:
+                raise InUse(f"{path}: another live process holds it")
+            time.sleep(0.02)
         yield
     finally:
         if handle in _held_folders:  # and not in a fork, which has closed it
             _held_folders.remove(handle)
             os.close(handle)
+
+
+def _lock_folder(handle: int) -> bool:
+    """False where another process has it."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # this file system has no locks of folders
+        return True
+    return True
 
 
 def _let_go_of_folders() -> None:

@@ -4,6 +4,7 @@ All of it is plain JSON and YAML, so that anything can read it.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,12 +109,12 @@ def train_state(described: dict) -> str:
     return json.dumps(described | {_WRITER: __version__}, indent=1)
 
 
-def write_description(folder: Path, config: Config, described: dict) -> None:
-    """Writes into `folder` what a checkpoint says of itself besides its tensors."""
+def write_description(folder: Path, config: Config, described: dict, tokenizer: Mapping[str, bytes]) -> None:
+    """Writes into `folder` what a checkpoint says of itself besides its tensors; `tokenizer`: its files by name."""
     (folder / TRAIN_STATE).write_text(train_state(described), encoding="utf-8")
     (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
-    if config.tokenizer.path is not None:
-        tokenizer_files.copy(Path(config.tokenizer.path), folder)
+    for name, content in tokenizer.items():
+        (folder / name).write_bytes(content)
 
 
 def tokenizer_in(folder: Path) -> Path:

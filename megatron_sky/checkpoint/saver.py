@@ -101,12 +101,15 @@ class Saver:
         optimizer,
         fingerprint: Callable[[], dict],
         sources: Mapping[str, str] | None = None,
+        tokenizer: Mapping[str, bytes] | None = None,
         fp8=None,
     ):
+        """`tokenizer`: its files by name, held in memory: what lies at its place may change while the run goes on."""
         self._run_dir, self._config, self._context = run_dir, config, context
         self._chunks, self._fp8 = chunks, fp8
         self._optimizer = optimizer if config.checkpoint.save_optimizer else None
         self._fingerprint, self._sources = fingerprint, dict(sources or {})
+        self._tokenizer = dict(tokenizer or {})
         self._flight: _Flight | None = None
         self.bytes_needed = checkpoint_bytes(config)
 
@@ -178,7 +181,7 @@ class Saver:
                 f"{temporary}: {free:,} bytes are free, a checkpoint needs about {needed:,}\n  fix: free space, or "
                 "keep fewer checkpoints (checkpoint.keep_last)"
             )
-        write_description(temporary, self._config, described)
+        write_description(temporary, self._config, described, self._tokenizer)
 
     def _advance(self, wait: bool) -> list[SaveOutcome]:
         flight = self._flight

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from megatron_sky.errors import DataError
-from megatron_sky.files import parse_json, read_json
+from megatron_sky.files import parse_json, read_bytes, read_json
 
 MODEL, JSON, RANKS = "tokenizer.model", "tokenizer.json", ".tiktoken"
 SETTINGS = "tokenizer_config.json"
@@ -144,6 +144,17 @@ def copy(path: Path, folder: Path, *, settings: bool = False) -> None:
     """
     for source, name in files_of(path, settings=settings):
         shutil.copyfile(source, folder / name)
+
+
+def read(path: Path) -> dict[str, bytes]:
+    """The content of the files that `copy` takes, by their names in the copy, the tokenizer's own first.
+
+    Raises DataError.
+    """
+    try:
+        return {name: read_bytes(source) for source, name in files_of(path)}
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: can't be read: {error.strerror}\n  fix: restore it") from None
 
 
 def files_of(path: Path, *, settings: bool = False) -> list[tuple[Path, str]]:

@@ -7,9 +7,11 @@ first step alone; it has no effect any more, which is said. Everything else is a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_sky.config import Config
 from megatron_sky.log import get_logger
+from megatron_sky.tokenizer import files as tokenizer_files
 from megatron_sky.trainer.sessions import sessions_of
 
 log = get_logger(__name__)
@@ -62,6 +64,24 @@ def tell(saved: Config, recipe: Config, *, checkpoint: str, consumed_samples: in
         log.info("edited since %s, and counts from here on: %s", checkpoint, "; ".join(changes.applied))
     for text in changes.kept:
         log.warning("edited since %s, and has no effect: %s", checkpoint, text)
+
+
+def tell_of_tokenizer(folder: Path, now: Mapping[str, bytes]) -> None:
+    """Says which of the tokenizer's files `now` are not those in the checkpoint `folder`, where it has any."""
+    if tokenizer_files.find(folder) is None:
+        return
+    names = [name for name, content in now.items() if not _holds(folder / name, content)]
+    if names:
+        log.warning(
+            "tokenizer.path: %s not what %s holds; checkpoints from here on hold what is there now; texts become other "
+            "tokens if its vocabulary changed",
+            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}",
+            folder.name,
+        )
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
 
 
 def _kept_because(key: str, recipe: Config) -> str | None:

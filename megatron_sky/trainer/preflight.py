@@ -21,6 +21,7 @@ from megatron_sky.data.tokens.meta import shared_source
 from megatron_sky.data.tokens.sources import OpenSource, open_source
 from megatron_sky.errors import ConfigError, DataError, Problem, SkyError, told_once
 from megatron_sky.monitor.metrics import check_wandb
+from megatron_sky.tokenizer import files as tokenizer_files
 from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
 from megatron_sky.trainer import run_folder
 from megatron_sky.trainer.resume import check_start
@@ -53,6 +54,7 @@ class Preflight:
         data: the training mixture by plan; None where it can't be known.
         references: other models' losses on the sets.
         notes: what the author of the recipe may not have meant.
+        tokenizer: the files of the run's tokenizer by their names in a checkpoint, held for all that it will save.
         damaged: checkpoints that would be passed over; a run's start looks closer and says so itself.
     """
 
@@ -63,6 +65,7 @@ class Preflight:
     data: TrainData | None = None
     references: list[dict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tokenizer: dict[str, bytes] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
 
     def attempt(self, work: Callable[..., T], *args, **kwargs) -> T | None:
@@ -101,6 +104,8 @@ def preflight(
         seen.sessions = seen.attempt(sessions_of, config)
     seen.references = seen.attempt(read_references, config.validation) or []
     tokenizer = seen.attempt(load_tokenizer, config.tokenizer.path) if config.tokenizer.path else None
+    if tokenizer is not None:
+        seen.tokenizer = seen.attempt(tokenizer_files.read, Path(config.tokenizer.path)) or {}
     seen.attempt(_check_reference_tokenizer, config.validation, config.tokenizer.path)
     _open_data(seen, config, tokenizer)
     run_dir = Path(config.train.run_dir)

@@ -113,12 +113,9 @@ def _train(job: Job) -> None:
     if context.rank == 0:
         warn_of_untested(log.warning)
         if start.own is not None:
-            changed_keys.tell(
-                start.own.config,
-                config,
-                checkpoint=start.own.folder.name,
-                consumed_samples=start.state.consumed_samples,
-            )
+            samples = start.state.consumed_samples
+            changed_keys.tell(start.own.config, config, checkpoint=start.own.folder.name, consumed_samples=samples)
+            changed_keys.tell_of_tokenizer(start.own.folder, job.seen.tokenizer)
     facts.log_run_start(
         config,
         context=context,
@@ -214,6 +211,7 @@ def _open_checkpoints(
         optimizer=runner.optimizer,
         fingerprint=data.plan.fingerprint,
         sources=sources,
+        tokenizer=job.seen.tokenizer,
         fp8=runner.model.fp8,
     )
     return CheckpointManager(

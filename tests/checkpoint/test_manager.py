@@ -70,7 +70,7 @@ def write_checkpoint(run_dir: Path, step: int, tokens: int, num_files: int = 3) 
     for number in range(num_files):
         (temporary / f"shard_{number}").write_bytes(bytes([step, number]) * (1000 + 100 * number))
     progress = {"step": step, "consumed_tokens": tokens}
-    write_description(temporary, small("run"), {"progress": progress, "data": {}, "layout": "one process"})
+    write_description(temporary, small("run"), {"progress": progress, "data": {}, "layout": "one process"}, {})
     names = store.files_of(temporary)
     store.finish(temporary, final, step, store.hash_files(temporary, names, "xxh3"))
     return final

@@ -159,3 +159,20 @@ def lock_taken_on_another_machine(config) -> None:
         take.holder = holder  # which ends with this process, whose end closes its standard input
 
     before_step(config, 6, take)
+
+
+def deleted_tokenizer(config) -> None:
+    import shutil
+    from pathlib import Path
+
+    before_step(config, 3, lambda run_dir: shutil.rmtree(Path(config.tokenizer.path).parent))
+
+
+def replaced_tokenizer(config) -> None:
+    from pathlib import Path
+
+    def replace_it(run_dir) -> None:
+        for file in Path(config.tokenizer.path).parent.iterdir():
+            file.write_bytes(b"another")
+
+    before_step(config, 3, replace_it)

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from megatron_sky.checkpoint import store
-from tests.faults.test_faults import expected, hurt, losses, run_dir, unhurt  # noqa: F401 (fixtures)
+from tests.faults import faults
+from tests.faults.test_faults import events, expected, hurt, log_of, losses, run_dir, unhurt  # noqa: F401 (fixtures)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,47 @@ def test_deleted_checkpoints_are_missed(also, hurt, run_dir, expected):  # noqa:
     shutil.rmtree(run_dir / "checkpoints/step_0000003")
     assert hurt("checkpoint.start_over=true").code == 0
     assert losses(run_dir) == expected
+
+
+@pytest.fixture(params=["tokenizer.model", "tokenizer.json with settings"])
+def own_tokenizer(request, corpus, own_data, tmp_path):
+    """Overrides by which a run has a tokenizer of its own in the folder `tmp_path / "tokenizer"`."""
+    from megatron_sky.tokenizer import to_huggingface
+
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    if request.param == "tokenizer.model":
+        shutil.copy(corpus / "tokenizer.model", folder)
+        return [f"tokenizer.path={folder / 'tokenizer.model'}"]
+    to_huggingface.write(corpus / "tokenizer.model", folder, adds_begin=True)
+    (folder / "tokenizer.model").unlink()
+    for file in (tmp_path / "data").glob("*.json"):
+        file.unlink()  # which names the tokenizer that made the data
+    return [f"tokenizer.path={folder}", "validation.sets=[]", *own_data]
+
+
+@pytest.mark.parametrize("fault", [faults.deleted_tokenizer, faults.replaced_tokenizer])
+def test_a_tokenizer_is_held_from_the_start(fault, own_tokenizer, hurt, run_dir, tmp_path):  # noqa: F811
+    folder = tmp_path / "tokenizer"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert hurt(*own_tokenizer, fault=fault).code == 0
+    after = {file.name: file.read_bytes() for file in folder.iterdir()} if folder.is_dir() else {}
+    assert after.keys() in (before.keys(), set()) and after != before
+    for _, checkpoint in store.list_checkpoints(run_dir):
+        assert {name: (checkpoint / name).read_bytes() for name in before} == before
+    assert events(run_dir, "checkpoint_failed") == []
+
+
+def test_another_tokenizer_on_resume_is_told(own_data, corpus, hurt, run_dir, tmp_path):  # noqa: F811
+    for file in (tmp_path / "data").glob("*.json"):
+        file.unlink()
+    path = tmp_path / "tokenizer.model"
+    shutil.copy(corpus / "tokenizer.model", path)
+    overrides = [*own_data, f"tokenizer.path={path}", "validation.sets=[]"]
+    assert hurt(*overrides, "train.max_steps=4").code == 0
+    assert hurt(*overrides, "train.max_steps=5").code == 0
+    told = "tokenizer.path: tokenizer.model is not what step_0000005 holds"
+    assert "tokenizer.path:" not in log_of(run_dir)
+    path.write_bytes(path.read_bytes() + b"\x9a\x06\x00")  # a field that sentencepiece does not know
+    assert hurt(*overrides, "train.max_steps=6").code == 0
+    assert told in log_of(run_dir)
