@@ -36,6 +36,7 @@ class ParallelContext:
     local_rank: int
     device: "torch.device"
     store: "Store | None" = None  # the job's key-value store; None in a dry run
+    has_gloo_groups: bool = True
 
     @property
     def world_size(self) -> int:
@@ -81,6 +82,24 @@ class ParallelContext:
         from megatron.core import parallel_state
 
         return parallel_state.get_amax_reduction_group(with_context_parallel=True)
+
+    @property
+    def group_names(self) -> dict:
+        """What each group of several ranks is called in reports; one that serves for several has the first's name."""
+        from megatron.core import parallel_state
+
+        named = {
+            "TP": self.tp_group,
+            "CP": parallel_state.get_context_parallel_group(),
+            "DP": parallel_state.get_data_parallel_group(),
+            "DP x CP": self.dp_cp_group,
+            "PP": self.pp_group,
+            "embeddings": parallel_state.get_embedding_group(check_initialized=False),
+            "position embeddings": parallel_state.get_position_embedding_group(check_initialized=False),
+            "TP x PP": parallel_state.get_model_parallel_group(),
+            "TP x CP x DP": self.stage_group,
+        }
+        return {group: name for name, group in reversed(named.items()) if hasattr(group, "size") and group.size() > 1}
 
     def total_from_last_stage(self, values):
         """`values` (a tensor, valid on the last pipeline stage only) summed over data and context ranks, everywhere.
@@ -237,4 +256,12 @@ def _make_groups(
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
     )
     assert place == coordinates, f"megatron-core orders ranks otherwise: {coordinates}, not {place}"
-    return ParallelContext(layout=layout, place=place, rank=rank, local_rank=local_rank, device=device, store=store)
+    return ParallelContext(
+        layout=layout,
+        place=place,
+        rank=rank,
+        local_rank=local_rank,
+        device=device,
+        store=store,
+        has_gloo_groups=gloo_groups,
+    )

@@ -1,5 +1,7 @@
 """The CPU's answers where megatron-core names CUDA, for the whole of a process without a GPU.
 
+A rehearsal has torch's meta device answer instead (`meta_device.py`), whose tensors have shapes and no memory.
+
 megatron-core names the device in four ways: `device="cuda"` arguments, `torch.cuda.current_device()` and its
 relatives, `Tensor.cuda()`, and comparisons of `Tensor.type()` with `"torch.cuda.FloatTensor"`. `install` answers each
 of them with the CPU. A TorchFunctionMode would be tidier, but it is off inside `autograd.backward`, where recomputation
@@ -41,17 +43,30 @@ GPU_PACKAGES = ("apex", "transformer_engine")
 
 def install(product_dtype: Callable) -> None:
     """Must come before `megatron.core` is imported. `product_dtype`: see `device.product_dtype`."""
-    assert "megatron.core" not in sys.modules, "device.setup() must come before megatron.core is imported"
+    import torch
+
     modules: dict[str, Any] = sys.modules
-    modules |= dict.fromkeys(GPU_PACKAGES)  # to Python a None is a package that isn't there
-    modules["fused_weight_gradient_mlp_cuda"] = _WeightGradients
-    _answer_with_cpu(product_dtype)
-    _import_megatron_uncompiled()
-    _patch_megatron_rng()
+    modules["fused_weight_gradient_mlp_cuda"] = WeightGradients
+    compat.replace_members(torch, matmul=_in_product_dtype(torch.matmul, product_dtype))
+    compat.replace_members(torch.Tensor, matmul=_in_product_dtype(torch.Tensor.matmul, product_dtype))
+    redirect(torch.device("cpu"), compiled=lambda function: function)
     _skip_single_rank_collectives()
 
 
-class _WeightGradients:
+def redirect(target, compiled: Callable[[Callable], Callable]) -> None:
+    """Has the torch.device `target` answer where CUDA is named; imports megatron-core.
+
+    `compiled`: what becomes of a function that megatron-core marks for torch.compile.
+    """
+    assert "megatron.core" not in sys.modules, "device.setup() must come before megatron.core is imported"
+    modules: dict[str, Any] = sys.modules
+    modules |= dict.fromkeys(GPU_PACKAGES)  # to Python a None is a package that isn't there
+    _answer_with(target)
+    _import_megatron_uncompiled(compiled)
+    _patch_megatron_rng()
+
+
+class WeightGradients:
     """What megatron-core asks of apex's extension: a weight's gradient added to its buffer `[out, in]` by the product.
 
     Without it the product goes to memory of its own and is added in a second pass.
@@ -78,44 +93,41 @@ def _is_cuda(device: object) -> bool:
     return isinstance(device, int) and not isinstance(device, bool)
 
 
-def _answer_with_cpu(product_dtype: Callable) -> None:
+def _answer_with(target) -> None:
     import torch
     from torch.utils import _device
 
     _device._device_constructors()  # caches torch's own factories, which `with torch.device("meta")` looks up
-    cpu = torch.device("cpu")
     for factory in _FACTORIES:
-        setattr(torch, factory, _on_cpu(getattr(torch, factory), cpu))
+        setattr(torch, factory, _on_target(getattr(torch, factory), target))
     tensor_type, tensor_to = torch.Tensor.type, torch.Tensor.to
+    own_prefix = "torch." if target.type == "cpu" else f"torch.{target.type}."
 
     @functools.wraps(tensor_type)
     def type_(self, *args, **kwargs):
         if args or kwargs:
             return tensor_type(self, *args, **kwargs)
-        return tensor_type(self).replace("torch.", "torch.cuda.", 1)
+        return tensor_type(self).replace(own_prefix, "torch.cuda.", 1)
 
     @functools.wraps(tensor_to)
     def to(self, *args, **kwargs):
         if args and _is_cuda(args[0]):
-            args = (cpu, *args[1:])
+            args = (target, *args[1:])
         if "device" in kwargs and _is_cuda(kwargs["device"]):
-            kwargs["device"] = cpu
+            kwargs["device"] = target
         return tensor_to(self, *args, **kwargs)
 
-    stays = {"cuda": lambda self, *args, **kwargs: self}
-    matmul = _in_product_dtype(torch.Tensor.matmul, product_dtype)
-    compat.replace_members(torch.Tensor, type=type_, to=to, matmul=matmul, **stays)
-    compat.replace_members(torch.nn.Module, **stays)
-    compat.replace_members(torch, matmul=_in_product_dtype(torch.matmul, product_dtype))
-    _answer_cuda_module(torch, cpu)
+    compat.replace_members(torch.Tensor, type=type_, to=to, cuda=lambda self, *args, **kwargs: tensor_to(self, target))
+    compat.replace_members(torch.nn.Module, cuda=lambda self, *args, **kwargs: self.to(target))
+    _answer_cuda_module(torch, target)
 
 
-def _on_cpu(factory, cpu):
+def _on_target(factory, target):
     @functools.wraps(factory)
     def wrapped(*args, **kwargs):
         if kwargs:
             if kwargs.get("device") is not None and _is_cuda(kwargs["device"]):
-                kwargs["device"] = cpu
+                kwargs["device"] = target
             if kwargs.get("pin_memory"):
                 kwargs["pin_memory"] = False
         return factory(*args, **kwargs)
@@ -135,7 +147,7 @@ def _in_product_dtype(matmul, product_dtype):
 
 
 class _Stream:
-    """A CPU is one stream in which everything happens in order, so waiting for it is already done."""
+    """What answers is one stream in which everything happens in order, so waiting for it is already done."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -175,10 +187,10 @@ class _Event:
         return True
 
 
-def _answer_cuda_module(torch, cpu) -> None:
+def _answer_cuda_module(torch, target) -> None:
     stream = _Stream()
     answers = {
-        "current_device": lambda: cpu,
+        "current_device": lambda: target,
         "set_device": lambda device: None,
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,
@@ -194,15 +206,18 @@ def _answer_cuda_module(torch, cpu) -> None:
     compat.replace_members(torch.cuda, **answers)
 
 
-def _import_megatron_uncompiled() -> None:
+def _import_megatron_uncompiled(compiled: Callable[[Callable], Callable]) -> None:
     """megatron-core marks its fusions for torch.compile at import; on a CPU that costs seconds and gains nothing.
 
     It keeps the name it finds, so the name is only changed while it is imported.
     """
     import torch
 
+    def mark(function=None, **_):
+        return compiled if function is None else compiled(function)
+
     compile_ = torch.compile
-    compat.replace_members(torch, compile=lambda function=None, **_: function or (lambda compiled: compiled))
+    compat.replace_members(torch, compile=mark)
     try:
         import megatron.core.jit  # noqa: F401
     finally:

@@ -1,6 +1,7 @@
 """The one seam to the accelerator: where CUDA is present it does nothing clever; where not, the CPU answers for it.
 
-No other file of this package names the device type, but `cpu_emulation.py`, which has those answers.
+No other file of this package names the device type, but `cpu_emulation.py`, which has those answers, and
+`meta_device.py`, which has a rehearsal's.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import importlib.util
 import logging
 import os
 import warnings
+from typing import Any
 
 from megatron_sky.distributed import cpu_emulation
 from megatron_sky.errors import NodeError
@@ -32,7 +34,7 @@ DETERMINISTIC_ENVIRONMENT = {
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": ("0", "Transformer Engine's attention backward must not add in any order"),
 }
 
-_state = {"ready": False}
+_state: dict[str, Any] = {"ready": False}
 
 
 def is_ready() -> bool:
@@ -75,6 +77,23 @@ def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1, 
             os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
         _state["ready"] = True
     return current()
+
+
+def rehearse(watch) -> None:
+    """Makes this process one that runs a GPU's branches and computes nothing: torch's meta device answers for CUDA.
+
+    Must come before `megatron.core` is imported; the process can't train any more. `watch`: a `meta_device.Watch`,
+    which is told of what a GPU would do and torch does not see.
+    """
+    import torch
+
+    from megatron_sky.distributed import meta_device
+
+    assert not _state["ready"], "a rehearsal needs a process of its own"
+    _silence_imports()
+    meta_device.install(watch)
+    _state.update(redirected=True, rehearses=True, watch=watch, ready=True)
+    torch.set_num_threads(1)
 
 
 def choose_threads(num_threads: int, local_world_size: int) -> int:
@@ -122,7 +141,9 @@ def current():
     """This process's torch.device."""
     import torch
 
-    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+    if has_gpu():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("meta" if _state.get("rehearses") else "cpu")
 
 
 def cpu():
@@ -141,7 +162,7 @@ def product_dtype(dtype):
     """
     import torch
 
-    if dtype not in (torch.bfloat16, torch.float16) or has_gpu():
+    if dtype not in (torch.bfloat16, torch.float16) or has_gpu() or _state.get("rehearses"):
         return dtype
     if not torch.backends.mkldnn.is_available():  # a build of torch without the library of such products
         return torch.float32
@@ -277,9 +298,13 @@ def kernel_times(profile) -> list[tuple[str, int, float]]:
 
 @contextlib.contextmanager
 def named_range(name: str):
-    """Names what runs inside: in a profiler's trace, and for Nsight Systems on a GPU (NVTX)."""
+    """Names what runs inside: in a profiler's trace, for Nsight Systems (NVTX) on a GPU, for a rehearsal's watch."""
     import torch
 
+    if "watch" in _state:
+        with _state["watch"].phase(name):
+            yield
+        return
     with torch.cuda.nvtx.range(name) if has_gpu() else contextlib.nullcontext(), torch.profiler.record_function(name):
         yield
 

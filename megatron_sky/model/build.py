@@ -43,6 +43,8 @@ def release_chunk(chunk) -> None:
     It can't by itself: DDP holds the weights' gradient nodes, and the nodes' hooks, which are torch's own in C++, hold
     DDP, whose config holds the optimizer.
     """
+    if chunk.remove_forward_pre_hook_handles:
+        chunk.disable_forward_pre_hook(param_sync=False)
     chunk.grad_accs.clear()
 
 

@@ -12,8 +12,12 @@ def build_optimizer(
     parallel: ParallelConfig,
     precision: PrecisionConfig,
     chunks: list,
+    gloo_groups: bool = True,
 ):
-    """AdamW over the DDP-wrapped `chunks`: fp32 masters and moments, sharded over data-parallel ranks if asked."""
+    """AdamW over the DDP-wrapped `chunks`: fp32 masters and moments, sharded over data-parallel ranks if asked.
+
+    `gloo_groups`: the context has groups of its ranks over gloo beside the device's own.
+    """
     from megatron.core.optimizer import get_megatron_optimizer
 
     adam.install()
@@ -21,4 +25,4 @@ def build_optimizer(
     config = mcore_config.optimizer_config(
         optimizer, lr=schedule.lr, min_lr=schedule.min_lr, parallel=parallel, precision=precision
     )
-    return get_megatron_optimizer(config, chunks)
+    return get_megatron_optimizer(config, chunks, use_gloo_process_groups=gloo_groups)

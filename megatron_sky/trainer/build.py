@@ -21,7 +21,13 @@ def build_runner(
     has_dropout = config.model.hidden_dropout > 0 or config.model.attention_dropout > 0
     return StepRunner(
         model,
-        optimizer=build_optimizer(config.optimizer, schedule=config.schedule, **sections, chunks=model.chunks),
+        optimizer=build_optimizer(
+            config.optimizer,
+            schedule=config.schedule,
+            **sections,
+            chunks=model.chunks,
+            gloo_groups=context.has_gloo_groups,
+        ),
         numbers=config.optimizer,
         context=context,
         seq_length=config.model.seq_length,

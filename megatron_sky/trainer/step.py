@@ -100,7 +100,8 @@ class StepRunner:
         """(loss summed over tokens, tokens) of all ranks' batches."""
         for chunk in self.model.chunks:
             chunk.eval()
-        sums = self._schedule(batches, num_microbatches, micro_batch_size, None)
+        with device.named_range("validation"):
+            sums = self._schedule(batches, num_microbatches, micro_batch_size, None)
         for chunk in self.model.chunks:
             chunk.train()
         loss_sum, tokens = self.context.total_from_last_stage(sums).tolist()
@@ -108,7 +109,8 @@ class StepRunner:
 
     def _timed_finalize(self, *args, **kwargs) -> None:
         start = time.perf_counter()
-        self._finalize(*args, **kwargs)
+        with device.named_range("gradient reduction"):
+            self._finalize(*args, **kwargs)
         self.sync_seconds = time.perf_counter() - start
 
     def _schedule(self, batches: Iterable[Batch], num_microbatches: int, micro_batch_size: int, scale_loss):

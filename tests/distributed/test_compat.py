@@ -72,6 +72,18 @@ PRIVATE = {
     "_forward_hooks": "torch.nn.Module",
     "_replace": "a named tuple: megatron-core's AsyncRequest",
     "_exit": "os",
+    "_getframe": "sys",
+    "_python_dispatch": "torch.utils",
+    "_overloadpacket": "torch's operators",
+    "_qualified_op_name": "torch's operators",
+    "_cdata": "torch.UntypedStorage",
+    "_local_scalar_dense": "torch.ops.aten",
+    "_to_copy": "torch.ops.aten",
+    "_scaled_dot_product_attention_math": "torch.ops.aten",
+    "_scaled_dot_product_efficient_attention": "torch.ops.aten",
+    "_scaled_dot_product_efficient_attention_backward": "torch.ops.aten",
+    "_scaled_dot_product_flash_attention": "torch.ops.aten",
+    "_scaled_dot_product_flash_attention_backward": "torch.ops.aten",
 }
 
 

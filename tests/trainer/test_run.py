@@ -50,6 +50,7 @@ def models_left_by_a_run(info, config_text: str) -> int:
     [
         ("parallel.distributed_optimizer=true",),
         ("parallel.distributed_optimizer=false", "parallel.overlap_grad_reduce=true"),
+        ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"),
         ("parallel.pp_size=2", "parallel.vpp_size=2", "parallel.overlap_grad_reduce=true"),
     ],
 )

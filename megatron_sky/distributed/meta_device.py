@@ -1,0 +1,195 @@
+"""A GPU's answers for a process that computes nothing: torch's meta device, whose tensors have shapes and no memory.
+
+The program's branches for a GPU run, and megatron-core's; every operator runs and gives shapes. Three things differ on
+meta from a GPU and are set right here, each by name: what a GPU does in one kernel and torch's meta device in several
+operators (`F.rms_norm`, attention, functions marked for torch.compile, apex's weight gradients), collectives, and the
+names by which megatron-core knows a CUDA tensor. All of it lasts for the process's life: see `device.rehearse`.
+"""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from megatron_sky.distributed import compat, cpu_emulation
+
+_LARGEST_HEAD = 256  # of torch's flash kernel
+_MASK_ALIGNMENT = 16  # the efficient kernel's, in numbers of a mask's row
+_COLLECTIVES = (
+    "all_reduce",
+    "broadcast",
+    "reduce",
+    "reduce_scatter_tensor",
+    "all_gather_into_tensor",
+    "_reduce_scatter_base",
+    "_all_gather_base",
+)
+_FILLS_ITS_FIRST = ("reduce_scatter_tensor", "all_gather_into_tensor", "_reduce_scatter_base", "_all_gather_base")
+
+
+class Watch:
+    """Who is told of what a GPU would do and torch does not see."""
+
+    def phase(self, name: str) -> contextlib.AbstractContextManager:
+        """What runs within is a part of the step that has a name (`device.named_range`)."""
+        raise NotImplementedError
+
+    def fused(self, name: str) -> contextlib.AbstractContextManager:
+        """Within it one kernel runs: what is made there and does not outlive it takes no memory."""
+        raise NotImplementedError
+
+    def communicated(self, collective: str, tensor: torch.Tensor, group, received: Sequence[torch.Tensor]) -> None:
+        """A collective over `group` (None: all ranks) whose largest tensor is `tensor`; it fills `received`."""
+        raise NotImplementedError
+
+
+def install(watch: Watch) -> None:
+    """Must come before `megatron.core` is imported."""
+
+    def compiled(function):
+        @functools.wraps(function)
+        def kernel(*args, **kwargs):
+            with watch.fused(function.__name__):
+                return function(*args, **kwargs)
+
+        return kernel
+
+    _replace_collectives(watch)
+    modules: dict[str, Any] = sys.modules
+    modules["fused_weight_gradient_mlp_cuda"] = _weight_gradients(watch)
+    compat.replace_members(torch.Tensor, is_cuda=property(lambda self: self.is_meta))
+    compat.replace_members(F, rms_norm=_rms_norm, scaled_dot_product_attention=_attention)
+    cpu_emulation.redirect(torch.device("meta"), compiled=compiled)
+
+
+def _weight_gradients(watch: Watch) -> type:
+    class WeightGradients:
+        """apex's kernels, which hold nothing beside their operands."""
+
+        @staticmethod
+        def wgrad_gemm_accum_fp32(input, grad_output, main_grad) -> None:
+            with watch.fused("wgrad_gemm_accum_fp32"):
+                cpu_emulation.WeightGradients.wgrad_gemm_accum_fp32(input, grad_output, main_grad)
+
+        @staticmethod
+        def wgrad_gemm_accum_fp16(input, grad_output, main_grad) -> None:
+            with watch.fused("wgrad_gemm_accum_fp16"):
+                cpu_emulation.WeightGradients.wgrad_gemm_accum_fp16(input, grad_output, main_grad)
+
+    return WeightGradients
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    """What torch's CUDA kernel keeps: its input, the weight and one fp32 number a row."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _rms_norm(input, normalized_shape, weight=None, eps=None):
+    assert tuple(normalized_shape) == input.shape[-1:] and weight is not None, "the norms are over the last dimension"
+    return _FusedRMSNorm.apply(input, weight)
+
+
+def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    """The kernel that torch 2.10 to 2.14 take for these operands on a GPU with tensor cores for bf16.
+
+    Source: torch's `sdp_utils.cpp`. Flash attention knows grouped queries and no mask, the efficient kernel a mask and
+    no grouped queries; what neither can do is computed by products and a softmax, which hold all scores. The kernel of
+    cuDNN, which a Hopper GPU may take in flash attention's place, keeps the same tensors.
+    """
+    ops = torch.ops.aten
+    grouped = query.shape[1] != key.shape[1]
+    size, is_16_bit = query.shape[-1], query.dtype in (torch.bfloat16, torch.float16)
+    if attn_mask is None and is_16_bit and size <= _LARGEST_HEAD:
+        padded = [F.pad(each, (0, -size % 8)) if size % 8 else each for each in (query, key, value)]
+        scale = size**-0.5 if scale is None else scale
+        out = ops._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=scale)[0]
+        return out[..., :size] if size % 8 else out
+    mask = None if attn_mask is None else _additive(attn_mask, query.dtype)
+    if not grouped and size % (8 if is_16_bit else 4) == 0:
+        needs_grad = any(each.requires_grad for each in (query, key, value))
+        bias = None if mask is None else _aligned(mask, query, key)
+        return ops._scaled_dot_product_efficient_attention(
+            query, key, value, bias, needs_grad, dropout_p, is_causal, scale=scale
+        )[0]
+    return ops._scaled_dot_product_attention_math(
+        query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )[0]
+
+
+def _additive(mask, dtype):
+    """A mask of bools as numbers to add, as torch makes it before each call."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask.logical_not(), float("-inf"))
+
+
+def _aligned(mask, query, key):
+    """The mask as the efficient kernel takes it: `[b, heads, s, s]` by strides of 0, rows a multiple of 16 apart."""
+    missing = -mask.shape[-1] % _MASK_ALIGNMENT
+    wide = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    return F.pad(wide, (0, missing))[..., : mask.shape[-1]] if missing else wide
+
+
+class _Work:
+    """A collective that is over."""
+
+    def wait(self, *args, **kwargs) -> bool:
+        return True
+
+    def is_completed(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        """There is nothing to wait for."""
+
+
+class _Transfer:
+    """torch's P2POp, without its questions to the group."""
+
+    def __init__(self, op, tensor, peer=None, group=None, *args, **kwargs):
+        self.op, self.tensor, self.group = op, tensor, group
+
+
+def _replace_collectives(watch: Watch) -> None:
+    """Nothing moves: a group's other ranks do not exist. Names that torch keeps twice are replaced twice."""
+
+    def collective(name: str):
+        def call(*args, group=None, async_op=False, **kwargs):
+            tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
+            largest = max(tensors, key=lambda each: each.nbytes)
+            watch.communicated(name, largest, group, tensors[:1] if name in _FILLS_ITS_FIRST else ())
+            return _Work() if async_op else None
+
+        return call
+
+    def send(tensor, dst=None, group=None, *args, **kwargs):
+        watch.communicated("send", tensor, group, ())
+        return _Work()
+
+    def receive(tensor, src=None, group=None, *args, **kwargs):
+        watch.communicated("receive", tensor, group, (tensor,))
+        return _Work()
+
+    def batch(transfers):
+        return [each.op(each.tensor, group=each.group) for each in transfers]
+
+    def gather_objects(gathered, value, group=None):
+        gathered[:] = [value] * len(gathered)
+
+    answers = {name: collective(name) for name in _COLLECTIVES}
+    answers |= {"isend": send, "irecv": receive, "P2POp": _Transfer, "batch_isend_irecv": batch}
+    answers |= {"all_gather_object": gather_objects, "barrier": lambda *args, **kwargs: None}
+    for owner in (dist, dist.distributed_c10d):
+        compat.replace_members(owner, **{name: answer for name, answer in answers.items() if hasattr(owner, name)})

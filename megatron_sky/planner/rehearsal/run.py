@@ -1,0 +1,167 @@
+"""The rehearsal itself, in a process that does nothing else: the trainer's own build, steps and validation, on meta.
+
+One step without counting comes first, after which the optimizer has its moments; the second is the one that counts.
+"""
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from megatron_sky.config import Config
+from megatron_sky.data.loader import Batch, DocumentBounds, make_batch
+from megatron_sky.distributed.context import ParallelContext, open_fake_context
+from megatron_sky.distributed.topology import Layout
+from megatron_sky.optim.schedule import global_batch_size_at
+from megatron_sky.planner.rehearsal.ledger import Ledger
+from megatron_sky.planner.rehearsal.result import GRADIENTS, OPTIMIZER, OTHER, WEIGHTS, Operation, Rehearsal, Traffic
+from megatron_sky.trainer.build import build_runner
+from megatron_sky.trainer.step import StepRunner
+
+_DOCUMENT = 512  # tokens of each document in a rehearsed batch, where documents are kept apart
+_ONCE_A_STEP = ("DP", "DP x CP")  # groups whose traffic within forward and backward does not grow with micro batches
+_COMPUTING = "forward and backward"
+
+
+def rehearse_rank(config: Config, world_size: int, rank: int, ledger: Ledger) -> Rehearsal:
+    """Builds, steps and validates as `rank` of `world_size`. `ledger`: what `device.rehearse` was given."""
+    started = time.perf_counter()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"backend": "torch"})})
+    layout = Layout.of(config.parallel, world_size)
+    ledger.forget()
+    with open_fake_context(config.parallel, rank, world_size) as context, ledger:
+        ledger.vocabulary = config.model.padded_vocab_size // layout.tp_size if context.is_last_stage else None
+        runner = build_runner(config, context=context, beat=lambda _: None, draws_weights=False)
+        parameters = runner.model.num_parameters()
+        _sort(runner, ledger)
+        num_microbatches, few, fewest = _microbatches(config, layout)
+        _step(config, runner, fewest, ledger)
+        _sort(runner, ledger)
+        gc.collect()
+        state = ledger.parts()
+        ledger.restart()
+        _step(config, runner, few, ledger)
+        _validate(config, runner, layout)
+        result = _result(ledger, context, repeats=num_microbatches / few)
+        runner.model.release()
+        del runner
+        gc.collect()
+    return Rehearsal(
+        world_size=world_size,
+        rank=rank,
+        stage=context.place.pp_rank,
+        layout=str(layout),
+        parameters=parameters,
+        num_microbatches=num_microbatches,
+        rehearsed_microbatches=few,
+        state={part: state[part] for part in (WEIGHTS, GRADIENTS, OPTIMIZER, OTHER)},
+        seconds=round(time.perf_counter() - started, 2),
+        **result,
+    )
+
+
+def _microbatches(config: Config, layout: Layout) -> tuple[int, int, int]:
+    """(micro batches of a step, of the rehearsed one, of the one before it).
+
+    From twice the stages on, a rank has as many in flight at once as it ever has; interleaving wants whole rounds.
+    """
+    t = config.train
+    size = global_batch_size_at(t.global_batch_size, None, 0)
+    number = size // (t.micro_batch_size * layout.dp_size)
+    return number, min(number, 2 * layout.pp_size), layout.pp_size if layout.vpp_size > 1 else 1
+
+
+def _step(config: Config, runner: StepRunner, num_microbatches: int, ledger: Ledger) -> None:
+    batches = [
+        _batch(config, config.train.micro_batch_size) for _ in range(num_microbatches if runner.needs_data else 0)
+    ]
+    with ledger.phase("step"):
+        result = runner.compute(batches, num_microbatches=num_microbatches, step=0)
+        updated = runner.apply(result, lr=config.schedule.lr)
+    assert updated, f"a step whose gradients have the norm {result.grad_norm} is applied"
+
+
+def _validate(config: Config, runner: StepRunner, layout: Layout) -> None:
+    """One pass of each stage, as `trainer.validation` does it, where the recipe has a validation set."""
+    if not config.validation.sets:
+        return
+    size = config.validation.micro_batch_size or config.train.micro_batch_size
+    number = layout.pp_size if layout.vpp_size > 1 else min(2, layout.pp_size)
+    runner.evaluate((_batch(config, size) for _ in range(number)), num_microbatches=number, micro_batch_size=size)
+
+
+def _batch(config: Config, size: int) -> Batch:
+    """A micro batch as the loader makes it, on the CPU."""
+    length = config.model.seq_length
+    starts = np.zeros((size, length + 1), dtype=bool)
+    starts[:, ::_DOCUMENT] = True
+    rows = [np.zeros(length + 1, dtype=np.int64)] * size
+    return make_batch(rows, None, starts if DocumentBounds.of(config.data).mask_attention else None)
+
+
+def _sort(runner: StepRunner, ledger: Ledger) -> None:
+    """Tells the ledger what is the optimizer's, the gradients' and the weights'; what two share is the last's."""
+    ledger.assign(list(_optimizer_tensors(runner.optimizer)), OPTIMIZER)
+    buffers = [each for chunk in runner.model.chunks for each in chunk.buffers]
+    ledger.assign([each.grad_data for each in buffers], GRADIENTS)
+    ledger.assign([each.param_data for each in buffers if each.param_data is not None], WEIGHTS)
+    ledger.assign([p.data for chunk in runner.model.chunks for p in chunk.parameters()], WEIGHTS)
+
+
+def _optimizer_tensors(optimizer) -> Iterator[torch.Tensor]:
+    for each in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = getattr(each, "optimizer", None)
+        if inner is None:  # a rank without parameters of this kind
+            continue
+        for group in inner.param_groups:
+            yield from (p.data for p in group["params"])
+        for state in inner.state.values():
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def _result(ledger: Ledger, context: ParallelContext, repeats: float) -> dict:
+    """The ledger's counts; those that grow with micro batches times `repeats`."""
+    by_part: Counter[str] = Counter()
+    by_operator: Counter[str] = Counter()
+    for (part, operator), size in ledger.at_peak.items():
+        by_part[part] += size
+        if part not in (WEIGHTS, GRADIENTS, OPTIMIZER):
+            by_operator[operator] += size
+    operations: Counter[tuple] = Counter()
+    for (phase, done), calls in ledger.operations.items():
+        if phase != "validation":
+            operations[done] += round(calls * (repeats if phase == _COMPUTING else 1))
+    return {
+        "peak_bytes": ledger.peak,
+        "peak_phase": ledger.peak_phase,
+        "peak_by_part": dict(by_part),
+        "peak_by_operator": dict(by_operator.most_common()),
+        "peaks": {phase: size for phase, size in ledger.peaks.items() if phase},
+        "operations": tuple(
+            Operation(name, shape, dtype, calls, calls * flops)
+            for (name, shape, dtype, flops), calls in sorted(operations.items(), key=lambda each: -each[1] * each[0][3])
+        ),
+        "traffic": _traffic(ledger, context, repeats),
+    }
+
+
+def _traffic(ledger: Ledger, context: ParallelContext, repeats: float) -> tuple[Traffic, ...]:
+    names, all_ranks = context.group_names, context.world_size
+    calls: Counter[tuple] = Counter()
+    moved: Counter[tuple] = Counter()
+    for (phase, collective, group), number in ledger.traffic.items():
+        if phase == "validation":
+            continue
+        name = "PP" if collective in ("send", "receive") else "all" if group is None else names.get(group, "other")
+        size = context.layout.pp_size if name == "PP" else all_ranks if group is None else group.size()
+        times = repeats if phase == _COMPUTING and name not in _ONCE_A_STEP else 1
+        key = (collective, name, size)
+        calls[key] += round(number * times)
+        moved[key] += round(ledger.traffic_bytes[phase, collective, group] * times)
+    return tuple(
+        Traffic(collective, name, size, calls[collective, name, size], total)
+        for (collective, name, size), total in moved.most_common()
+    )
