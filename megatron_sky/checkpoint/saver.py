@@ -12,7 +12,7 @@ A save that fails leaves no folder under the final name. What follows from that,
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -120,6 +120,7 @@ class Saver:
             self._flight = self._begin(progress)
         except CheckpointError as error:
             folder = store.folder_of(self._run_dir, progress["step"])
+            self._remove(temporary_of(folder))
             return [*ended, SaveOutcome(progress["step"], folder, 0.0, str(error))]
         return ended if self._config.checkpoint.async_save else [*ended, *self.finish()]
 
@@ -137,14 +138,15 @@ class Saver:
     def _begin(self, progress: dict) -> _Flight:
         started = time.perf_counter()
         final = store.folder_of(self._run_dir, progress["step"])
-        temporary = final.with_name(final.name + ".tmp")
+        temporary = temporary_of(final)
         described = {"progress": progress, "data": self._fingerprint(), "layout": str(self._context.layout)}
         described["sources"] = self._sources
         self._on_first_rank(lambda: self._prepare(temporary, described), temporary)
         return _Flight(progress["step"], temporary, final, started, self._plan(temporary))
 
     def _plan(self, temporary: Path) -> _CallsQueue:
-        """Starts the writers. A failure here is one rank's alone, so it ends the run: the others wait for this one."""
+        """Starts the writers. What rank 0 alone can't write is every rank's failure. Any other failure here is one
+        rank's, so it ends the run: the others wait for this one."""
         from megatron.core import dist_checkpointing
 
         gather_weights(self._chunks)
@@ -154,19 +156,20 @@ class Saver:
         compat.write_views_in_place()
         queue = writers_queue()
         try:
-            request = compat.call(
-                dist_checkpointing.save,
-                tensors,
-                str(temporary),
-                state.save_strategy(self._context),
-                async_sharded_save=True,
-                content_metadata=metadata,
-                async_strategy="mcore",
-            )
-            if self._context.rank == 0:
-                compat.write_common_file(tensors, temporary)
+            with compat.failures_of_first_rank() as failures:
+                request = compat.call(
+                    dist_checkpointing.save,
+                    tensors,
+                    str(temporary),
+                    state.save_strategy(self._context),
+                    async_sharded_save=True,
+                    content_metadata=metadata,
+                    async_strategy="mcore",
+                )
         except OSError as error:
-            raise RunError(f"{temporary}: can't be written: {error}\n  fix: free space or permissions there") from error
+            raise RunError(_cannot_write(temporary, error)) from error
+        self._on_first_rank(lambda: _raise_first(failures), temporary)
+        self._on_first_rank(lambda: compat.write_common_file(tensors, temporary), temporary)
         queue.schedule_async_request(request)
         return queue
 
@@ -197,8 +200,7 @@ class Saver:
                 return [self._end(flight, flight.hashing)]
         except CheckpointError as error:
             self._flight = None
-            if self._context.rank == 0:  # what was written may be what filled the disk
-                shutil.rmtree(flight.temporary, ignore_errors=True)
+            self._remove(flight.temporary)
             return [SaveOutcome(flight.step, flight.final, time.perf_counter() - flight.started, str(error))]
         return []
 
@@ -208,12 +210,13 @@ class Saver:
         from torch.distributed.checkpoint.api import CheckpointException
 
         try:
-            if queue.maybe_finalize_async_calls(blocking=wait):
-                flight.queue = None
+            with compat.failures_of_first_rank() as failures:
+                ended = queue.maybe_finalize_async_calls(blocking=wait)
         except (CheckpointException, CheckpointingException) as error:
-            raise CheckpointError(
-                f"{flight.temporary}: can't be written: {_reason(error)}\n  fix: free space or permissions there"
-            ) from error
+            raise CheckpointError(_cannot_write(flight.temporary, _reason(error))) from error
+        if ended:
+            flight.queue = None
+            self._on_first_rank(lambda: _raise_first(failures), flight.temporary)
 
     def _hashed(self, hashing: _Hashing, wait: bool) -> bool:
         if wait:
@@ -230,18 +233,40 @@ class Saver:
         self._flight = None
         return SaveOutcome(flight.step, flight.final, time.perf_counter() - flight.started)
 
+    def _remove(self, temporary: Path) -> None:
+        """Of a save that failed: what was written may be what filled the disk."""
+        if self._context.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+
     def _on_first_rank(self, action: Callable[[], T], path: Path) -> T:
         """What `action` gives on rank 0, on every rank; its failure is every rank's."""
 
         def work() -> T:
             try:
                 return action()
-            except OSError as error:
-                raise CheckpointError(
-                    f"{path}: can't be written: {error}\n  fix: free space or permissions there"
-                ) from error
+            except (OSError, RuntimeError) as error:  # torch.save's own is a RuntimeError
+                raise CheckpointError(_cannot_write(path, error)) from error
 
         return self._context.from_first_rank(work)
+
+
+def temporary_of(folder: Path) -> Path:
+    """What a checkpoint's folder is called until all is written."""
+    return folder.with_name(folder.name + ".tmp")
+
+
+def _raise_first(failures: Sequence[Exception]) -> None:
+    if failures:
+        raise failures[0]
+
+
+def _cannot_write(path: Path, reason: object) -> str:
+    """With the space that is left, since torch says of a full disk only that its position is not the expected one."""
+    try:
+        free = f" ({shutil.disk_usage(path if path.exists() else path.parent).free:,} bytes are free)"
+    except OSError:  # the disk is gone: the reason says so
+        free = ""
+    return f"{path}: can't be written: {reason}{free}\n  fix: free space or permissions there"
 
 
 def _reason(error: BaseException) -> str:

@@ -3,11 +3,12 @@
 Everything else calls megatron-core through its names, which both versions share.
 """
 
+import contextlib
 import inspect
 import io
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,41 @@ def read_as_data(saved, name: str):
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f"names {named.group(1)}, which no checkpoint needs" if named else "can't be read as data"
         raise CheckpointError(f"{name}: {what}; it was not run\n  fix: do not use this checkpoint") from None
+
+
+@contextlib.contextmanager
+def failures_of_first_rank() -> Iterator[list[Exception]]:
+    """What rank 0 alone writes of a checkpoint is noted where it fails (the disk is full) instead of raised.
+
+    The other ranks meet rank 0 in a barrier or broadcast after each of these writes: raised, it would leave them there.
+    torch.save gives a RuntimeError for a write that fails.
+    """
+    from megatron.core.dist_checkpointing import serialization
+    from megatron.core.dist_checkpointing.strategies import common
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    failures: list[Exception] = []
+
+    def noted(function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            try:
+                return function(*args, **kwargs)
+            except (OSError, RuntimeError) as error:
+                failures.append(error)
+
+        return call
+
+    places = [(serialization, "save_config"), (FileSystemWriterAsync, "finish")]
+    if hasattr(common, "TorchCommonSaveStrategy"):  # 0.19 writes no such file
+        places.append((common.TorchCommonSaveStrategy, "save_common"))
+    originals = [(owner, name, getattr(owner, name)) for owner, name in places]
+    for owner, name, function in originals:
+        setattr(owner, name, noted(function))
+    try:
+        yield failures
+    finally:
+        for owner, name, function in originals:
+            setattr(owner, name, function)
 
 
 def write_common_file(state: dict, folder: Path) -> None:

@@ -50,3 +50,48 @@ def test_weights_are_those_of_the_last_update(dtype, layout, ranks, recipe, tmp_
         for name, master in masters.items():
             weight = tensors[name]
             assert (weight.float() - master.reshape(weight.shape).to(weight.dtype).float()).abs().max() == 0, name
+
+
+def run_where_rank_0_can_not_write(info, config_text, place: str) -> None:
+    """Trains while the first write of `place` fails on rank 0 as on a full disk."""
+    from megatron_sky.distributed import device
+
+    device.setup(num_threads=1)
+    import torch
+    from megatron.core.dist_checkpointing import serialization
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    owner, name = {"common.pt": (torch, "save"), ".metadata": (FileSystemWriter, "finish")}.get(
+        place, (serialization, "save_config")
+    )
+    original, left = getattr(owner, name), [1]
+
+    def failing(*args, **kwargs):
+        if info.rank == 0 and left:
+            left.pop()
+            raise (
+                RuntimeError("unexpected pos 704 vs 598") if name == "save" else OSError(28, "No space left on device")
+            )
+        return original(*args, **kwargs)
+
+    setattr(owner, name, failing)
+    try:
+        run_training(info, config_text)
+    finally:
+        setattr(owner, name, original)
+    assert bool(left) == (info.rank != 0)
+
+
+@pytest.mark.parametrize("place", ["common.pt", ".metadata", "metadata.json"])
+def test_what_rank_0_alone_can_not_write_is_a_failed_save_on_every_rank(place, ranks, recipe, tmp_path):
+    from megatron_sky.config import dump_config
+    from megatron_sky.monitor.metrics import read_metrics
+
+    run_dir = tmp_path / "run"
+    config = recipe(
+        f"train.run_dir={run_dir}", "train.max_steps=3", "checkpoint.interval=1 steps", "validation.sets=[]"
+    )
+    ranks(2, run_where_rank_0_can_not_write, dump_config(config), place)
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["step_0000002", "step_0000003"]
+    (failed,) = [event.fields for event in read_metrics(run_dir).events if event.event == "checkpoint_failed"]
+    assert failed["step"] == 1 and "bytes are free" in failed["reason"]
