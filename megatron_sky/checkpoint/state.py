@@ -6,8 +6,9 @@ Random number generators have no state to save: every step seeds them (see `dist
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_sky.checkpoint.reader import index, pickles
 from megatron_sky.distributed import compat
@@ -15,10 +16,23 @@ from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError
 from megatron_sky.versions import installed
 
+if TYPE_CHECKING:
+    from megatron.core.optimizer import MegatronOptimizer
+    from megatron.core.transformer import MegatronModule
+
+    from megatron_sky.model.backends.fp8_linear import Fp8Scaling
+
 _EXTRA = "_extra_state"
 
 
-def load(folder: Path, *, context: ParallelContext, chunks: list, optimizer=None, fp8=None) -> None:
+def load(
+    folder: Path,
+    *,
+    context: ParallelContext,
+    chunks: "Sequence[MegatronModule]",
+    optimizer: "MegatronOptimizer | None" = None,
+    fp8: "Fp8Scaling | None" = None,
+) -> None:
     """Fills `chunks`, and `optimizer` where one is given, from the checkpoint in `folder`, whatever its layout was.
 
     Without an optimizer only weights are read. `fp8`: the model's Fp8Scaling; its history is taken over where the
@@ -108,7 +122,13 @@ def _fill(chunk, state: dict) -> None:
     chunk.load_state_dict(state | dict.fromkeys(missing), strict=True)
 
 
-def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bool, fp8=None) -> tuple[dict, dict]:
+def sharded_state(
+    chunks: "Sequence[MegatronModule]",
+    optimizer: "MegatronOptimizer | None",
+    context: ParallelContext,
+    loading: bool,
+    fp8: "Fp8Scaling | None" = None,
+) -> tuple[dict, dict]:
     """(what to save or to fill, the plain description of how it is laid out)."""
     from megatron_sky.checkpoint import optimizer_shards
 
@@ -122,12 +142,12 @@ def sharded_state(chunks: list, optimizer, context: ParallelContext, loading: bo
             state["optimizer"] = optimizer_shards.sharded_state(inner, weights, loading=loading)
         else:
             state["optimizer"] = optimizer.sharded_state_dict(weights, is_loading=loading, metadata=with_group)
-    if metadata["fp8"] is not None:
+    if fp8 is not None and fp8.kind is not None:
         state["fp8"] = _sharded_history(fp8, context)
     return state, metadata
 
 
-def content_metadata(*, holds_optimizer: bool, fp8: str | None = None) -> dict:
+def content_metadata(*, holds_optimizer: bool, fp8: dict | None = None) -> dict:
     """How a checkpoint's content is laid out, as megatron-core saves and asks for it."""
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
@@ -139,7 +159,7 @@ def content_metadata(*, holds_optimizer: bool, fp8: str | None = None) -> dict:
     }
 
 
-def _sharded_history(fp8, context: ParallelContext) -> dict:
+def _sharded_history(fp8: "Fp8Scaling", context: ParallelContext) -> dict:
     """The amax history as one tensor `[layer, linear, operand, step]`, of which a rank holds its stage's layers."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
@@ -152,14 +172,14 @@ def _sharded_history(fp8, context: ParallelContext) -> dict:
     }
 
 
-def _named(chunks: list) -> list[tuple[str, object]]:
+def _named(chunks: "Sequence[MegatronModule]") -> "list[tuple[str, MegatronModule]]":
     """megatron-core's names of a rank's model chunks in a checkpoint's state."""
     if len(chunks) == 1:
         return [("model", chunks[0])]
     return [(f"model{number}", chunk) for number, chunk in enumerate(chunks)]
 
 
-def _bare(chunk):
+def _bare(chunk: "MegatronModule") -> "MegatronModule":
     """The model inside the DDP wrapper, if any (a Float16Module's sharded state is its module's)."""
     from megatron.core.distributed import DistributedDataParallel
 

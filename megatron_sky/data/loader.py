@@ -7,10 +7,11 @@ assertion in some kernel, here it ends with the name of the file and the place i
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -75,6 +76,39 @@ class DocumentBounds:
             within = torch.from_numpy(1.0 - np.stack(starts)[:, 1:].astype(np.float32))
             mask = within if mask is None else mask * within
         return make_batch(rows, mask, np.stack(starts) if self.mask_attention else None)
+
+
+class PlannedSource(Protocol):
+    """A source of the mixture: its name, and the tokens it holds."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_tokens(self) -> int: ...
+
+
+class TrainingPlan(Protocol):
+    """The order of a run's samples, whichever program decides it (`RunPlan` says what each of these is)."""
+
+    @property
+    def sources(self) -> Sequence[PlannedSource]: ...
+    def source_of(self, number: int) -> int: ...
+    def consumed(self, sample_count: int) -> list[int]: ...
+    def epochs(self, sample_count: int) -> list[float]: ...
+    def fingerprint(self) -> dict: ...
+
+
+class TrainingData(Protocol):
+    """What the trainer reads: a plan, and the samples that it numbers (see `TrainData`)."""
+
+    @property
+    def plan(self) -> TrainingPlan: ...
+    @property
+    def sources(self) -> Sequence[OpenSource]: ...
+    @property
+    def seq_length(self) -> int: ...
+    def continue_from(self, saved: Mapping, used_samples: int) -> str: ...
+    def read(self, sample_numbers: Sequence[int]) -> Batch: ...
 
 
 class TrainData:
@@ -194,7 +228,7 @@ class ValidationData:
 
 def prefetch(
     read: Callable[[Sequence[int]], Batch], requests: Iterable[Sequence[int]], num_workers: int, depth: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """`map(read, requests)`, with up to `depth` requests read ahead by `num_workers` threads.
 
     An error of a request is raised when its turn comes. Closing the iterator, or dropping it, ends the threads.

@@ -11,10 +11,13 @@ import importlib.util
 import logging
 import os
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_sky.distributed import cpu_emulation
 from megatron_sky.errors import NodeError
+
+if TYPE_CHECKING:
+    from torch.profiler import profile
 
 # What is set for a GPU, unless the user's environment says otherwise, and why.
 ENVIRONMENT = {
@@ -273,7 +276,7 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def kernel_profile():
+def kernel_profile() -> "profile":
     """A torch profiler of this device's kernels and of the operators that start them, not yet started."""
     from torch.profiler import ProfilerActivity, profile
 

@@ -39,7 +39,7 @@ class HarnessModel(TemplateLM):
         self.max_length = context
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> int | None:
         return self._coder.eod_id
 
     @property

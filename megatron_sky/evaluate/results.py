@@ -201,10 +201,12 @@ def _read(path: Path, kind: type[Results], name: str) -> Results:
 
 def _check_whole(results: LossResults | LeakageResults) -> None:
     """Raises BadRecord where a model lacks a domain, or every comparison."""
-    for entry in results.models:
-        if isinstance(entry, ModelLosses):
-            missing = [domain.name for domain in results.domains if domain.name not in entry.domains]
-        else:
-            missing = [] if entry.comparisons else ["comparisons"]
-        if missing:
-            raise BadRecord(f"the model {entry.model.name} has no {', '.join(missing)}")
+    missing: list[tuple[ModelRecord, list[str]]]
+    if isinstance(results, LossResults):
+        names = [domain.name for domain in results.domains]
+        missing = [(entry.model, [name for name in names if name not in entry.domains]) for entry in results.models]
+    else:
+        missing = [(entry.model, [] if entry.comparisons else ["comparisons"]) for entry in results.models]
+    for model, what in missing:
+        if what:
+            raise BadRecord(f"the model {model.name} has no {', '.join(what)}")

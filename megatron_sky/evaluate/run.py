@@ -47,11 +47,11 @@ def evaluate_loss(
             "the models have different tokenizers and --reference-tokenizer is not given: reference tokens are %s's",
             checkpoints[0].name,
         )
-    evaluation = Evaluation(
+    evaluation = Evaluation[results.LossResults](
         domains=domains,
         tests=domains,
         reference_tokens=_reference_tokens(reference, domains, options.begin != "none"),
-        judge=_model_losses,
+        with_model=_with_losses,
         markdown=tables.loss_markdown,
         write=write.write_loss,
     )
@@ -59,9 +59,10 @@ def evaluate_loss(
     return evaluate_models(evaluation, checkpoints, empty, options, context, out=out, info=info or RankInfo())
 
 
-def _model_losses(record: results.ModelRecord, scored: Scored) -> results.ModelLosses:
+def _with_losses(before: results.LossResults, record: results.ModelRecord, scored: Scored) -> results.LossResults:
     by_domain = {name: figures_of(some) for name, some in scored.losses.items()}
-    return results.ModelLosses(record, by_domain, figures_of(scored.documents))
+    losses = results.ModelLosses(record, by_domain, figures_of(scored.documents))
+    return replace(before, models=(*before.models, losses))
 
 
 def evaluate_leakage(
@@ -98,11 +99,13 @@ def evaluate_leakage(
         count = len(sets[leakage.TEST].documents)
         sets[leakage.REFERENCE] = _generated(generate, count, seed, characters)
     domains = [sets[name] for name in leakage.SETS]
-    evaluation = Evaluation(
+    evaluation = Evaluation[results.LeakageResults](
         domains=domains,
         tests=[sets[name] for name in leakage.SETS if name != leakage.TRAIN],  # which may be trained on
         reference_tokens=None,
-        judge=lambda record, scored: _model_leakage(record, scored, seed, margin),
+        with_model=lambda before, record, scored: replace(
+            before, models=(*before.models, _model_leakage(record, scored, seed, margin))
+        ),
         markdown=tables.leakage_markdown,
         write=write.write_leakage,
     )
@@ -135,15 +138,15 @@ def published_leakage(path: Path, margin: float = leakage.MARGIN) -> tuple[resul
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
-        losses = [(row["model"], *(float(row[name]) for name in ("L_test", "L_train", "L_ref"))) for row in rows]
-        if bad := [name for name, *values in losses if not all(0 < value < math.inf for value in values)]:
+        losses = [(row["model"], [float(row[name]) for name in ("L_test", "L_train", "L_ref")]) for row in rows]
+        if bad := [name for name, values in losses if not all(0 < value < math.inf for value in values)]:
             raise ValueError(f"a loss of {bad[0]} is no positive number")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: can't be read as published losses: {error}\n"
             "  fix: give a CSV file with the columns model, L_test, L_train, L_ref"
         ) from error
-    return tuple(_judged(results.ModelRecord(name), [leakage.published(*values)], margin) for name, *values in losses)
+    return tuple(_judged(results.ModelRecord(name), [leakage.published(*values)], margin) for name, values in losses)
 
 
 def _context(checkpoints: Sequence[Checkpoint], options: Options) -> int:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic
 
 import numpy as np
 
@@ -20,9 +21,10 @@ from megatron_sky.data.sampling.run_plan import tokens_given
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import CheckpointError, ConfigError, DataError
-from megatron_sky.evaluate import overlap, results, write
+from megatron_sky.evaluate import overlap, write
 from megatron_sky.evaluate.documents import Document, Domain
 from megatron_sky.evaluate.metrics import DocumentLoss
+from megatron_sky.evaluate.results import ModelRecord, Results
 from megatron_sky.evaluate.windows import Span, cut_spans, num_predictions
 from megatron_sky.inference.checkpoints import NATIVE, Checkpoint
 from megatron_sky.log import get_logger
@@ -80,18 +82,15 @@ class Scored:
         return list(itertools.chain.from_iterable(self.losses.values()))
 
 
-Results = results.LossResults | results.LeakageResults
-
-
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Generic[Results]):
     """What is to be scored, and what a verb makes of one model's losses.
 
     Attributes:
         domains: the documents.
         tests: those domains that no model is meant to have been trained on.
         reference_tokens: of each document of a domain, by the tokenizer that normalises; None: the model's own count.
-        judge: the verb's results of one model.
+        with_model: the verb's results, and beside them those of one more model.
         markdown: the tables of all results.
         write: writes results, and the newest model's documents, into a folder, if one is given.
     """
@@ -99,13 +98,13 @@ class Evaluation:
     domains: Sequence[Domain]
     tests: Sequence[Domain]
     reference_tokens: dict[str, list[int]] | None
-    judge: Callable[[results.ModelRecord, Scored], results.ModelLosses | results.ModelLeakage]
+    with_model: Callable[[Results, ModelRecord, Scored], Results]
     markdown: Callable[[Results], str]
     write: Callable[[Results, Path | None, Sequence[DocumentLoss]], None]
 
 
 def evaluate_models(
-    evaluation: Evaluation,
+    evaluation: Evaluation[Results],
     checkpoints: Sequence[Checkpoint],
     results: Results,
     options: Options,
@@ -132,7 +131,7 @@ def evaluate_models(
                 results, documents = replace(results, failed=(*results.failed, failure)), []
             else:
                 record = _record(checkpoint, context, options, seconds, warnings)
-                results = replace(results, models=(*results.models, evaluation.judge(record, scored)))
+                results = evaluation.with_model(results, record, scored)
             if results.models and info.rank == 0:
                 evaluation.write(results, out, documents)
     if not results.models:
@@ -222,8 +221,8 @@ def _score(
 
 def _record(
     checkpoint: Checkpoint, context: int, options: Options, seconds: float, warnings: Sequence[str]
-) -> results.ModelRecord:
-    return results.ModelRecord(
+) -> ModelRecord:
+    return ModelRecord(
         name=checkpoint.name,
         path=str(checkpoint.path),
         kind=checkpoint.kind,

@@ -78,8 +78,8 @@ def leakage_csv(results: LeakageResults) -> str:
     rows = []
     for model in results.models:
         for comparison in model.comparisons:
-            row = {"model": model.model.name, "step": model.model.step, "basis": comparison.basis}
-            row["coverage"] = comparison.coverage
+            row: dict[str, object] = {"model": model.model.name, "step": model.model.step}
+            row |= {"basis": comparison.basis, "coverage": comparison.coverage}
             for name in ("test", "train", "reference", "delta1", "delta2"):
                 value = getattr(comparison, name)
                 row |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}

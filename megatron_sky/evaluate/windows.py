@@ -33,7 +33,7 @@ def num_predictions(num_tokens: int, begins: bool) -> int:
     return num_tokens if begins else max(0, num_tokens - 1)
 
 
-def cut_spans(tokens: Sequence[int], *, begin: int | None, context: int, stride: int | None) -> list[Span]:
+def cut_spans(tokens: Sequence[int] | np.ndarray, *, begin: int | None, context: int, stride: int | None) -> list[Span]:
     """The spans of one document.
 
     Args:

@@ -46,7 +46,7 @@ class NativeModel:
             for layer in self._model.decoder.layers:
                 layer.mlp.forward = _in_pieces(layer.mlp)
         self._model.post_process = False  # it stops at the hidden states; the output layer runs where it is needed
-        self._output = _output_weight(self._model) if context.is_last_stage else None
+        self._output: torch.Tensor | None = _output_weight(self._model) if context.is_last_stage else None
         self._vocab_size, self._hidden_size = config.model.vocab_size, config.model.hidden_size
         self._dtype = next(self._model.parameters()).dtype
 
@@ -54,6 +54,7 @@ class NativeModel:
         hidden = self._hidden(tokens)
         if hidden is None:
             return None
+        assert self._output is not None, "the last stage has the output layer"
         hidden = hidden[_sequence_first(places, tokens)]
         parts = [self._losses(hidden[rows], targets[rows]) for rows in row_chunks(len(places), len(self._output))]
         return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
@@ -80,6 +81,7 @@ class NativeModel:
 
     def _logits(self, hidden):
         """`[n, V / tp]`; the padding rows' are minus infinity."""
+        assert self._output is not None, "the last stage has the output layer"
         logits = F.linear(hidden, self._output)
         first = self._context.place.tp_rank * len(self._output)
         logits[:, max(0, self._vocab_size - first) :] = -torch.inf

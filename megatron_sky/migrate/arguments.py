@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 NOT_COMPUTED = r"\$\(|\$\d"
 """What in a word stands for a value that only a run of the script, or its own arguments, would tell."""
@@ -127,8 +128,8 @@ def number_or_variable(given: dict[str, list[str]], name: str) -> int | str | No
     return text if VARIABLE.fullmatch(text) else int(text) if text.isdecimal() else None
 
 
-def is_number(text: object) -> bool:
+def is_number(text: object) -> TypeGuard[str | float]:
     try:
-        return not isinstance(text, list) and math.isfinite(float(text))
+        return isinstance(text, str | int | float) and math.isfinite(float(text))
     except ValueError:
         return False

@@ -4,7 +4,7 @@ Their states are joined where the ways meet again: at the branch's end, or, of a
 the like, at the end of the loop or the call that it leaves.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from megatron_sky.migrate.tree import may_set, parts, source
@@ -73,9 +73,12 @@ class Flow(Words):
             lost |= self.state.join(other, self.decide(why))
         self.note_lost(lost, why)
 
-    def branch(self, why: str, ways: list[Callable[[], Status]]) -> Status:
+    def branch(self, why: str, ways: Sequence[Callable[[], Status]]) -> Status:
         """Follows all ways from the same state."""
-        start, ended, left, statuses = self.state, [], [], []
+        start = self.state
+        ended: list[State] = []
+        left: list[tuple[Leave, State]] = []
+        statuses: list[Status] = []
         self.undecided += 1
         for way in ways:
             self.state = start.copy()
@@ -86,11 +89,11 @@ class Flow(Words):
                 left.append((leave, self.state))
         self.undecided -= 1
         last = None if ended else left.pop()
-        for leave, state in left:
-            leave.frame.left.append((leave.kind, state, why))
-        self.state, *others = ended or [last[1]]
+        for leaving, state in left:
+            leaving.frame.left.append((leaving.kind, state, why))
+        self.state, *others = ended if last is None else [last[1]]
         self.join(others, why)
-        if last:
+        if last is not None:
             raise last[0]
         return statuses[0] if all(status is statuses[0] for status in statuses) else None
 

@@ -276,12 +276,13 @@ def _schedule(args: Arguments, put: Put, done: Translation, batch: Batch) -> Non
 def _data(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
     name = "train-data-path" if args.has("train-data-path") else "data-path"
     unknown = Untold("the sources, as {name: web, path: tokens/web, weight: 1.0}")
-    put("data.train", (lambda: _blend(name, args.values(name))) if args.has(name) else unknown, name)
+    put("data.train", (lambda: _blend(name, args.values(name) or [])) if args.has(name) else unknown, name)
     if any(source["weight"] == TO_GIVE for source in done.recipe["data"]["train"] if isinstance(source, dict)):
         done.to_give.append("data.train: weights; without any, Megatron-LM's are the numbers of the sources' samples")
     held_out = "valid-data-path"
     if args.has(held_out):
-        put("validation.sets", lambda: [_set(source) for source in _blend(held_out, args.values(held_out))], held_out)
+        sets = args.values(held_out) or []
+        put("validation.sets", lambda: [_set(source) for source in _blend(held_out, sets)], held_out)
     if args.has("tokenizer-model"):
         put("tokenizer.path", args.one("tokenizer-model"), "tokenizer-model")
     if args.has("num-workers"):
@@ -307,8 +308,9 @@ def _blend(flag: str, values: list[str]) -> list[dict]:
     given = f"--{flag} {' '.join(words)}"
     if not words or re.search(NOT_COMPUTED, given):
         raise Untold(f"{given} is not computed" if words else f"{given}has no value")
-    weights, paths = words[::2], words[1::2]
-    open_ones = [bool(VARIABLE.fullmatch(weight)) for weight in weights]
+    weights: Sequence[object] = words[::2]
+    paths = words[1::2]
+    open_ones = [bool(VARIABLE.fullmatch(weight)) for weight in words[::2]]
     numbers = [is_number(weight) for weight in weights]
     if len(words) % 2 or (not any(numbers) and not all(open_ones)):
         weights, paths = [1.0 if len(words) == 1 else [*TO_GIVE] for _ in words], words

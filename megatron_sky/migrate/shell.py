@@ -12,7 +12,7 @@ environment.
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -138,7 +138,7 @@ class _Reader(Commands):
             if status is None:
                 left = [one if isinstance(one, str) else shown(one) for one in joined[number][1]]
                 why = f"the condition `{' '.join(left)}` is not decided"
-                status = self.branch(why, [partial(self.pipeline, commands), lambda sign=sign: sign == "||"])
+                status = self.branch(why, [partial(self.pipeline, commands), partial(bool, sign == "||")])
             elif (sign == "&&") == (status is not False):
                 status = self.pipeline(commands)
         return status
@@ -201,7 +201,7 @@ class _Reader(Commands):
 
     def case(self, given: str, subject: str | None, items: list, *, falls: bool) -> Status:
         """The first item that fits; each that may, where that is not decided."""
-        ways = []
+        ways: list[Callable[[], Status]] = []
         for number, item in enumerate(items):
             fits = True if falls and number == 0 else self.fits(subject, item)
             if fits is not False:
@@ -216,7 +216,7 @@ class _Reader(Commands):
         shapes = [pattern(self.pieces(value)) for value in item.children_by_field_name("value")]
         if "*" in shapes:
             return True
-        results = [None if None in (subject, shape) else fnmatchcase(subject, shape) for shape in shapes]
+        results = [None if subject is None or shape is None else fnmatchcase(subject, shape) for shape in shapes]
         return True if True in results else None if None in results else False
 
     def case_item(self, given: str, subject: str | None, item, rest: list) -> Status:
@@ -255,10 +255,12 @@ class _Reader(Commands):
         follows = node.children[0].type == "for" and is_known(values)
 
         def rounds() -> Iterator[bool]:
-            for value in values if follows else [None]:
-                if follows:
-                    self.assign(name, value)
-                yield follows
+            if not follows:
+                yield False
+                return
+            for value in values:
+                self.assign(name, value)
+                yield True
 
         return self.rounds(node, body, rounds())
 

@@ -95,7 +95,7 @@ def blend(ours: list[str], theirs: list[str], number: Callable[[], int]) -> list
     for one in (ours, theirs):
         middle = one[head : len(one) - tail]
         mark = f"{_MAYBE}{number()}{_END}" if middle else ""
-        both += [re.sub(r"\S+", lambda word, mark=mark: mark + word.group(), text) or mark for text in middle]
+        both += [re.sub(r"(\S+)", mark + r"\1", text) or mark for text in middle]
     return both + ours[len(ours) - tail :]
 
 
@@ -127,8 +127,15 @@ class State:
     """Of the command that trains, as far as it was met."""
 
     def copy(self) -> "State":
-        kept = {name: type(value)(value) for name, value in vars(self).items() if isinstance(value, dict | set)}
-        return replace(self, local=[dict(call) for call in self.local], **kept)
+        return replace(
+            self,
+            values=dict(self.values),
+            exported=set(self.exported),
+            never=set(self.never),
+            fixed=set(self.fixed),
+            functions=dict(self.functions),
+            local=[dict(call) for call in self.local],
+        )
 
     def get(self, name: str) -> Value | None:
         """None for a variable that is not set; any name may be asked for."""
@@ -179,8 +186,8 @@ class State:
         for name in self.functions.keys() | other.functions.keys():
             if self.functions.get(name) != other.functions.get(name):
                 self.functions[name] = None
-        for ours, theirs in zip(self.local, other.local, strict=False):
-            ours.update({name: unknown(name) for name in ours.keys() ^ theirs.keys()})
+        for own, others in zip(self.local, other.local, strict=False):
+            own.update({name: unknown(name) for name in own.keys() ^ others.keys()})
         self.exported &= other.exported
         self.never |= other.never | (self.fixed ^ other.fixed)
         self.blind |= other.blind
@@ -199,11 +206,13 @@ class State:
 def _either(ours: Value | None, theirs: Value | None, number: Callable[[], int]) -> Value | None:
     """Both values as one where they hold arguments, the words that differ marked; None where they hold none."""
     whole = isinstance(ours, list) or isinstance(theirs, list)
-    lists = [
-        one if isinstance(one, list) else [one] if whole and one else re.findall(r"\s*\S+|\s+", one or "")
-        for one in (ours, theirs)
-    ]
     if not flags(ours) and not flags(theirs):
         return None
-    both = blend(*lists, number)
+    both = blend(_parts(ours, whole), _parts(theirs, whole), number)
     return both if whole else "".join(part if part[:1].isspace() else f" {part}" for part in both).removeprefix(" ")
+
+
+def _parts(value: Value | None, whole: bool) -> list[str]:
+    if isinstance(value, list):
+        return value
+    return [value] if whole and value else re.findall(r"\s*\S+|\s+", value or "")

@@ -85,11 +85,16 @@ class Words:
         before = self.state.values.get(name)
         size = sum(map(len, value)) + len(value) + (sum(map(len, before or "")) + len(before or "") if appends else 0)
         self.budget.spend(characters=size)
-        if index is not None or (isinstance(value, str) and isinstance(before, list)):
+        if isinstance(value, list):
+            if index is not None:  # bash refuses it
+                held = {name: flags(value)} if holds_text(value) else {}
+                self.note_lost(held, f"the element [{plain(index)}] of {name} is not followed")
+                value = unknown()
+            elif appends:
+                lost = isinstance(before, str) and not is_known(before)
+                value = unknown() if lost else self.elements(before) + value
+        elif index is not None or isinstance(before, list):
             value = self.with_element(name, before, index or "0", value, appends)
-        elif appends and isinstance(value, list):
-            lost = isinstance(before, str) and not is_known(before)
-            value = unknown() if lost else self.elements(before) + value
         elif appends:
             value = (before or "") + value
         if size > MAX_VALUE:
@@ -269,7 +274,8 @@ class Words:
             values = [change(text) if text is not None and is_known(text) else None for text in values]
         elif not kind and values == [None]:
             values = ["" if name.isdecimal() and self.state.local else unset(name)]
-        return [(self.not_computed(node), mode)] if None in values else self.spread(values, kind, mode)
+        known = _all_known(values)
+        return [(self.not_computed(node), mode)] if known is None else self.spread(known, kind, mode)
 
     def place(self, target) -> tuple[str, str | None]:
         """(name, text of the index) of what an expansion or an assignment names."""
@@ -306,8 +312,8 @@ class Words:
     def count(self, name: str, index: str | None = None) -> str:
         """The number of elements, or of characters."""
         if name in ("@", "*") or index in ("@", "*"):
-            values = self.all_of(name)
-            return unknown() if None in values or not is_known(values) else str(len(values))
+            values = _all_known(self.all_of(name))
+            return unknown() if values is None or not is_known(values) else str(len(values))
         value = self.one(name, index)
         return str(len(value)) if value is not None and is_known(value) else unknown()
 
@@ -327,7 +333,7 @@ class Words:
             keeps = sign[-1] != "+" and not kind and not maybes(values[0])
             text = self.not_computed(node)
             return [(values[0] if keeps else text, mode)]
-        empty = not is_set or (sign[0] == ":" and not "".join(known))
+        empty = not is_set or (sign[0] == ":" and not any(known))
         if sign[-1] == "+" and empty:
             return [("", mode)]
         if sign[-1] == "?" and empty:
@@ -346,10 +352,11 @@ class Words:
         colons = [child.start_byte for child in node.children if child.type == ":" and child.start_byte >= after]
         begin = self.compute(self.inner_text(node, after, (colons or [end])[0]))
         length = self.compute(self.inner_text(node, colons[0] + 1, end)) if colons else MAX_VALUE
-        if None in (*values, begin, length) or not is_known(values) or begin < first or length < 0:
+        known = _all_known(values)
+        if known is None or begin is None or length is None or not is_known(known) or begin < first or length < 0:
             return [None]
-        whole, begin = values if kind else values[0], begin - first
-        return list(whole[begin : begin + length]) if kind else [whole[begin : begin + length]]
+        cut = slice(begin - first, begin - first + length)
+        return [*known[cut]] if kind else [known[0][cut]]
 
     def change(self, node, sign: str, after: int) -> Callable[[str], str | None]:
         """What `${NAME#PATTERN}`, `${NAME/TEXT/TEXT}` and `${NAME^^}` make of a text: None where it is not known."""
@@ -408,11 +415,16 @@ def _alternatives(inner: str) -> list[str] | None:
     return [f"{number:0{width}}" for number in numbers]
 
 
+def _all_known(values: list[str | None]) -> list[str] | None:
+    known = [value for value in values if value is not None]
+    return known if len(known) == len(values) else None
+
+
 def pattern(pieces: Iterable[Piece]) -> str | None:
     """For fnmatch; None where it is not known."""
     out = ""
-    for text, kind in pieces:
-        text = decided(text)
+    for piece, kind in pieces:
+        text = decided(piece)
         if text is None or (kind != QUOTED and re.search(r"\[\[[:=.]|[?*+@!]\(|\\", text)):
             return None
         out += re.sub(r"([*?[])", r"[\1]", text) if kind == QUOTED else text.replace("[^", "[!")

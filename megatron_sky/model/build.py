@@ -1,6 +1,8 @@
 """The recipe's model as megatron-core GPTModels: one per model chunk of this rank."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from megatron_sky.config.schema import (
     Fp8Config,
@@ -14,16 +16,22 @@ from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.model import mcore_config
 from megatron_sky.model.backends import build_layer_specs, choose_backend
 
+if TYPE_CHECKING:
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.transformer import MegatronModule, TransformerConfig
+
+    from megatron_sky.model.backends.fp8_linear import Fp8Scaling
+
 
 @dataclass(frozen=True)
 class BuiltModel:
     """This rank's part of the model. `chunks` are DDP-wrapped where `ddp` was asked for, else bare."""
 
-    chunks: list
-    config: object  # megatron-core's TransformerConfig, shared by the chunks
+    chunks: "list[MegatronModule]"
+    config: "TransformerConfig"  # shared by the chunks
     backend: str
     backend_reason: str
-    fp8: object = None  # the torch backend's Fp8Scaling, where the recipe asks for 8 bits
+    fp8: "Fp8Scaling | None" = None  # the torch backend's, where the recipe asks for 8 bits
 
     def num_parameters(self) -> int:
         """Parameters held by this rank."""
@@ -37,7 +45,7 @@ class BuiltModel:
             setattr(self.config, hook, None)
 
 
-def release_chunk(chunk) -> None:
+def release_chunk(chunk: "DistributedDataParallel") -> None:
     """Has Python's collector see a megatron-core DDP that nobody holds any more.
 
     It can't by itself: DDP holds the weights' gradient nodes, and the nodes' hooks, which are torch's own in C++, hold
@@ -100,7 +108,9 @@ def build_model(
     return BuiltModel(chunks=chunks, config=config, backend=backend, backend_reason=reason, fp8=scaling)
 
 
-def _fp8_scaling(chunks: list, fp8: Fp8Config | None, backend: str, context: ParallelContext):
+def _fp8_scaling(
+    chunks: "Sequence[MegatronModule]", fp8: Fp8Config | None, backend: str, context: ParallelContext
+) -> "Fp8Scaling | None":
     """The torch backend's scales; Transformer Engine keeps its own."""
     if fp8 is None or backend == "te":
         return None
@@ -144,7 +154,12 @@ def _rope_scaling(model: ModelConfig) -> dict:
     return {"rope_scaling": True, "rope_scaling_factor": scaling.factor}
 
 
-def _wrap(chunks: list, config, parallel: ParallelConfig, precision: PrecisionConfig) -> list:
+def _wrap(
+    chunks: "Sequence[MegatronModule]",
+    config: "TransformerConfig",
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+) -> "list[DistributedDataParallel]":
     """DDP around each chunk, and the hooks through which the pipeline schedule drives it."""
     from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 
@@ -164,7 +179,7 @@ def _wrap(chunks: list, config, parallel: ParallelConfig, precision: PrecisionCo
     return wrapped
 
 
-def gather_weights(chunks: list) -> None:
+def gather_weights(chunks: "Sequence[DistributedDataParallel]") -> None:
     """Makes every rank's weights those of the last update. Collective.
 
     With `overlap_param_gather` an update changes only a rank's own shard of the weights, and the next forward pass

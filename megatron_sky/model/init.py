@@ -9,17 +9,23 @@ Normal with model.init_std; the layers that write to the residual stream use ini
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.distributed.seeding import tensor_seed
 
+if TYPE_CHECKING:
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+    from megatron.core.models.gpt import GPTModel
+
 _WRITES_TO_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight")
 
 
 @torch.no_grad()
-def init_weights(chunks: list, model: ModelConfig, seed: int) -> None:
+def init_weights(chunks: "Sequence[GPTModel]", model: ModelConfig, seed: int) -> None:
     """Fills the weights of `chunks` (this rank's GPTModels, before DDP wraps them) in place."""
     for chunk in chunks:
         for shard in _shards(chunk.sharded_state_dict()):
@@ -49,7 +55,7 @@ def _draw(shard, std: float, seed: int):
     return whole[tuple(slice(offset, offset + length) for offset, length in part)].view(shard.data.shape)
 
 
-def _shards(state: dict):
+def _shards(state: dict) -> "Iterator[ShardedTensor]":
     """Every ShardedTensor of a sharded state dict, factories built (they hand out views of the parameters)."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory

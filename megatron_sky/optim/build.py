@@ -1,8 +1,15 @@
 """megatron-core's optimizer from the recipe."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from megatron_sky.config.schema import OptimizerConfig, ParallelConfig, PrecisionConfig, ScheduleConfig
 from megatron_sky.model import mcore_config
 from megatron_sky.optim import adam, multi_tensor
+
+if TYPE_CHECKING:
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.optimizer import MegatronOptimizer
 
 
 def build_optimizer(
@@ -11,9 +18,9 @@ def build_optimizer(
     schedule: ScheduleConfig,
     parallel: ParallelConfig,
     precision: PrecisionConfig,
-    chunks: list,
+    chunks: "Sequence[DistributedDataParallel]",
     gloo_groups: bool = True,
-):
+) -> "MegatronOptimizer":
     """AdamW over the DDP-wrapped `chunks`: fp32 masters and moments, sharded over data-parallel ranks if asked.
 
     `gloo_groups`: the context has groups of its ranks over gloo beside the device's own.

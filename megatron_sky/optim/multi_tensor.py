@@ -4,18 +4,24 @@ megatron-core's own stand-ins take one device sync per tensor for the norm, and 
 These take no sync and scale in place. Their surface is that of apex's `amp_C` kernels.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from megatron_sky.distributed import compat
 
+TensorLists = Sequence[list[torch.Tensor]]
 
-def l2_norm(chunk_size: int, noop_flag, tensor_lists: list, per_tensor: bool, *_) -> tuple:
+
+def l2_norm(
+    chunk_size: int, noop_flag: torch.Tensor, tensor_lists: TensorLists, per_tensor: bool, *_: object
+) -> tuple[torch.Tensor, None]:
     """(L2 norm `[1]` of all tensors of the first list, None). Sizes and flag belong to the surface and are not used."""
     assert not per_tensor, "the norm of single tensors is not asked for by megatron-core"
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensor_lists[0]))).view(1), None
 
 
-def scale(chunk_size: int, noop_flag, tensor_lists: list, factor: float) -> None:
+def scale(chunk_size: int, noop_flag: torch.Tensor, tensor_lists: TensorLists, factor: float) -> None:
     """Second list = first list * `factor`; in place where both name the same memory, as clipping does."""
     sources, targets = tensor_lists
     if any(source.data_ptr() != target.data_ptr() for source, target in zip(sources, targets, strict=True)):

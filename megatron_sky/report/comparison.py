@@ -85,7 +85,7 @@ def _sets(runs: Sequence[RunData]) -> list[Section]:
 def _set_table(runs: Sequence[RunData], names: Sequence[str], field: str) -> list[Block]:
     """A row for each set and run: what it came from, what it came to, and that against the first run's."""
     domains = [{domain.name: domain for domain in run.domains} for run in runs]
-    rows = []
+    rows: list[list[Cell]] = []
     for name in names:
         base = domains[0].get(name)
         for number, (run, own) in enumerate(zip(runs, domains, strict=True)):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+Line = Literal["solid", "dashed", "dotted", "area"]
+
 
 @dataclass(frozen=True)
 class LegendEntry:
@@ -14,7 +16,7 @@ class LegendEntry:
 
     name: str
     colour: str
-    line: Literal["solid", "dashed", "dotted", "area"] = "solid"
+    line: Line = "solid"
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Document:
     sections: Sequence[Section]
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], kinds: str, caption: str = "") -> list[Table]:
+def table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], kinds: str, caption: str = "") -> list[Block]:
     """A table as the blocks of a section: none where it has no rows."""
     assert all(len(row) == len(headings) == len(kinds) for row in rows)
     return [Table(headings, rows, kinds, caption)] if rows else []

@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ _START = 0.05
 LINE_STYLES = {"solid": "-", "dashed": "--", "dotted": ":"}
 _STRETCHES = 500
 _FEW = 20
-STYLE = {
+STYLE: dict[Any, object] = {  # keys are matplotlib's own
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Arial"],
@@ -82,7 +82,10 @@ class Marks:
     sessions: Sequence[str] = ()
 
 
-def smooth(values: Sequence[float], window: int) -> np.ndarray:
+Numbers = Sequence[float] | np.ndarray
+
+
+def smooth(values: Numbers, window: int) -> np.ndarray:
     """Centred mean over `window` values (made odd), narrower towards the ends so that it stays centred.
 
     What is not finite is left out of the means; where a whole window is, the result is NaN.
@@ -98,9 +101,9 @@ def smooth(values: Sequence[float], window: int) -> np.ndarray:
     return np.divide(sums[high] - sums[low], number, out=np.full(len(array), np.nan), where=number > 0)
 
 
-def thin(x: Sequence[float], y: Sequence[float], stretches: int = _STRETCHES) -> tuple[np.ndarray, np.ndarray]:
+def thin(across: Numbers, up: Numbers, stretches: int = _STRETCHES) -> tuple[np.ndarray, np.ndarray]:
     """At most `2 * stretches` points of a curve: of each stretch its lowest and highest, in order, ends included."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    x, y = np.asarray(across, dtype=float), np.asarray(up, dtype=float)
     if len(x) <= 2 * stretches:
         return x, y
     keep = {0, len(x) - 1}
@@ -248,7 +251,7 @@ def has_finite(values: Sequence[float]) -> bool:
     return any(math.isfinite(value) for value in values)
 
 
-def _marker(points: Sequence[float]) -> str:
+def _marker(points: Numbers) -> str:
     """Few points are drawn as dots too: a line of one point would be invisible."""
     return "o" if len(points) <= _FEW else ""
 

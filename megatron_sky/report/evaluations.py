@@ -4,9 +4,10 @@ They are looked for in a run's `eval` folder and the folders below it. One that 
 Results of one kind that were taken in the same way on the same texts become one table of all their models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from megatron_sky.errors import DataError
 from megatron_sky.evaluate.results import (
@@ -16,6 +17,7 @@ from megatron_sky.evaluate.results import (
     LossResults,
     ModelLeakage,
     ModelLosses,
+    Results,
     read_leakage,
     read_loss,
 )
@@ -25,13 +27,17 @@ from megatron_sky.files import read_json
 from megatron_sky.report.content import Block, Notes, Section, Table, table
 
 EVAL_FOLDER = "eval"
-_READERS = {LOSS: read_loss, LEAKAGE: read_leakage, "tasks": read_tasks}
+_READERS: dict[str, Callable[[Path], LossResults | LeakageResults | list[TaskScore]]] = {
+    LOSS: read_loss,
+    LEAKAGE: read_leakage,
+    "tasks": read_tasks,
+}
 _LOSS_FIGURES = (
     ("Perplexity", "perplexity", 2),
     ("Normalised loss, nats per reference token", "normalised_loss", 4),
     ("Bits per byte", "bits_per_byte", 4),
 )
-Results = LossResults | LeakageResults
+Model = TypeVar("Model", ModelLosses, ModelLeakage)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def _short(path: Path, run_dirs: Sequence[Path]) -> str:
     return str(path.relative_to(inside[0].parent)) if inside else str(path)
 
 
-def _read(path: Path, notes: list[str]) -> Results | list[TaskScore] | None:
+def _read(path: Path, notes: list[str]) -> LossResults | LeakageResults | list[TaskScore] | None:
     try:
         given = read_json(path)
         kind = given.get("kind") if isinstance(given, dict) else None
@@ -112,17 +118,25 @@ def _identity(model: ModelLosses | ModelLeakage) -> tuple:
 def _add(groups: list[tuple[Results, list[str]]], results: Results, file: str) -> None:
     """Into the group of its setting and texts. Of two results for one model the first stays."""
     for place, (group, files) in enumerate(groups):
-        if replace(group, models=(), failed=()) == replace(results, models=(), failed=()):
-            known, names = set(map(_identity, group.models)), {model.model.name for model in group.models}
-            new = [model for model in results.models if _identity(model) not in known]
-            new = [_renamed(model, file) if model.model.name in names else model for model in new]
-            both = replace(group, models=(*group.models, *new), failed=(*group.failed, *results.failed))
-            groups[place] = both, [*files, file]
+        if _is_alike(group, results):
+            files.append(file)
+            groups[place] = _both(group, results, file), files
             return
     groups.append((results, [file]))
 
 
-def _renamed(measured: ModelLosses | ModelLeakage, file: str) -> ModelLosses | ModelLeakage:
+def _is_alike(group: Results, results: Results) -> bool:
+    return replace(group, models=(), failed=()) == replace(results, models=(), failed=())
+
+
+def _both(group: Results, results: Results, file: str) -> Results:
+    models, names = {_identity(model): model for model in group.models}, {model.model.name for model in group.models}
+    for model in results.models:
+        models.setdefault(_identity(model), _renamed(model, file) if model.model.name in names else model)
+    return replace(group, models=tuple(models.values()), failed=(*group.failed, *results.failed))
+
+
+def _renamed(measured: Model, file: str) -> Model:
     """A model of another model's name, told apart by its file."""
     return replace(measured, model=replace(measured.model, name=f"{measured.model.name} ({file})"))
 
@@ -155,7 +169,7 @@ def _task_blocks(scores: Sequence[TaskScore], file: str) -> list[Block]:
     return [*table(head, rows, "nn" + "r" * (len(head) - 2)), Notes([f"From {file}."])]
 
 
-def _origin(results: Results, files: Sequence[str]) -> list[str]:
+def _origin(results: LossResults | LeakageResults, files: Sequence[str]) -> list[str]:
     warnings = [f"{model.model.name}: {warning}" for model in results.models for warning in model.model.warnings]
     failed = [f"Failed: {failure}." for failure in results.failed]
     return [*failed, *warnings, f"From {', '.join(files)}."]

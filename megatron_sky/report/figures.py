@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from megatron_sky.report.content import LegendEntry, Picture
+from megatron_sky.report.content import LegendEntry, Line, Picture
 from megatron_sky.report.drawing import (
     COLOURS,
     INK,
@@ -188,7 +188,8 @@ def _one_set(
 
 
 def _reference_line(axes: "Axes", reference: ReferenceLoss, number: int) -> LegendEntry:
-    colour, line = COLOURS[number % len(COLOURS)], "dotted" if number // len(COLOURS) % 2 == 1 else "dashed"
+    colour = COLOURS[number % len(COLOURS)]
+    line: Line = "dotted" if number // len(COLOURS) % 2 == 1 else "dashed"
     axes.axhline(reference.lm_loss, color=colour, linestyle=LINE_STYLES[line], linewidth=1.0)
     return LegendEntry(f"{reference.model} {reference.lm_loss:.3f}", colour, line)
 

@@ -5,7 +5,7 @@ Whatever comes from a run is escaped, so that a name can neither end a table's c
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from urllib.parse import quote
 
@@ -103,7 +103,7 @@ def _notes(block: Notes) -> str:
     return "\n".join(f"- {_text(note)}" for note in block.notes)
 
 
-_WRITERS = {
+_WRITERS: dict[type[Block], Callable[..., str]] = {
     KeyFigures: _key_figures,
     Table: _table,
     Folded: _folded,

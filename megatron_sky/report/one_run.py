@@ -20,6 +20,7 @@ from megatron_sky.report.content import (
     Pictures,
     Samples,
     Section,
+    Table,
     table,
 )
 from megatron_sky.report.evaluations import Evaluations, evaluation_sections
@@ -54,15 +55,17 @@ def describe_run(run: RunData, evaluations: Evaluations) -> Document:
 
 def training_time(runs: Sequence[RunData]) -> str:
     """When the runs trained, from the first record to the last."""
-    times = [record.time for run in runs for record in (*run.metrics.train, *run.metrics.validation)]
+    times = [record.time for run in runs for record in run.metrics.train]
+    times += [record.time for run in runs for record in run.metrics.validation]
     first, last = (when(moment, "%Y-%m-%d %H:%M") for moment in (min(times), max(times)))
     return f"{first} to {last} UTC"
 
 
 def when(seconds: object, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     """Unix seconds as a date; whatever else a damaged record holds, as it is."""
-    known = isinstance(seconds, int | float) and 0 <= seconds < 2**33
-    return time.strftime(form, time.gmtime(seconds)) if known else as_text(seconds)
+    if not isinstance(seconds, int | float) or not 0 <= seconds < 2**33:
+        return as_text(seconds)
+    return time.strftime(form, time.gmtime(seconds))
 
 
 def notes(lines: Sequence[str]) -> list[Block]:
@@ -195,8 +198,10 @@ def _events(run: RunData) -> list[Block]:
             continue  # have tables and pictures of their own
         rest = {name: value for name, value in event.fields.items() if name != "step"}
         rows.append([when(event.time), str(event.event), as_text(event.fields.get("step")), as_text(rest)])
-    blocks = table(["time (UTC)", "event", "step", "details"], rows, "nnrt")
-    return [Folded(f"{len(rows)} events", block) for block in blocks] if len(rows) > _MOST_EVENTS else blocks
+    events = Table(["time (UTC)", "event", "step", "details"], rows, "nnrt")
+    if len(rows) > _MOST_EVENTS:
+        return [Folded(f"{len(rows)} events", events)]
+    return [events] if rows else []
 
 
 def _facts(run: RunData) -> list[Block]:
@@ -221,8 +226,9 @@ def _flat_facts(facts: dict[str, object]) -> list[tuple[str, object]]:
 
 def _said(key: object, value: object) -> object:
     """A command as one types it."""
-    words = key == "command" and isinstance(value, list) and all(isinstance(word, str) for word in value)
-    return shlex.join(value) if words else value
+    if key == "command" and isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return shlex.join(value)
+    return value
 
 
 def _config(run: RunData) -> list[Block]:

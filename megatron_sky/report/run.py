@@ -124,7 +124,7 @@ class RunData:
     @property
     def resume_tokens(self) -> list[int]:
         """Consumed tokens at which the run was resumed."""
-        tokens = {record.step: record.consumed_tokens for record in self.metrics.train}
+        tokens: dict[float, int] = {record.step: record.consumed_tokens for record in self.metrics.train}
         steps = {as_number(event.fields.get("step")) for event in self.metrics.events if event.event == "resume"}
         return sorted(tokens[step] for step in steps if step in tokens)
 

@@ -30,7 +30,7 @@ class AnomalyDetector:
         self._zscore = config.spike_zscore
         self._watch_spikes = config.on_spike != "ignore"
         self._window = config.spike_window
-        self._seen = {"lm_loss": deque(maxlen=self._window), "grad_norm": deque(maxlen=self._window)}
+        self._seen: dict[str, deque[float]] = {name: deque(maxlen=self._window) for name in ("lm_loss", "grad_norm")}
 
     def judge(self, lm_loss: float, grad_norm: float | None) -> Verdict:
         """The verdict on one step's numbers; a window that is less than half full can't tell a spike.

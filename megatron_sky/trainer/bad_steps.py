@@ -69,6 +69,7 @@ class BadSteps:
 
     def accept(self, result: StepResult) -> None:
         """These numbers were good: later ones are measured against them too."""
+        assert result.grad_norm is not None, "an overflow is not applied"
         self._detector.accept(result.lm_loss, result.grad_norm)
 
     def decide(self, bad: BadStep, rerun: Callable[[], StepResult]) -> Decision:
@@ -87,6 +88,7 @@ class BadSteps:
             same = is_same(again, bad.result)
             cause = "run again it gave the same: the data or the model" if same else "run again it differed"
         policy = self._config.on_nonfinite if bad.verdict == NONFINITE else self._config.on_spike
+        assert policy != "ignore", "no spike is looked for then"
         too_many = bad.earlier >= self._config.max_bad_steps
         decision = Decision("stop" if too_many else policy, reason, cause, suspects)
         self._report(bad, decision, policy)

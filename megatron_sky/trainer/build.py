@@ -14,20 +14,27 @@ def build_runner(
 ) -> StepRunner:
     """Model and optimizer of this rank; `draws_weights`: filled from train.seed, and not from a checkpoint later."""
     context.seed_step(config.train.seed, 0, for_graphs=config.kernels.cuda_graphs)
-    sections = {"parallel": config.parallel, "precision": config.precision}
     model = build_model(
-        config.model, **sections, train=config.train, kernels=config.kernels, context=context, init=draws_weights
+        config.model,
+        parallel=config.parallel,
+        precision=config.precision,
+        train=config.train,
+        kernels=config.kernels,
+        context=context,
+        init=draws_weights,
+    )
+    optimizer = build_optimizer(
+        config.optimizer,
+        schedule=config.schedule,
+        parallel=config.parallel,
+        precision=config.precision,
+        chunks=model.chunks,
+        gloo_groups=context.has_gloo_groups,
     )
     has_dropout = config.model.hidden_dropout > 0 or config.model.attention_dropout > 0
     return StepRunner(
         model,
-        optimizer=build_optimizer(
-            config.optimizer,
-            schedule=config.schedule,
-            **sections,
-            chunks=model.chunks,
-            gloo_groups=context.has_gloo_groups,
-        ),
+        optimizer=optimizer,
         numbers=config.optimizer,
         context=context,
         seq_length=config.model.seq_length,

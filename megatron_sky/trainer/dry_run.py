@@ -36,6 +36,7 @@ def print_plan(config: Config, world_size: int) -> None:
     seen = preflight(config, world_size, machine_problems=_find_backend_problems)
     if any(not isinstance(error, DataError) for error in seen.errors):
         seen.raise_errors()
+    assert seen.sessions is not None, "the recipe is whole"
     layout = Layout.of(config.parallel, world_size)
     print(f"layout      {layout} on {world_size} rank(s)")
     _print_model(config, layout)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from megatron_sky.config import Config
 from megatron_sky.config.schema import Ramp, SourceConfig, TokenizerConfig
-from megatron_sky.data.loader import TrainData
+from megatron_sky.data.loader import TrainingData
+from megatron_sky.data.sampling.run_plan import RunPlan
 from megatron_sky.data.sampling.shares import SHARE_UNIT
 from megatron_sky.data.tokens.meta import Meta
 from megatron_sky.distributed import device
@@ -82,10 +83,11 @@ def token_ratios(tokenizer: TokenizerConfig, validator: Validator, context: Para
     """See `Validator.token_ratios`; empty where the recipe names no reference tokenizer, and on ranks other than 0."""
     if context.rank != 0 or validator.config.reference_tokenizer is None:
         return {}
+    assert tokenizer.path is not None, "preflight has refused it"
     return validator.token_ratios(load_tokenizer(tokenizer.path))
 
 
-def data_facts(sources: Sequence[SourceConfig], data: TrainData, seen: Preflight) -> dict:
+def data_facts(sources: Sequence[SourceConfig], data: TrainingData, seen: Preflight) -> dict:
     """What the report tells of the data: tokens and unigram entropy of every source and set (None where a file has no
     description), the planned shares, and other models' losses on the sets."""
     described = [
@@ -94,6 +96,7 @@ def data_facts(sources: Sequence[SourceConfig], data: TrainData, seen: Preflight
     ]
     known = [facts for facts in described if facts["unigram_entropy"] is not None]
     total = sum(facts["weight"] for facts in known)
+    assert seen.sessions is not None, "preflight found no fault"
     return {
         "sources": described,
         "validation": [_facts(name, opened.meta) for name, opened in seen.validation.items()],
@@ -117,9 +120,9 @@ def _mean_weight(weight: float | Ramp) -> float:
     return (weight.start + weight.end) / 2 if isinstance(weight, Ramp) else weight
 
 
-def _planned_shares(data: TrainData, sessions: Sessions) -> list[dict]:
+def _planned_shares(data: TrainingData, sessions: Sessions) -> list[dict]:
     """Each stretch of the plan: its tokens, and every source's share at its two ends; none in megatron-core's order."""
-    length, segments = data.seq_length, getattr(data.plan, "segments", ())
+    length, segments = data.seq_length, data.plan.segments if isinstance(data.plan, RunPlan) else ()
     ends = [*(segment.first_sample for segment in segments[1:]), *(last.total_samples for last in segments[-1:])]
     return [
         {

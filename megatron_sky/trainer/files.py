@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_sky.checkpoint.description import CheckpointDescription
 from megatron_sky.config.schema import DataConfig, TrainConfig
-from megatron_sky.data.loader import Batch, TrainData, prefetch
+from megatron_sky.data.loader import Batch, TrainingData, prefetch
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.trainer import suspects
 from megatron_sky.trainer.batches import training_requests
@@ -18,7 +18,7 @@ class RunFiles:
     """A run's training data, read by this rank, and its folder. A context manager: it ends the reading threads."""
 
     def __init__(
-        self, data: TrainData, *, settings: DataConfig, train: TrainConfig, context: ParallelContext, run_dir: Path
+        self, data: TrainingData, *, settings: DataConfig, train: TrainConfig, context: ParallelContext, run_dir: Path
     ):
         self._data, self._settings, self._train = data, settings, train
         self._context, self._run_dir = context, run_dir

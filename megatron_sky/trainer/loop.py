@@ -114,12 +114,11 @@ class Trainer:
         planned = self.plan_step()
         self.beat("read data")
         batches = [next(self.batches) for _ in range(planned.num_microbatches)] if self.runner.needs_data else []
-        result = self.compute(planned, batches)
-        verdict = self.agree(result, time.perf_counter() - start)
-        if verdict != FINE:
-            result = self.handle_bad(planned, batches, result, verdict)
-            if result is None:
-                return
+        computed = self.compute(planned, batches)
+        verdict = self.agree(computed, time.perf_counter() - start)
+        result = computed if verdict == FINE else self.handle_bad(planned, batches, computed, verdict)
+        if result is None:
+            return
         updated = self.runner.apply(result, lr=planned.lr)
         self.state.advance(planned.batch_size, self.runner.seq_length)
         if updated:

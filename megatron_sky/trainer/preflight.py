@@ -104,7 +104,7 @@ def preflight(
         seen.sessions = seen.attempt(sessions_of, config)
     seen.references = seen.attempt(read_references, config.validation) or []
     tokenizer = seen.attempt(load_tokenizer, config.tokenizer.path) if config.tokenizer.path else None
-    if tokenizer is not None:
+    if tokenizer is not None and config.tokenizer.path is not None:
         seen.tokenizer = seen.attempt(tokenizer_files.read, Path(config.tokenizer.path)) or {}
     seen.attempt(_check_reference_tokenizer, config.validation, config.tokenizer.path)
     _open_data(seen, config, tokenizer)
@@ -181,8 +181,9 @@ def combined(errors: Sequence[SkyError]) -> SkyError:
     """One error for several: of their own kind where they share one."""
     if len(errors) == 1:
         return errors[0]
-    if all(isinstance(error, ConfigError) for error in errors):
-        return ConfigError(told_once([problem for error in errors for problem in error.problems]))
+    of_recipe = [error for error in errors if isinstance(error, ConfigError)]
+    if len(of_recipe) == len(errors):
+        return ConfigError(told_once([problem for error in of_recipe for problem in error.problems]))
     if all(isinstance(error, DataError) for error in errors):
         return DataError("\n".join(group_by_fix([str(error) for error in errors])))
     return PreflightError(errors)

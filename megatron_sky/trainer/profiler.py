@@ -6,10 +6,14 @@ Written to `<run_dir>/profile/`: `rank_00000_steps_10-12.json.gz` (for Perfetto 
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_sky.config.schema import ProfileConfig
 from megatron_sky.distributed import device
 from megatron_sky.monitor.kernels import KernelTime, table
+
+if TYPE_CHECKING:
+    from torch.profiler import profile
 
 
 class Profiler:
@@ -17,10 +21,9 @@ class Profiler:
 
     def __init__(self, settings: ProfileConfig, *, rank: int, run_dir: Path, tell: Callable[[str], None]):
         self._rank, self._folder, self._tell = rank, run_dir / "profile", tell
-        wanted = settings.first_step is not None and rank in settings.ranks
-        first = settings.first_step if wanted else 0
-        self._steps = range(first, first + settings.num_steps) if wanted else range(0)
-        self._profile = None
+        first = settings.first_step if rank in settings.ranks else None
+        self._steps = range(0) if first is None else range(first, first + settings.num_steps)
+        self._profile: profile | None = None
 
     def __enter__(self) -> "Profiler":
         return self
@@ -39,17 +42,17 @@ class Profiler:
         with device.named_range(f"step {number}"):
             yield
         if self._profile is not None and number + 1 >= self._steps.stop:
-            self._write()
+            traced, self._profile = self._profile, None
+            self._write(traced)
 
-    def _write(self) -> None:
-        profile, self._profile = self._profile, None
+    def _write(self, traced: "profile") -> None:
         device.synchronize()
-        profile.stop()
+        traced.stop()
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"rank_{self._rank:05d}_steps_{self._steps.start}-{self._steps.stop - 1}"
         trace = self._folder / f"{name}.json.gz"
-        profile.export_chrome_trace(str(trace))
-        text = table(kernel_times(profile), steps=len(self._steps))
+        traced.export_chrome_trace(str(trace))
+        text = table(kernel_times(traced), steps=len(self._steps))
         (self._folder / f"{name}.txt").write_text(text, encoding="utf-8")
         self._steps = range(0)
         self._tell(f"profile of rank {self._rank} in {trace}; time by kernel class:\n{text}")

@@ -14,7 +14,7 @@ from megatron_sky.config.schema import (
     PrecisionConfig,
     TrainConfig,
 )
-from megatron_sky.data.loader import TrainData
+from megatron_sky.data.loader import TrainingData
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
 from megatron_sky.log import get_logger
@@ -65,7 +65,7 @@ def find_start(
     parallel: ParallelConfig,
     precision: PrecisionConfig,
     sessions: Sessions,
-    data: TrainData,
+    data: TrainingData,
     run_dir: Path,
     context: ParallelContext,
     sources: Mapping[str, str],
@@ -169,7 +169,7 @@ def load_everything(folder: Path, runner: StepRunner, context: ParallelContext) 
     checkpoint_state.load(folder, context=context, chunks=model.chunks, optimizer=runner.optimizer, fp8=model.fp8)
 
 
-def take_up(checkpoint: CheckpointDescription, data: TrainData) -> TakenUp:
+def take_up(checkpoint: CheckpointDescription, data: TrainingData) -> TakenUp:
     """Has `data` go on where the checkpoint stands. Raises ConfigError where that would repeat or skip samples."""
     state = TrainState.from_dict(checkpoint.progress)
     return TakenUp(state, data.continue_from(checkpoint.data, plan_number(state.consumed_samples, state.skipped)))

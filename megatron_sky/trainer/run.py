@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_sky.checkpoint.manager import CheckpointManager
 from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config import Config
-from megatron_sky.data.loader import DocumentBounds, TrainData
+from megatron_sky.data.loader import DocumentBounds, TrainingData
 from megatron_sky.data.tokens.sources import fingerprints
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import ParallelContext, open_context
@@ -91,6 +91,7 @@ class Job:
 
 def _train(job: Job) -> None:
     config, context, sessions = job.config, job.context, job.seen.sessions
+    assert sessions is not None, "preflight found no fault"
     data = _in_recipe_order(config, job.seen, job.run_dir)
     sources = context.from_first_rank(lambda: fingerprints({source.name: source.path for source in config.data.train}))
     start = find_start(
@@ -163,12 +164,14 @@ def _train(job: Job) -> None:
     runner.model.release()
 
 
-def _in_recipe_order(config: Config, seen: Preflight, run_dir: Path) -> TrainData:
+def _in_recipe_order(config: Config, seen: Preflight, run_dir: Path) -> TrainingData:
     """The data in the order that the recipe asks for; megatron-core's is built once, by the job's first rank."""
     if config.data.sampling == "plan":
+        assert seen.data is not None, "preflight found no fault"
         return seen.data
     from megatron_sky.data.sampling.megatron_order import MegatronTrainData
 
+    assert seen.sessions is not None, "preflight found no fault"
     return MegatronTrainData(
         config.data,
         seen.sources,
@@ -201,7 +204,7 @@ def _build_validator(job: Job, runner: StepRunner) -> Validator:
 
 
 def _open_checkpoints(
-    job: Job, start: Start, data: TrainData, runner: StepRunner, observer: Observer, sources: Mapping[str, str]
+    job: Job, start: Start, data: TrainingData, runner: StepRunner, observer: Observer, sources: Mapping[str, str]
 ) -> CheckpointManager:
     saver = Saver(
         job.run_dir,

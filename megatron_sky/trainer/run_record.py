@@ -86,12 +86,14 @@ def _parse(text: str) -> tuple[list[dict], bool]:
     except ValueError:
         return _before_the_tear(text), False
     attempts = content.get("attempts") if isinstance(content, dict) else None
-    is_whole = isinstance(attempts, list) and all(isinstance(attempt, dict) for attempt in attempts)
-    return (attempts, True) if is_whole else ([], False)
+    if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
+        return [], False
+    return attempts, True
 
 
 def _before_the_tear(text: str) -> list[dict]:
-    attempts, decoder = [], json.JSONDecoder()
+    attempts: list[dict] = []
+    decoder = json.JSONDecoder()
     place = text.find("{", text.find("["))
     while place > 0:
         try:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +20,9 @@ from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.model.backends.te import packed_documents
 from megatron_sky.model.build import BuiltModel
 from megatron_sky.optim import update
+
+if TYPE_CHECKING:
+    from megatron.core.optimizer import MegatronOptimizer
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class StepRunner:
         self,
         model: BuiltModel,
         *,
-        optimizer,
+        optimizer: "MegatronOptimizer",
         numbers: OptimizerConfig,
         context: ParallelContext,
         seq_length: int,
@@ -45,7 +49,7 @@ class StepRunner:
         dropout_seed: int | None,
         beat: Callable[[str], None],
     ):
-        """`optimizer`: megatron-core's. `dropout_seed`: the run's; None where the model draws no random numbers. `beat`
+        """`dropout_seed`: the run's; None where the model draws no random numbers. `beat`
         tells the watchdog that a micro batch began."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 

@@ -2,25 +2,27 @@
 
 from pathlib import Path
 
-from megatron_sky.data.loader import TrainData
+from megatron_sky.data.loader import TrainingData
+from megatron_sky.data.sampling.run_plan import RunPlan
 from megatron_sky.files import write_json
 
 SHOWN = 4
 
 
-def name_samples(data: TrainData, numbers: list[int]) -> list[dict]:
+def name_samples(data: TrainingData, numbers: list[int]) -> list[dict]:
     """For each sample of the plan: source, file, epoch, sequence, and the first and last document it touches."""
-    if not hasattr(data.plan, "locate"):  # megatron-core's order: its index tells the source alone
-        return [{"sample": n, "source": data.plan.sources[data.plan.source_of(n)].name} for n in numbers]
+    plan = data.plan
+    if not isinstance(plan, RunPlan):  # megatron-core's order: its index tells the source alone
+        return [{"sample": number, "source": plan.sources[plan.source_of(number)].name} for number in numbers]
     suspects = []
     for number in numbers:
-        location = data.plan.locate(number)
+        location = plan.locate(number)
         file = data.sources[location.source].tokens
-        offset = data.plan.token_offset(location)
+        offset = plan.token_offset(location)
         suspects.append(
             {
                 "sample": number,
-                "source": data.plan.sources[location.source].name,
+                "source": plan.sources[location.source].name,
                 "file": str(file.prefix),
                 "epoch": location.epoch,
                 "sequence": location.sequence,

@@ -7,23 +7,30 @@ and the others wait; elsewhere they are built in memory.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 from megatron_sky.config.schema import DataConfig, Ramp
-from megatron_sky.data.loader import Batch, check_ids, make_batch
+from megatron_sky.data.loader import Batch, PlannedSource, check_ids, make_batch
 from megatron_sky.data.sampling.mixture import SessionMixture, check_weights
 from megatron_sky.data.sampling.run_plan import check_sampling
 from megatron_sky.data.tokens.sources import OpenSource
 from megatron_sky.errors import ConfigError, Problem
 
 
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    num_tokens: int
+
+
 class MegatronPlan:
     """What the trainer asks of a plan, answered from megatron-core's index; sources are in the recipe's order."""
 
-    def __init__(self, dataset, sources: Sequence[SimpleNamespace], fingerprint: dict):
+    def __init__(self, dataset, sources: Sequence[PlannedSource], fingerprint: dict):
         self._size = len(dataset)  # at least the run's samples
         self._order = getattr(dataset, "dataset_index", None)
         self._fingerprint = fingerprint
@@ -91,7 +98,7 @@ class MegatronTrainData:
         self.plan = MegatronPlan(
             self._dataset,
             [
-                SimpleNamespace(name=source.name, num_tokens=opened.tokens.num_tokens)
+                _Source(name=source.name, num_tokens=opened.tokens.num_tokens)
                 for source, opened in zip(config.train, sources, strict=True)
             ],
             {

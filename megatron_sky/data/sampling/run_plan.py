@@ -53,6 +53,10 @@ class RunPlan:
         """The place of sample `number`."""
         return self.segment(number).locate(number)
 
+    def source_of(self, number: int) -> int:
+        """The place among `sources` of the source of sample `number`."""
+        return self.locate(number).source
+
     def token_offset(self, location: Location) -> int:
         """First token, in the source's flat stream, of the sequence at `location`."""
         return self.segments[-1].token_offset(location)

@@ -5,11 +5,15 @@ in 8 bits, half the bytes, forward and again backward; it is kept for the backwa
 cast once for all micro batches that meet it unchanged (`forget_weight` says when it may have changed).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from megatron.core.jit import jit_fuser
+from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
+from megatron_sky.config.schema import Fp8Config
 from megatron_sky.model import fp8
 from megatron_sky.model.fp8 import GRAD, INPUT, WEIGHT
 
@@ -127,8 +131,8 @@ class Fp8Scaling:
 
     LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 
-    def __init__(self, chunks: list, settings, device):
-        """`chunks`: bare GPTModels; `settings`: the recipe's precision.fp8."""
+    def __init__(self, chunks: Sequence[GPTModel], settings: Fp8Config, device: torch.device):
+        """`chunks`: bare, before DDP wraps them."""
         self._layers = [layer for chunk in chunks for layer in chunk.decoder.layers]
         self._linears = [module for layer in self._layers for module in layer.modules() if isinstance(module, _Fp8)]
         self.amax: fp8.AmaxHistory | None = None
