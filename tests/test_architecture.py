@@ -1,6 +1,7 @@
 """Who may import whom, and what may be said where: the package's rules, read from its syntax trees."""
 
 import ast
+import re
 import subprocess
 import sys
 import tokenize
@@ -219,6 +220,43 @@ def test_help_imports_neither_torch_nor_pydantic():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+LONGEST_FUNCTION, LONGEST_MODULE = 60, 450
+
+
+def too_long(text: str) -> list[str]:
+    """The module and its functions that have too many lines, but for those whose docstring says why.
+
+    The sentence is `Longer than 60 lines: ...`, of a module `Longer than 450 lines: ...`.
+    """
+    tree = ast.parse(text)
+    sizes: list[tuple[ast.AST, str, int, int]] = [(tree, "the module", len(text.splitlines()), LONGEST_MODULE)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            sizes.append((node, node.name, node.end_lineno - node.lineno + 1, LONGEST_FUNCTION))
+    return [
+        f"{name} has {size} lines, and its head does not say `Longer than {limit} lines: ...`"
+        for node, name, size, limit in sizes
+        if size > limit and not re.search(rf"\bLonger than {limit} lines: \w", ast.get_docstring(node) or "")
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_is_long_says_why(path):
+    assert not too_long(path.read_text(encoding="utf-8"))
+
+
+def test_what_is_too_long_is_seen():
+    body = "    x = 1\n" * 59
+    assert not too_long(f"def f():\n{body}")
+    assert (
+        len(too_long(f"class A:\n    def f(self):\n{body}        x = 2\n".replace("    x = 1", "        x = 1"))) == 1
+    )
+    assert too_long(f"async def f():\n{body}    x = 2\n")
+    assert not too_long(f'def f():\n    """A list.\n\n    Longer than 60 lines: a list.\n    """\n{body}')
+    assert too_long(f'def f():\n    """Longer than 60 lines:"""\n{body}'), "no reason"
+    assert not too_long("x = 1\n" * 450) and too_long("x = 1\n" * 451)
 
 
 def test_the_loop_fits_one_screen():

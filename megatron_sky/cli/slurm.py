@@ -1,12 +1,16 @@
 """`megatron-sky slurm ...`: submit, status, cancel; and the steps of `slurm/train.sbatch` before and after training."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megatron_sky.cli._common import Recipe, verb_group
+from megatron_sky.cli._common import Recipe, verb_group, with_options
+
+if TYPE_CHECKING:
+    from megatron_sky.slurm.site import Site
 
 app = verb_group("Runs on a Slurm cluster: submit, status, cancel.")
 attempt = verb_group("Used by slurm/train.sbatch before and after each attempt.")
@@ -16,10 +20,7 @@ RunDir = Annotated[Path, typer.Argument(help="Run folder.")]
 MaxRequeues = Annotated[int, typer.Option(min=0, help="Crashes after which the job is started again, at most.")]
 
 
-@app.command()
-def submit(
-    recipe: Recipe,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+def site_options(
     gpus_per_node: Annotated[int | None, typer.Option(min=0, help="GPUs of a node; 0: none.")] = None,
     tasks_per_node: Annotated[int | None, typer.Option(min=1, help="Processes a node; default: one a GPU.")] = None,
     cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Cores of each process.")] = None,
@@ -30,6 +31,29 @@ def submit(
     container: Annotated[str | None, typer.Option(help="Image: .sqsh or registry (pyxis), .sif (apptainer).")] = None,
     max_requeues: Annotated[int | None, typer.Option(min=0, help="Crashes that are started again, at most.")] = None,
     site: Annotated[Path | None, typer.Option(help="Site profile; default: ~/.config/megatron_sky/site.yaml.")] = None,
+) -> "Site":
+    from megatron_sky.slurm.site import load_site, overridden
+
+    return overridden(
+        load_site(site),
+        gpus_per_node=gpus_per_node,
+        tasks_per_node=tasks_per_node,
+        cpus_per_task=cpus_per_task,
+        time=time,
+        partition=partition,
+        account=account,
+        qos=qos,
+        max_requeues=max_requeues,
+        image=container,
+    )
+
+
+@app.command()
+@with_options(site_options)
+def submit(
+    recipe: Recipe,
+    options: Callable[[], "Site"],
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
     name: Annotated[str | None, typer.Option(help="Name of the jobs; default: the run folder's.")] = None,
     evaluate: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FILE.jsonl", help="Evaluate every checkpoint on this afterwards.")
@@ -47,23 +71,11 @@ def submit(
     from megatron_sky.config.load import load_recipe
     from megatron_sky.config.validate import check
     from megatron_sky.slurm.render import render
-    from megatron_sky.slurm.site import load_site, overridden
     from megatron_sky.slurm.submit import Wanted, check_idle, name_of, plan_jobs, world_size
     from megatron_sky.slurm.submit import follow as follow_jobs
     from megatron_sky.slurm.submit import submit as queue_jobs
 
-    profile = overridden(
-        load_site(site),
-        gpus_per_node=gpus_per_node,
-        tasks_per_node=tasks_per_node,
-        cpus_per_task=cpus_per_task,
-        time=time,
-        partition=partition,
-        account=account,
-        qos=qos,
-        max_requeues=max_requeues,
-        image=container,
-    )
+    profile = options()
     config = load_recipe(recipe)
     run_dir = Path(config.train.run_dir)
     wanted = Wanted(nodes, name or name_of(run_dir), Path.cwd(), tuple(evaluate or ()), release)

@@ -25,8 +25,8 @@ from megatron_sky.trainer.loop import Trainer
 from megatron_sky.trainer.observer import Observer
 from megatron_sky.trainer.preflight import Preflight, preflight
 from megatron_sky.trainer.profiler import Profiler
-from megatron_sky.trainer.resume import Start, find_start, load_everything, load_start, remaining_steps
-from megatron_sky.trainer.sessions import kept_marks
+from megatron_sky.trainer.resume import Remaining, Start, find_start, load_everything, load_start, remaining_steps
+from megatron_sky.trainer.sessions import Sessions, kept_marks
 from megatron_sky.trainer.signals import StopRequests
 from megatron_sky.trainer.startup import check_disk, find_machine_problems, rank_facts
 from megatron_sky.trainer.step import StepRunner
@@ -88,45 +88,25 @@ class Job:
     beat: Callable[[str], None]
     lock: run_folder.Lock | None
 
+    @property
+    def sessions(self) -> Sessions:
+        assert self.seen.sessions is not None, "preflight found no fault"
+        return self.seen.sessions
+
 
 def _train(job: Job) -> None:
-    config, context, sessions = job.config, job.context, job.seen.sessions
-    assert sessions is not None, "preflight found no fault"
-    data = _in_recipe_order(config, job.seen, job.run_dir)
+    config, context = job.config, job.context
+    data = _in_recipe_order(job)
     sources = context.from_first_rank(lambda: fingerprints({source.name: source.path for source in config.data.train}))
-    start = find_start(
-        config.checkpoint,
-        model=config.model,
-        parallel=config.parallel,
-        precision=config.precision,
-        sessions=sessions,
-        data=data,
-        run_dir=job.run_dir,
-        context=context,
-        sources=sources,
-        allow_changed_files=config.data.allow_changed_files,
-    )
+    start = _find_start(job, data, sources)
     _make_room(job)
     runner = build_runner(config, context=context, beat=job.beat, draws_weights=start.is_empty)
     load_start(start, runner, context)
     validator = _build_validator(job, runner)
-    remaining = remaining_steps(config.train, seq_length=config.model.seq_length, sessions=sessions, state=start.state)
-    if context.rank == 0:
-        warn_of_untested(log.warning)
-        if start.own is not None:
-            samples = start.state.consumed_samples
-            changed_keys.tell(start.own.config, config, checkpoint=start.own.folder.name, consumed_samples=samples)
-            changed_keys.tell_of_tokenizer(start.own.folder, job.seen.tokenizer)
-    facts.log_run_start(
-        config,
-        context=context,
-        model=runner.model,
-        state=start.state,
-        sessions=sessions,
-        remaining=remaining,
-        notes=job.seen.notes,
-        run_dir=job.run_dir,
+    remaining = remaining_steps(
+        config.train, seq_length=config.model.seq_length, sessions=job.sessions, state=start.state
     )
+    _tell_of_start(job, start, runner, remaining)
     with (
         Observer(
             config,
@@ -145,7 +125,7 @@ def _train(job: Job) -> None:
         resilience, name_samples = config.resilience, files.name_samples
         Trainer(
             train=config.train,
-            sessions=sessions,
+            sessions=job.sessions,
             context=context,
             state=start.state,
             files=files,
@@ -164,21 +144,56 @@ def _train(job: Job) -> None:
     runner.model.release()
 
 
-def _in_recipe_order(config: Config, seen: Preflight, run_dir: Path) -> TrainingData:
+def _in_recipe_order(job: Job) -> TrainingData:
     """The data in the order that the recipe asks for; megatron-core's is built once, by the job's first rank."""
+    config, seen = job.config, job.seen
     if config.data.sampling == "plan":
         assert seen.data is not None, "preflight found no fault"
         return seen.data
     from megatron_sky.data.sampling.megatron_order import MegatronTrainData
 
-    assert seen.sessions is not None, "preflight found no fault"
     return MegatronTrainData(
         config.data,
         seen.sources,
         seq_length=config.model.seq_length,
         vocab_size=config.model.vocab_size,
-        total_samples=seen.sessions.last.end_sample,
-        cache=run_dir / "index_cache",
+        total_samples=job.sessions.last.end_sample,
+        cache=job.run_dir / "index_cache",
+    )
+
+
+def _find_start(job: Job, data: TrainingData, sources: Mapping[str, str]) -> Start:
+    config = job.config
+    return find_start(
+        config.checkpoint,
+        model=config.model,
+        parallel=config.parallel,
+        precision=config.precision,
+        sessions=job.sessions,
+        data=data,
+        run_dir=job.run_dir,
+        context=job.context,
+        sources=sources,
+        allow_changed_files=config.data.allow_changed_files,
+    )
+
+
+def _tell_of_start(job: Job, start: Start, runner: StepRunner, remaining: Remaining) -> None:
+    if job.context.rank == 0:
+        warn_of_untested(log.warning)
+        if start.own is not None:
+            samples = start.state.consumed_samples
+            changed_keys.tell(start.own.config, job.config, checkpoint=start.own.folder.name, consumed_samples=samples)
+            changed_keys.tell_of_tokenizer(start.own.folder, job.seen.tokenizer)
+    facts.log_run_start(
+        job.config,
+        context=job.context,
+        model=runner.model,
+        state=start.state,
+        sessions=job.sessions,
+        remaining=remaining,
+        notes=job.seen.notes,
+        run_dir=job.run_dir,
     )
 
 
