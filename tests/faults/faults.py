@@ -161,18 +161,25 @@ def lock_taken_on_another_machine(config) -> None:
     before_step(config, 6, take)
 
 
-def deleted_tokenizer(config) -> None:
-    import shutil
+def _tokenizer_folder(config):
     from pathlib import Path
 
-    before_step(config, 3, lambda run_dir: shutil.rmtree(Path(config.tokenizer.path).parent))
+    path = Path(config.tokenizer.path)
+    return path if path.is_dir() else path.parent
+
+
+def deleted_tokenizer(config) -> None:
+    import shutil
+
+    folder = _tokenizer_folder(config)
+    before_step(config, 3, lambda run_dir: shutil.rmtree(folder))
 
 
 def replaced_tokenizer(config) -> None:
-    from pathlib import Path
+    folder = _tokenizer_folder(config)
 
     def replace_it(run_dir) -> None:
-        for file in Path(config.tokenizer.path).parent.iterdir():
+        for file in folder.iterdir():
             file.write_bytes(b"another")
 
     before_step(config, 3, replace_it)
