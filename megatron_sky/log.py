@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from megatron_sky.appender import Appender
 from megatron_sky.control import visible
 from megatron_sky.errors import RunError
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.segment import Segment
 
 ROOT = "megatron_sky"
+_MOST_WAITING = 8 << 20  # bytes of a log file that can't be written for a while
 _FILE_FORMAT = "%(asctime)s %(levelname)-8s %(name)s: %(message)s"
 _SCREEN_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 _STYLES = ((logging.ERROR, "bold red"), (logging.WARNING, "yellow"))
@@ -109,7 +111,7 @@ def log_traceback(text: str) -> Path | None:
     """
     file = next((handler for handler in logging.getLogger().handlers if isinstance(handler, _FileHandler)), None)
     get_logger(__name__).error("%s", text, extra={"file_alone": file is not None})
-    return None if file is None else Path(file.baseFilename)
+    return None if file is None else file.appender.path
 
 
 class _Lines(logging.Formatter):
@@ -119,8 +121,26 @@ class _Lines(logging.Formatter):
         return visible(super().format(record))
 
 
-class _FileHandler(logging.FileHandler):
-    """One rank's file, appended to by every attempt."""
+class _FileHandler(logging.Handler):
+    """One rank's file, appended to by every attempt. What can't be written waits, and ends nothing."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.setFormatter(_Lines(_FILE_FORMAT))
+        self.appender = Appender(path, say, tail=b"\n", most=_MOST_WAITING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.write(self.format(record))
+        except Exception:  # the logging module's own rule: tell of it on stderr, never break the caller
+            self.handleError(record)
+
+    def write(self, line: str) -> None:
+        self.appender.append(f"{line}\n".encode("utf-8", "backslashreplace"))
+
+    def close(self) -> None:
+        self.appender.close()
+        super().close()
 
 
 class _ScreenHandler(logging.Handler):
@@ -137,7 +157,8 @@ class _ScreenHandler(logging.Handler):
 
         try:
             style = next((style for level, style in _STYLES if record.levelno >= level), "")
-            screen().print(Text(self.format(record), style=style), soft_wrap=True)
+            with contextlib.suppress(OSError):  # a full disk behind a redirected screen: there is no place to say so
+                screen().print(Text(self.format(record), style=style), soft_wrap=True)
         except Exception:  # the logging module's own rule: tell of it on stderr, never break the caller
             self.handleError(record)
 
@@ -148,17 +169,14 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 def _open_file(run_dir: Path, rank: int, world_size: int) -> _FileHandler:
     path = run_dir / "logs" / f"rank_{rank:05d}.log"
+    handler = _FileHandler(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = _FileHandler(path, mode="a", encoding="utf-8")
+        handler.appender.open()
     except OSError as error:
         message = f"{path}: can't be opened for writing ({error.strerror}).\n  fix: choose a writable run_dir"
         raise RunError(message) from error
-    handler.setFormatter(_Lines(_FILE_FORMAT))
     started = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    assert handler.stream is not None  # as it is without `delay`
-    handler.stream.write(
-        f"===== attempt {started} rank {rank} of {world_size} host {socket.gethostname()} pid {os.getpid()} =====\n"
+    handler.write(
+        f"===== attempt {started} rank {rank} of {world_size} host {socket.gethostname()} pid {os.getpid()} ====="
     )
-    handler.flush()
     return handler

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # come. The planner stands above the trainer, since a rehearsal runs the trainer's own step.
 FLOORS = [
     ["__init__"],
-    ["control", "errors"],
+    ["appender", "control", "errors"],
     ["log", "files", "palette", "records", "terminal", "versions"],
     ["config"],
     ["distributed"],
@@ -35,6 +35,7 @@ FLOORS = [
 LEVELS = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 NO_TORCH = [
     "config",
+    "appender.py",
     "control.py",
     "errors.py",
     "files.py",

@@ -6,20 +6,33 @@ are left out there, so the file itself is only ever appended to and nothing has 
 line is one write to the file: no buffer of ours can lose steps. The price, measured on one CPU core, is about 0.1 ms
 a step, 0.4 ms with TensorBoard.
 
+None of this ends a run once it has begun: what can't be written is told once, waits in memory, and is written when that
+is possible again (`appender`).
+
 Numbers that JSON lacks are the strings "nan", "inf" and "-inf". docs/monitoring.md lists the fields.
 """
 
+import contextlib
 import importlib.util
+import io
+import itertools
+import os
 import secrets
+import socket
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from megatron_sky.appender import Appender
 from megatron_sky.config.schema import WandbConfig
 from megatron_sky.errors import MissingDependency, RunError
-from megatron_sky.files import json_text, parse_json, read_numbers
+from megatron_sky.files import json_text, parse_json, read_numbers, read_text, write_text
+from megatron_sky.log import get_logger
 from megatron_sky.records import read_record
+
+log = get_logger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_run_id"
@@ -99,16 +112,25 @@ class MetricsWriter:
     MissingDependency when W&B is asked for and not installed.
     """
 
-    def __init__(self, run_dir: Path, *, tensorboard: bool, wandb: WandbConfig | None, config: dict):
-        """`config`: the resolved recipe as plain values, shown by W&B."""
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        tensorboard: bool,
+        wandb: WandbConfig | None,
+        config: dict,
+        warn: Callable[[str], None] = log.warning,
+    ):
+        """`config`: the resolved recipe as plain values, shown by W&B. `warn` is told what fails later, once."""
         run_dir = Path(run_dir)
-        self._path = run_dir / METRICS_FILE
-        self._wandb = None if wandb is None else _WandbSink(run_dir, wandb, config)
+        check_wandb(wandb)
+        self._file = Appender(run_dir / METRICS_FILE, warn, tail=b"\n")
         try:
-            self._file = _open_whole_lines(self._path)
-            self._tensorboard = _TensorBoardSink(run_dir / "tensorboard") if tensorboard else None
+            self._file.open()
         except OSError as error:
-            raise _write_error(run_dir, error) from error
+            raise _write_error(self._file.path, error) from error
+        self._wandb = None if wandb is None else _WandbSink(run_dir, wandb, config, warn)
+        self._tensorboard = _TensorBoardSink(run_dir / "tensorboard", warn) if tensorboard else None
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -148,12 +170,7 @@ class MetricsWriter:
             self._wandb.close()
 
     def _append(self, values: dict) -> None:
-        line = memoryview(json_text(values).encode("utf-8", "replace") + b"\n")
-        try:
-            while line:  # a nearly full disk may take a part of a line before it refuses the rest
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            raise _write_error(self._path, error) from error
+        self._file.append(json_text(values).encode("utf-8", "replace") + b"\n")
 
     def _send(self, step: int, consumed_tokens: int, wall_time: float, scalars: dict[str, float]) -> None:
         if self._tensorboard:
@@ -166,76 +183,99 @@ _TRAIN_SCALARS = tuple(item.name for item in fields(TrainRecord) if item.name no
 
 
 class _TensorBoardSink:
-    """TensorBoard event files by tensorboard's own writer (no torch, no tensorflow)."""
+    """TensorBoard event files, each record made by tensorboard's own writer (no torch, no tensorflow).
 
-    def __init__(self, folder: Path):
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    Its EventFileWriter is not used: a disk that is full once ends its thread, and every later call with it.
+    """
 
-        self._writer = EventFileWriter(str(folder), flush_secs=30)
+    def __init__(self, folder: Path, warn: Callable[[str], None]):
+        from tensorboard.compat.proto.event_pb2 import Event, SourceMetadata
+
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        number = next(n for n in itertools.count() if not (folder / f"{name}.{n}").exists())
+        source = SourceMetadata(writer="tensorboard.summary.writer.event_file_writer")
+        head = Event(wall_time=time.time(), file_version="brain.Event:2", source_metadata=source)
+        self._file = Appender(folder / f"{name}.{number}", warn, head=_tensorboard_record(head))
 
     def write(self, step: int, wall_time: float, scalars: dict[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._writer.add_event(Event(wall_time=wall_time, step=step, summary=Summary(value=values)))
+        event = Event(wall_time=wall_time, step=step, summary=Summary(value=values))
+        self._file.append(_tensorboard_record(event))
 
     def purge_after(self, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         start = SessionLog(status=SessionLog.START)
-        self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+        self._file.append(_tensorboard_record(Event(wall_time=time.time(), step=step + 1, session_log=start)))
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+
+def _tensorboard_record(event) -> bytes:
+    """An Event as its file holds it: with its length and checksums."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    record = io.BytesIO()
+    RecordWriter(record).write(event.SerializeToString())
+    return record.getvalue()
 
 
 class _WandbSink:
-    """One W&B run per run folder: its id is kept there, so that a resumed run goes on in the same picture."""
+    """One W&B run per run folder: its id is kept there, so that a resumed run goes on in the same picture.
 
-    def __init__(self, run_dir: Path, wandb: WandbConfig, config: dict):
-        check_wandb(wandb)
+    What fails in W&B is told once, and the next step is handed to it all the same; where it can't begin (a network, an
+    account) it is left out until the next start, since asking again would hold up every step.
+    """
+
+    def __init__(self, run_dir: Path, wandb: WandbConfig, config: dict, warn: Callable[[str], None]):
         import wandb as library
 
-        self._run = library.init(
-            project=wandb.project,
-            name=wandb.name or run_dir.resolve().name,
-            id=_wandb_id(run_dir),
-            resume="allow",
-            mode=wandb.mode,
-            dir=str(run_dir),
-            config=config,
-        )
-        # W&B refuses to go back in its own step counter, as a resume does; ours is an ordinary field instead.
-        self._run.define_metric("*", step_metric="step")
+        self._warn, self._failed, self._run = warn, False, None
+        with self._told("is left out of this job"):
+            run = library.init(
+                project=wandb.project,
+                name=wandb.name or run_dir.resolve().name,
+                id=_wandb_id(run_dir),
+                resume="allow",
+                mode=wandb.mode,
+                dir=str(run_dir),
+                config=config,
+            )
+            # W&B refuses to go back in its own step counter, as a resume does; ours is an ordinary field instead.
+            run.define_metric("*", step_metric="step")
+            self._run = run
 
     def write(self, values: dict[str, float]) -> None:
-        self._run.log(values)
+        if self._run is not None:
+            with self._told("misses a step"):
+                self._run.log(values)
 
     def close(self) -> None:
-        self._run.finish()
+        if self._run is not None:
+            with self._told("may lack its end"):
+                self._run.finish()
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of any kind: the library's own, the network's, the disk's
+            if not self._failed:
+                self._warn(f"Weights & Biases {what}, the run goes on without: {type(error).__name__}: {error}")
+            self._failed = True
+        else:
+            self._failed = False
 
 
 def _wandb_id(run_dir: Path) -> str:
     path = run_dir / WANDB_ID_FILE
-    try:
-        if not path.exists():
-            path.write_text(secrets.token_hex(4) + "\n")
-        return path.read_text().strip()
-    except OSError as error:
-        raise _write_error(path, error) from error
-
-
-def _open_whole_lines(path: Path) -> BinaryIO:
-    """`path` opened to append, unbuffered, at the start of a line even if the last writer was killed in one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+b", buffering=0)  # noqa: SIM115 (the writer keeps it, and closes it)
-    size = file.seek(0, 2)
-    if size:
-        file.seek(size - 1)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
-    return file
+    if not path.exists():
+        write_text(path, secrets.token_hex(4) + "\n")
+    return read_text(path).strip()
 
 
 def _write_error(path: Path, error: OSError) -> RunError:

@@ -8,10 +8,13 @@ from megatron_sky.checkpoint.description import CheckpointDescription
 from megatron_sky.config.schema import DataConfig, TrainConfig
 from megatron_sky.data.loader import Batch, TrainingData, prefetch
 from megatron_sky.distributed.context import ParallelContext
+from megatron_sky.log import get_logger
 from megatron_sky.trainer import suspects
 from megatron_sky.trainer.batches import training_requests
 from megatron_sky.trainer.resume import take_up
 from megatron_sky.trainer.state import TrainState, plan_number
+
+log = get_logger(__name__)
 
 
 class RunFiles:
@@ -50,8 +53,14 @@ class RunFiles:
         """The texts behind these samples of the plan, in words; all of them are written into the run folder."""
         named = suspects.name_samples(self._data, numbers)
         if self._context.rank == 0:
-            suspects.write(self._run_dir, step, named)
+            self._keep(step, named)
         return suspects.in_words(named)
+
+    def _keep(self, step: int, named: list[dict]) -> None:
+        try:
+            suspects.write(self._run_dir, step, named)
+        except OSError as error:
+            log.warning("the samples of step %d can't be kept, the run goes on without: %s", step, error)
 
     def usage(self, state: TrainState) -> list[dict]:
         """Tokens and epochs that each source has given: `name`, `tokens`, `epochs`."""

@@ -4,12 +4,14 @@ Written to `<run_dir>/profile/`: `rank_00000_steps_10-12.json.gz` (for Perfetto 
 """
 
 import contextlib
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_sky.config.schema import ProfileConfig
 from megatron_sky.distributed import device
+from megatron_sky.files import write_text
 from megatron_sky.monitor.kernels import KernelTime, table
 
 if TYPE_CHECKING:
@@ -48,13 +50,19 @@ class Profiler:
     def _write(self, traced: "profile") -> None:
         device.synchronize()
         traced.stop()
-        self._folder.mkdir(parents=True, exist_ok=True)
         name = f"rank_{self._rank:05d}_steps_{self._steps.start}-{self._steps.stop - 1}"
         trace = self._folder / f"{name}.json.gz"
-        traced.export_chrome_trace(str(trace))
         text = table(kernel_times(traced), steps=len(self._steps))
-        (self._folder / f"{name}.txt").write_text(text, encoding="utf-8")
         self._steps = range(0)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(self._folder / f"{name}.txt", text)
+            beside = self._folder / f".{secrets.token_hex(8)}.json.gz"  # the ending says that it is to be compressed
+            traced.export_chrome_trace(str(beside))
+            beside.replace(trace)
+        except OSError as error:
+            self._tell(f"{trace}: can't be written, the run goes on without: {error.strerror or error}\n{text}")
+            return
         self._tell(f"profile of rank {self._rank} in {trace}; time by kernel class:\n{text}")
 
 

@@ -4,6 +4,7 @@ import importlib.machinery
 import json
 import math
 import os
+import shutil
 import sys
 import types
 
@@ -181,11 +182,54 @@ def test_missing_file(tmp_path):
         read_metrics(tmp_path)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_told(tmp_path):
-    (tmp_path / METRICS_FILE).symlink_to("/dev/full")
-    with pytest.raises(RunError, match="free space"):
-        writer(tmp_path).train(train_record(1))
+def test_a_link_in_the_place_of_metrics_is_not_followed(tmp_path):
+    (tmp_path / METRICS_FILE).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="symbolic link"):
+        writer(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_metrics_that_are_deleted_are_made_anew(tmp_path):
+    with writer(tmp_path, tensorboard=True) as metrics:
+        metrics.train(train_record(1))
+        shutil.rmtree(tmp_path / "tensorboard")
+        (tmp_path / METRICS_FILE).unlink()
+        metrics.train(train_record(2))
+    assert [record.step for record in read_metrics(tmp_path).train] == [2]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+class BrokenWandb(types.ModuleType):
+    """W&B that fails from its `fails`-th call on: `init`, `log` or `finish`."""
+
+    def __init__(self, fails: str):
+        super().__init__("wandb")
+        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+        self.calls = []
+        self._fails = fails
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            self.calls.append(name)
+            if name == self._fails:
+                raise RuntimeError("no network")
+            return self
+
+        return call
+
+
+@pytest.mark.parametrize("fails", ["init", "log", "finish"])
+def test_wandb_that_fails_is_told_once(fails, tmp_path, monkeypatch):
+    library, told = BrokenWandb(fails), []
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    with MetricsWriter(
+        tmp_path, tensorboard=False, wandb=WandbConfig(project="p"), config={}, warn=told.append
+    ) as metrics:
+        for step in range(1, 4):
+            metrics.train(train_record(step))
+    assert len(told) == 1 and "the run goes on without: RuntimeError: no network" in told[0]
+    assert library.calls.count("log") == (0 if fails == "init" else 3)
+    assert len(read_metrics(tmp_path).train) == 3
 
 
 def test_a_run_folder_that_is_a_file(tmp_path):
