@@ -74,7 +74,10 @@ class WeightGradients:
 
     @staticmethod
     def wgrad_gemm_accum_fp32(input, grad_output, main_grad) -> None:
-        """main_grad += grad_output^T input, for `[tokens, in]` and `[tokens, out]` of any dtype."""
+        """main_grad += grad_output^T input, for `[tokens, in]` and `[tokens, out]` of any dtype.
+
+        The product is taken in fp32: a CPU's product of 16 bits could only be added after it was rounded to them.
+        """
         main_grad.addmm_(grad_output.t().to(main_grad.dtype), input.to(main_grad.dtype))
 
     @staticmethod

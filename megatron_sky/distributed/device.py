@@ -13,7 +13,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from megatron_sky.distributed import cpu_emulation
+from megatron_sky.distributed import cpu_emulation, cpu_products
 from megatron_sky.errors import NodeError
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1, 
             torch.cuda.set_device(_gpu_of(local_rank, torch.cuda.device_count()))
             torch.use_deterministic_algorithms(deterministic)
         else:
+            _state["products"] = "oneDNN" if cpu_products.choose_library() else "torch's default"
             cpu_emulation.install(product_dtype)
             _state["redirected"] = True
             torch.set_num_threads(choose_threads(num_threads, local_world_size))
@@ -154,6 +155,11 @@ def cpu():
     import torch
 
     return torch.device("cpu")
+
+
+def products_library() -> str | None:
+    """What computes the CPU's fp32 products, see `cpu_products`; None on a GPU."""
+    return _state.get("products")
 
 
 @functools.cache

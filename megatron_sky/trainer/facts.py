@@ -52,6 +52,8 @@ def log_run_start(
         model.backend_reason,
     )
     log.info("%s", way_in_words(state, remaining, sessions=sessions, max_steps=config.train.max_steps, run_dir=run_dir))
+    if device.products_library() == "oneDNN":
+        log.info("fp32 products are oneDNN's, which uses all of this processor (docs/cpu.md)")
     for note in notes:
         log.warning("%s", note)
     run_record.describe(
