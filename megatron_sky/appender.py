@@ -59,6 +59,7 @@ class Appender:
         if self._file is None or not self._is_there():
             self._close_file()
             self.open()
+        assert self._file is not None, "it was opened"
         while self._waiting:
             piece = self._waiting[0]
             self._written += os.write(self._file, memoryview(piece)[self._written :])
@@ -67,6 +68,7 @@ class Appender:
                 self._written = 0
 
     def _is_there(self) -> bool:
+        assert self._file is not None, "who asks has it open"
         try:
             there = os.stat(self.path, follow_symlinks=False)
         except FileNotFoundError:

@@ -34,13 +34,15 @@ def end_by(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def end_with(parent: int) -> None:
+def end_with(parent: int, *, heeds_sigterm: bool = False) -> None:
     """For a process that `parent` (its pid) has just started: the kernel ends it when that ends (Linux only).
 
     Requests to leave are for the parent alone, which may still need its helpers; Slurm and terminals send them to all.
+    `heeds_sigterm`: but for SIGTERM, by which a pool of processes ends those of its workers that are left.
     """
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM or not heeds_sigterm:
+            signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the kernel knew

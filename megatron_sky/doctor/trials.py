@@ -9,6 +9,7 @@ from pathlib import Path
 from queue import Empty
 
 from megatron_sky.distributed import device
+from megatron_sky.distributed.helpers import end_with
 from megatron_sky.distributed.launch import LOOPBACK, RankInfo
 from megatron_sky.distributed.rendezvous import choose_interface
 
@@ -26,7 +27,8 @@ def ranks_talk(world_size: int) -> dict:
     with tempfile.TemporaryDirectory(prefix="megatron_sky_") as folder:
         meeting = os.path.join(folder, "store")
         processes = [
-            spawn.Process(target=_rank, args=(rank, world_size, meeting, results)) for rank in range(world_size)
+            spawn.Process(target=_rank, args=(os.getpid(), rank, world_size, meeting, results))
+            for rank in range(world_size)
         ]
         for process in processes:
             process.start()
@@ -61,7 +63,8 @@ def _collect(processes: list, results) -> list[tuple[str, float]]:
     return answers
 
 
-def _rank(rank: int, world_size: int, store_file: str, results) -> None:
+def _rank(parent: int, rank: int, world_size: int, store_file: str, results) -> None:
+    end_with(parent)
     import torch
     import torch.distributed as dist
 

@@ -1,7 +1,10 @@
 """Processes that help a rank: their death is a failed save with a name, and none outlives the rank."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -85,3 +88,43 @@ def test_a_writer_ends_with_its_rank_and_the_next_start_goes_on(hurt, run_dir, s
     (run_dir / "slow").unlink()
     assert hurt().code == 0
     assert losses(run_dir) == expected
+
+
+def killed_with_its_helpers(*arguments: object, count: int) -> str:
+    """Kills the command once it has `count` helpers; what they said. Fails where one of them is left."""
+    command = [sys.executable, "-m", "megatron_sky", *map(str, arguments)]
+    # A group of its own would end them otherwise; the file is read when all who write there are gone.
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    helpers: list[psutil.Process] = []
+
+    def has_helpers() -> bool:
+        helpers[:] = psutil.Process(job.pid).children(recursive=True)
+        return len(helpers) >= count
+
+    try:
+        assert wait_for(has_helpers)
+        job.kill()
+        assert wait_for(lambda: all(map(is_gone, helpers)), seconds=60), [each.cmdline() for each in helpers]
+        return job.communicate()[1].decode()
+    finally:
+        for helper in filter(psutil.Process.is_running, helpers):
+            helper.kill()
+
+
+def test_workers_of_tokenize_end_with_it(corpus, tmp_path):
+    text = tmp_path / "text.jsonl"
+    line = json.dumps({"text": "The river runs past the old mill. " * 50})
+    text.write_text(f"{line}\n" * 30_000)
+    out = tmp_path / "out"
+    arguments = ["data", "tokenize", text, "--tokenizer", corpus / "tokenizer.model", "--workers", "2", "--out", out]
+    killed_with_its_helpers(*arguments, count=3)  # and multiprocessing's own
+    assert not list(tmp_path.glob("out*.idx"))
+
+
+def test_ranks_of_doctor_end_with_it(tmp_path):
+    killed_with_its_helpers("doctor", "--run-dir", tmp_path, "--ranks", "2", count=3)
+
+
+def test_ranks_of_an_evaluation_end_with_their_launcher(corpus, tmp_path):
+    verb = ["eval", "loss", tmp_path / "none", "--data", f"en={corpus}/text.jsonl", "--nproc", "2"]
+    assert "the launcher of this rank is gone" in killed_with_its_helpers(*verb, count=2)

@@ -14,6 +14,7 @@ from megatron_sky.data.ingest.documents import Reject, parse_block
 from megatron_sky.data.ingest.inputs import MAX_DOCUMENT_BYTES, Block, unreadable
 from megatron_sky.data.ingest.sentences import SentenceSplitter
 from megatron_sky.data.tokens.indexed import token_dtype
+from megatron_sky.distributed.helpers import end_with
 from megatron_sky.files import hash_range
 from megatron_sky.tokenizer.encoder import BatchEncoder
 from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
@@ -129,8 +130,9 @@ def _hash(block: Block) -> str:
 _worker_encoder: list[BlockEncoder] = []
 
 
-def start_worker(tokenizer_path: str, options: EncodeOptions, punkt: object) -> None:
-    """Make this process's encoder; a process has one, so that blocks alone cross the border."""
+def start_worker(parent: int, tokenizer_path: str, options: EncodeOptions, punkt: object) -> None:
+    """Make this process's encoder; a process has one, so that blocks alone cross the border. `parent`: its pid."""
+    end_with(parent, heeds_sigterm=True)
     _worker_encoder[:] = [BlockEncoder(load_tokenizer(tokenizer_path), options, punkt)]
 
 

@@ -295,9 +295,8 @@ class _Job:
                 yield done, block, encode(block)
             return
         assert self.tokenizer_path is not None
-        pool = ProcessPoolExecutor(
-            self.options.workers, get_context("spawn"), start_worker, (self.tokenizer_path, self.options, punkt)
-        )
+        given = (os.getpid(), self.tokenizer_path, self.options, punkt)
+        pool = ProcessPoolExecutor(self.options.workers, get_context("spawn"), start_worker, given)
         waiting: deque[tuple[int, Block, Future[EncodedBlock]]] = deque()
         try:
             for done, block in self._blocks(skip):
