@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing import get_context
 from queue import Empty
@@ -75,6 +76,7 @@ def _work(tasks, results) -> None:
     from megatron_sky.distributed.launch import RankInfo
 
     faulthandler.enable()
+    make_own_deprecated_calls_errors()
     while True:
         function, args, rank, world_size, port = tasks.get()
         info = RankInfo(rank, world_size, rank, world_size, "127.0.0.1", port)
@@ -86,6 +88,12 @@ def _work(tasks, results) -> None:
         _release_models()
         gc.collect()
         gc.freeze()  # what is loaded by now stays, and is not looked at again
+
+
+def make_own_deprecated_calls_errors() -> None:
+    """As pytest's filters in pyproject.toml, which a process that tests start knows nothing of."""
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.filterwarnings("error", category=category, module="megatron_sky")
 
 
 def _forget_groups() -> None:
