@@ -260,6 +260,143 @@ def test_what_is_too_long_is_seen():
     assert not too_long("x = 1\n" * 450) and too_long("x = 1\n" * 451)
 
 
+TESTED_ELSEWHERE = {
+    "cli/generate.py": "a verb: tests/inference/test_generate.py calls it",
+    "cli/slurm.py": "verbs: tests/slurm/ calls them",
+    "cli/tokenizer.py": "verbs: tests/cli/test_data.py and tests/tokenizer/ call them",
+    "cli/train.py": "a verb: tests/cli/test_main.py and tests/faults/ call it",
+    "distributed/cpu_emulation.py": "a CPU in a GPU's place: every test of training is its test",
+    "trainer/build.py": "two calls: every test of training is its test",
+}
+"""Modules that have no test file of their own name, and why."""
+
+NOT_YET = {
+    "checkpoint/reader/diff.py",
+    "checkpoint/reader/lazy.py",
+    "checkpoint/reader/weights.py",
+    "checkpoint/shared_check.py",
+    "checkpoint/state.py",
+    "checkpoint/writers.py",
+    "cli/_common.py",
+    "config/sections/base.py",
+    "config/sections/data.py",
+    "config/sections/model.py",
+    "convert/compare/run_megatron.py",
+    "convert/compare/run_transformers.py",
+    "convert/huggingface/config.py",
+    "convert/huggingface/families.py",
+    "convert/huggingface/folder.py",
+    "convert/json_object.py",
+    "convert/megatron/split_files.py",
+    "convert/model_section.py",
+    "convert/output.py",
+    "convert/release/model_card.py",
+    "convert/verify.py",
+    "convert/vocabulary.py",
+    "convert/weight_file.py",
+    "data/ingest/encode.py",
+    "data/ingest/progress.py",
+    "data/ingest/sentences.py",
+    "data/tokens/adopt.py",
+    "data/tokens/scan.py",
+    "data/tokens/sources.py",
+    "distributed/context.py",
+    "distributed/helpers.py",
+    "distributed/machine.py",
+    "distributed/meta_device.py",
+    "doctor/__init__.py",
+    "doctor/page.py",
+    "errors.py",
+    "evaluate/harness.py",
+    "evaluate/models.py",
+    "evaluate/picture.py",
+    "evaluate/score_models.py",
+    "evaluate/scoring.py",
+    "evaluate/tables.py",
+    "inference/hf_folder.py",
+    "inference/hf_model.py",
+    "inference/logits.py",
+    "inference/native_model.py",
+    "migrate/arguments.py",
+    "migrate/batch.py",
+    "migrate/commands.py",
+    "migrate/conditions.py",
+    "migrate/flags.py",
+    "migrate/flow.py",
+    "migrate/translation.py",
+    "migrate/tree.py",
+    "migrate/values.py",
+    "migrate/words.py",
+    "model/backends/__init__.py",
+    "model/backends/fp8_linear.py",
+    "model/backends/te.py",
+    "model/backends/torch_backend.py",
+    "model/init.py",
+    "optim/adam.py",
+    "optim/build.py",
+    "optim/multi_tensor.py",
+    "planner/rehearsal/ledger.py",
+    "planner/rehearsal/process.py",
+    "planner/rehearsal/result.py",
+    "planner/rehearsal/run.py",
+    "planner/rehearsal/work.py",
+    "report/build.py",
+    "report/content.py",
+    "report/one_run.py",
+    "report/page.py",
+    "slurm/cancel.py",
+    "slurm/status.py",
+    "tokenizer/check.py",
+    "tokenizer/coder.py",
+    "tokenizer/encoder.py",
+    "tokenizer/language.py",
+    "tokenizer/train.py",
+    "trainer/batches.py",
+    "trainer/dry_run.py",
+    "trainer/observer.py",
+    "trainer/startup.py",
+    "trainer/step.py",
+    "trainer/suspects.py",
+}
+"""Modules that still lack a test file of their own name. It only gets shorter."""
+
+
+def has_logic(path: Path) -> bool:
+    """Whether a file has a function that does something: not only a docstring, `...` or NotImplementedError."""
+    return any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not all(map(is_empty, node.body))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    )
+
+
+def is_empty(node: ast.stmt) -> bool:
+    return (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) or (
+        isinstance(node, ast.Raise) and node.exc is not None and ast.unparse(node.exc) == "NotImplementedError"
+    )
+
+
+def file_for(path: Path) -> Path:
+    """A module's test file; a package's own `__init__` has one under the package's name."""
+    place = path.relative_to(PACKAGE)
+    name = f"{place.parent.name}.py" if place.name == "__init__.py" else place.name
+    return ROOT / "tests" / place.parent / f"test_{name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_does_something_has_a_test_file_of_its_name(path):
+    place, lacks_one = path.relative_to(PACKAGE).as_posix(), has_logic(path) and not file_for(path).is_file()
+    assert not (lacks_one and place not in {*TESTED_ELSEWHERE, *NOT_YET}), f"write {file_for(path).relative_to(ROOT)}"
+    assert lacks_one or place not in TESTED_ELSEWHERE, (
+        f"{place} has one, or needs none: take it out of TESTED_ELSEWHERE"
+    )
+    assert lacks_one or place not in NOT_YET, f"{place} has one, or needs none: take it out of NOT_YET"
+
+
+def test_no_test_file_is_missed_of_a_module_that_is_gone():
+    places = {path.relative_to(PACKAGE).as_posix() for path in FILES}
+    assert {*TESTED_ELSEWHERE, *NOT_YET} <= places and not TESTED_ELSEWHERE.keys() & NOT_YET
+
+
 def test_the_loop_fits_one_screen():
     tree = ast.parse((PACKAGE / "trainer/loop.py").read_text(encoding="utf-8"))
     fit = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "fit")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from megatron_sky.evaluate.bootstrap import interval, resample_counts, resampled_loss
 from megatron_sky.evaluate.leakage import (
     LEAKED,
     NOT_LEAKED,
@@ -116,20 +115,3 @@ def test_sets_without_a_token_in_common_have_no_token_matched_comparison():
     ids = {TRAIN: 1, TEST: 2, REFERENCE: 3}
     sets = {name: SetLosses.of([np.full(4, each)] * 5, [np.ones(4)] * 5) for name, each in ids.items()}
     assert [each.basis for each in compare(sets)] == ["plain", "length-matched"]
-
-
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(4)
-    covered = 0
-    for _ in range(200):
-        tokens = rng.integers(5, 50, 80)
-        sums = tokens * rng.normal(1.0, 0.2, 80)
-        counts = resample_counts(80, rng, 400)
-        found = interval(sums.sum() / tokens.sum(), resampled_loss(sums, tokens, counts), 0.9)
-        covered += found.low <= 1.0 <= found.high
-    assert 0.83 < covered / 200 < 0.96
-
-
-def test_resamples_draw_as_many_documents_as_there_are():
-    counts = resample_counts(37, np.random.default_rng(0), 50)
-    assert counts.shape == (50, 37) and (counts.sum(1) == 37).all()

@@ -1,17 +1,13 @@
 """The doctor: its rules on machines that this one is not, its trials on this one, and the command."""
 
 import copy
-import errno
-import json
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from megatron_sky.distributed.requirements import Requirement, compare
-from megatron_sky.doctor import facts, findings, page, trials
+from megatron_sky.doctor import facts, findings, page
 
 H100 = {
     "name": "NVIDIA H100 80GB HBM3",
@@ -19,6 +15,8 @@ H100 = {
     "capability": (9, 0),
     "peak_tflops": {"bf16": 989.4, "fp16": 989.4, "fp8": 1978.9},
 }
+
+
 NODE = {
     "python": "3.12.1",
     "executable": "/usr/bin/python",
@@ -41,6 +39,8 @@ NODE = {
     "gradient_accumulation_fusion": True,
     "environment": {},
 }
+
+
 FINE = {
     "ranks": {"world_size": 8, "backend": "nccl", "ok": True, "reason": "", "all_reduce_gb_per_second": 300.0},
     "disk": {"folder": "/runs", "reason": "", "write_mb_per_second": 2000.0, "free_gb": 9000.0},
@@ -127,72 +127,3 @@ def test_failed_trials_are_grave():
     shown = page.text({"facts": NODE, "trials": {"ranks": ranks, "disk": disk}, "findings": [], "healthy": False})
     assert "FAILED, rank 3: timeout" in shown and "bf16 989.4" in shown
     assert "megatron-core       9.9, tested >=0.16.1,<0.20" in shown
-
-
-TOPOLOGY = """
-\tGPU0\tGPU1\tNIC0\tCPU Affinity
-GPU0\t X \tNV18\tPXB\t0-47
-GPU1\tNV18\t X \tSYS\t0-47
-NIC0\tPXB\tSYS\t X
-"""
-
-
-def test_nvlinks_and_infiniband_are_read(tmp_path):
-    assert facts.nvlinks(TOPOLOGY) == 18
-    assert facts.nvlinks(TOPOLOGY.replace("NV18", "PHB")) == 0
-    assert facts.nvlinks("") is None
-    port = tmp_path / "mlx5_0" / "ports" / "1"
-    port.mkdir(parents=True)
-    (port / "state").write_text("4: ACTIVE\n")
-    (port / "rate").write_text("400 Gb/sec (4X NDR)\n")
-    assert facts.infiniband(tmp_path) == [
-        {"device": "mlx5_0", "port": "1", "state": "ACTIVE", "rate": "400 Gb/sec (4X NDR)"}
-    ]
-    assert facts.infiniband(tmp_path / "none") == []
-
-
-def test_ranks_that_cannot_meet_are_told(monkeypatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
-    told = trials.ranks_talk(2)
-    assert not told["ok"] and told["reason"].startswith("rank ") and "nosuch0" in told["reason"]
-
-
-def doctor(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "megatron_sky", "doctor", *arguments], capture_output=True, text=True, check=False
-    )
-
-
-@pytest.mark.slow
-def test_the_command_finds_this_machine_fit(tmp_path):
-    done = doctor("--json", "--disk-mib", "1", "--run-dir", str(tmp_path / "not_yet"))
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["healthy"] and report["trials"]["ranks"]["ok"]
-    assert report["trials"]["disk"]["folder"] == str(tmp_path)
-    assert report["facts"]["packages"]["megatron-core"] and list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_the_exit_code_says_that_nothing_can_be_saved():
-    if not Path("/proc/version").exists():
-        pytest.skip("needs a folder that nobody may write")
-    done = doctor("--ranks", "1", "--disk-mib", "1", "--run-dir", "/proc")
-    assert done.returncode == 1
-    assert "PROBLEM /proc" in done.stdout and done.stdout.rstrip().endswith("this machine can't train as it is")
-
-
-def test_a_disk_that_cannot_be_written_is_told(tmp_path, monkeypatch):
-    def refuse(*arguments, **more):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", refuse)
-        patch.setattr(Path, "unlink", refuse)
-        told = trials.disk_speed(tmp_path / "run", 1)
-    assert told["reason"] == "can't be written: Read-only file system" and told["write_mb_per_second"] is None
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", refuse)
-        assert "Read-only" in trials.disk_speed(tmp_path / "run", 1)["reason"]
-    assert trials.disk_speed(tmp_path / "run", 1)["write_mb_per_second"] > 0
-    assert list(tmp_path.iterdir()) == []

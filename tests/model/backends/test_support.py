@@ -136,7 +136,7 @@ def test_training_here_names_what_only_a_gpu_can_do(recipe, tmp_path):
     assert done.returncode == 2 and "kernels.rope_fusion" in done.stderr and "Traceback" not in done.stderr
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples/skywork_13b"
+EXAMPLES = Path(__file__).parents[3] / "examples/skywork_13b"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("gpu_*.yaml")), ids=lambda path: path.stem)

@@ -1,0 +1,55 @@
+"""YAML of plain values within limits."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_sky.config import load_config
+from megatron_sky.errors import ConfigError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str | dict, name: str = "recipe.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text if isinstance(text, str) else yaml.safe_dump(text), encoding="utf-8")
+        return path
+
+    return write
+
+
+def problems(files, overrides=()) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(files, overrides)
+    assert caught.value.exit_code != 0
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {tokens: !!int abc}\n", "'abc' is tagged as int"),
+        ("train: {run_dir: !!timestamp 2024-13-45}\n", "only plain values are read"),
+        ("train: !!python/object/apply:os.system [id]\n", "only plain values are read"),
+        ("train: !!set {a}\n", "only plain values are read"),
+        ("train: {? {a: b} : c}\n", "can't be a key"),
+        ("train: " + "[" * 101 + "]" * 101 + "\n", "more than 100 levels"),
+        ("train: " + "[" * 100_000 + "\n", "nested too deeply"),
+        ('train: "\\UFFFFFFFF"\n', "is not valid YAML"),
+        ("train: {tokens: " + "9" * 5000 + "}\n", "is not valid YAML"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_a_recipe_is_plain_values_within_limits(write, text, message):
+    assert any(message in each for each in problems([write(text)]))
+
+
+def test_aliases_of_aliases_are_counted_before_they_are_gone_through(write):
+    lines = ["l0: &l0 [a, a, a, a, a, a, a, a, a, a]"]
+    lines += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 12)]
+    assert any("stands for more than 500,000 values" in each for each in problems([write("\n".join(lines))]))
+
+
+def test_a_recipe_without_end_is_refused():
+    assert any("has more than" in each for each in problems(["/dev/zero"]))
