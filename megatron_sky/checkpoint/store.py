@@ -199,7 +199,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def unlisted(folder: Path) -> list[str]:
-    """Files that lie in a checkpoint and that its manifest does not list: nobody proves them."""
+    """Files that lie in a checkpoint and that its manifest does not list: nobody verifies them."""
     return sorted(set(files_of(folder)) - read_manifest(folder).keys())
 
 
@@ -265,7 +265,7 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
         if record.sha256 is None and record.xxh3 is None:
             raise CheckpointError(f"{path}: files.{name} has neither a sha256 nor an xxh3 to verify it by")
     if TRAIN_STATE not in manifest.files:
-        raise CheckpointError(f"{path}: files has no {TRAIN_STATE}, which every checkpoint has: it proves nothing")
+        raise CheckpointError(f"{path}: files has no {TRAIN_STATE}, which every checkpoint has: it vouches for nothing")
     return manifest.files
 
 

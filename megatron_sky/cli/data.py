@@ -71,7 +71,7 @@ def verify(
 ) -> None:
     """Prove pairs: header, index, sizes, ids, document ends, hashes. The first fault is told with its byte offset."""
     from megatron_sky.data.tokens.adopt import write_meta_of
-    from megatron_sky.data.tokens.verify import verify as prove
+    from megatron_sky.data.tokens.verify import verify as verify_pair
     from megatron_sky.tokenizer.kinds import load_tokenizer
 
     loaded = None if tokenizer is None else load_tokenizer(tokenizer)
@@ -79,7 +79,7 @@ def verify(
         raise typer.BadParameter("--write-meta needs --tokenizer")
     for prefix in map(_without_ending, prefixes):
         with ProgressBar(f"verifying {prefix}") as bar:
-            pair = prove(prefix, tokenizer=loaded, without_broken_meta=write_meta, report=bar)
+            pair = verify_pair(prefix, tokenizer=loaded, without_broken_meta=write_meta, report=bar)
         known = "agrees with its meta file" if pair.meta else "has no meta file to agree with: structure and ids only"
         ends = "" if pair.num_unended is None else f", {pair.num_unended:,} not ended by the end-of-document id"
         print(f"{prefix}: whole; {pair.num_documents:,} documents{ends}, {pair.num_tokens:,} tokens; {known}")
@@ -104,7 +104,7 @@ def merge(
         pairs = pairs_in_folder(given, out=out) if Path(given).is_dir() else [_without_ending(given)]
         named |= {os.path.abspath(pair): pair for pair in pairs if os.path.abspath(pair) not in named}
     meta = join(list(named.values()), out, overwrite=overwrite)
-    print(f"{out}: {len(named)} pairs joined")
+    print(f"{out}: {len(named)} pairs merged")
     if meta is not None:
         _print_counts(meta)
 

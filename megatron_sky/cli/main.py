@@ -56,7 +56,7 @@ def _exit_code(work: Callable[[], object]) -> int:
 
 
 def _unforeseen() -> int:
-    """A mistake of the program: its traceback, as Python would print it, is for who mends it."""
+    """A mistake of the program: its traceback, as Python would print it, is for who repairs it."""
     say(traceback.format_exc())
     return 1
 

@@ -21,7 +21,7 @@ class Untold(Exception):
 
 
 class Arguments:
-    """Flags with their values; each that is asked for is noted, so that nothing stays untold."""
+    """Flags with their values; each that is asked for is noted, so that nothing goes unreported."""
 
     def __init__(self, words: Sequence[str]):
         self.given = parse(words)

@@ -27,7 +27,7 @@ _LOCK = ".lock"
 
 
 def prepare(run_dir: Path) -> None:
-    """Makes the folder and proves that it can be written. Raises RunError."""
+    """Makes the folder and checks that it can be written. Raises RunError."""
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         probe = run_dir / f".probe_{os.getpid()}"

@@ -103,15 +103,15 @@ def _write_file(source: Source, path: Path, names: list[str], architecture: str)
         file.write(build_header(entries))
         loaded = read_ahead(source.weights[weight] for weight in names)
         for weight, rule, bits in zip(names, rules, loaded, strict=True):
-            prove_rule = not weight.startswith(_LATER_LAYERS)
-            _write_weight(file, bits, source.weights[weight].dtype, rule, prove_rule=prove_rule)
+            check_rule = not weight.startswith(_LATER_LAYERS)
+            _write_weight(file, bits, source.weights[weight].dtype, rule, check_rule=check_rule)
         return file.finish()
 
 
-def _write_weight(file: WeightFile, bits: np.ndarray, dtype: str, rule: families.Rule, *, prove_rule: bool) -> None:
-    """Writes one weight's parts and has them read back; `prove_rule`: proves first that they join to the weight."""
+def _write_weight(file: WeightFile, bits: np.ndarray, dtype: str, rule: families.Rule, *, check_rule: bool) -> None:
+    """Writes one weight's parts and has them read back; `check_rule`: checks first that they join to the weight."""
     parts = [np.ascontiguousarray(part) for part in rule.split(bits)]
-    if prove_rule and not same_bits(rule.join(parts), bits):
+    if check_rule and not same_bits(rule.join(parts), bits):
         raise CheckpointError(f"{file.path}: {', '.join(rule.names)} don't join to the weight again")
     expected = []
     for name, part in zip(rule.names, parts, strict=True):

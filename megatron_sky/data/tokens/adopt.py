@@ -1,4 +1,4 @@
-"""A meta file for a pair that another tool made, once it has been proved with the tokenizer it was made with."""
+"""A meta file for a pair that another tool made, once it was verified with the tokenizer it was made with."""
 
 from dataclasses import replace
 

@@ -147,7 +147,7 @@ class BrokenMeta(DataError):
         prefix = str(path).removesuffix(".meta.json")
         super().__init__(
             f"{path} is no complete meta file ({what})\n  fix: `megatron-sky data verify {prefix} --tokenizer T "
-            "--write-meta` proves the pair and writes it anew; or make the pair again"
+            "--write-meta` verifies the pair and writes it anew; or make the pair again"
         )
 
 

@@ -24,7 +24,7 @@ _ENDS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Verified:
-    """A pair that has been proved, and what could be proved of it.
+    """A pair that was verified, and what could be verified of it.
 
     Attributes:
         meta: its meta file, or None where it has none: then nothing was known to compare with.
@@ -52,7 +52,7 @@ def verify(
 
     Args:
         tokenizer: ids must be below its size, and the meta file must name it.
-        without_broken_meta: prove the pair as one that has no meta file where it has a broken one, to be replaced.
+        without_broken_meta: verify the pair as one that has no meta file where it has a broken one, to be replaced.
         report: called with (bytes done, bytes in all).
 
     Raises:

@@ -515,4 +515,4 @@ def test_the_tool_takes_megatrons_flags(text_corpus, tmp_path):
         text=True,
         check=True,
     )
-    assert "2 pairs joined" in done.stdout
+    assert "2 pairs merged" in done.stdout

@@ -150,7 +150,7 @@ def test_merging_a_folder_again_gives_the_same(tmp_path, monkeypatch):
     command = [sys.executable, str(TOOLS / "merge_datasets.py"), "--input", "./tk", "--output-prefix", "./tk/merged"]
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert "2 pairs joined" in done.stdout
+        assert "2 pairs merged" in done.stdout
         with IndexedTokens(tmp_path / "tk" / "merged") as pair:
             assert pair.num_documents == 4
 
