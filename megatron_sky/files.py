@@ -15,9 +15,10 @@ import math
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 _TEMPORARY = re.compile(r"\.(.*)\.[0-9a-f]{16}\.tmp")
@@ -73,9 +74,19 @@ def write_json(path: str | Path, value: object, *, indent: int | None = 1, sync:
     write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync)  # JSON's own escape, of a file's odd name
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """A file to read. Raises OSError, also for a pipe or a device, which may have no end or never begin."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        code = errno.EISDIR if stat.S_ISDIR(os.fstat(handle).st_mode) else errno.EINVAL
+        os.close(handle)
+        raise OSError(code, os.strerror(code) if code == errno.EISDIR else "is no regular file", str(path))
+    return open(handle, "rb")
+
+
 def read_bytes(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     """A whole file. Raises OSError, also where it has more than `limit` bytes, which an honest one does not have."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"has more than {limit:,} bytes", str(path))
@@ -108,6 +119,16 @@ def parse_json(
         return json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=parse_int)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
+
+
+def lies_inside(name: str) -> bool:
+    """Whether a name that a file gives for another one leads to nowhere but into the folder that it speaks of."""
+    path = PurePosixPath(name)
+    try:
+        is_name = bool(path.parts) and "\0" not in name and all(len(os.fsencode(part)) <= 255 for part in path.parts)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        return False
+    return is_name and not path.is_absolute() and ".." not in path.parts
 
 
 def leftovers(path: str | Path) -> list[Path]:
@@ -226,7 +247,7 @@ def hash_range(path: str | Path, start: int = 0, size: float = math.inf) -> str:
     import xxhash
 
     digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(start)
         while size > 0 and (piece := file.read(int(min(size, _READ_BYTES)))):
             digest.update(piece)

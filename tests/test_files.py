@@ -177,14 +177,28 @@ def test_numbers_that_json_lacks_come_back():
     assert back["b"] == {"c": [math.inf]} and back["d"] == "text" and back["e"] is None and back["f"] is True
 
 
+@pytest.mark.parametrize("name", ["a", "a/b", "..a", ".metadata", "中"])
+def test_a_name_that_lies_inside(name):
+    assert files.lies_inside(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "/a", "../a", "a/../../b", "a/..", "a\0b", "a" * 300, "\ud800"])
+def test_a_name_that_leads_elsewhere(name):
+    assert not files.lies_inside(name)
+
+
 def test_what_is_read_whole_has_an_end(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"a": ["ä", 1]}', encoding="utf-8")
     assert files.read_json(path) == {"a": ["ä", 1]} and files.read_text(path).startswith('{"a"')
     with pytest.raises(OSError, match="has more than 10 bytes"):
         files.read_bytes(path, 10)
-    with pytest.raises(OSError, match="has more than 1,000 bytes"):
-        files.read_text("/dev/zero", 1000)
+    os.mkfifo(tmp_path / "pipe")
+    for endless in ("/dev/zero", tmp_path / "pipe"):
+        with pytest.raises(OSError, match="is no regular file"):
+            files.read_text(endless, 1000)
+    with pytest.raises(IsADirectoryError):
+        files.read_text(tmp_path)
     path.write_bytes(b"[" * 200_000)
     with pytest.raises(ValueError, match="nested too deeply"):
         files.read_json(path)

@@ -7,6 +7,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from megatron_sky import __version__
 from megatron_sky.checkpoint.store import MANIFEST, TRAIN_STATE
@@ -14,6 +17,7 @@ from megatron_sky.config import Config, dump_config, load_config
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.errors import CheckpointError, ConfigError
 from megatron_sky.files import read_json
+from megatron_sky.records import read_record
 from megatron_sky.tokenizer import files as tokenizer_files
 
 CONFIG = "config.yaml"
@@ -38,6 +42,32 @@ SHAPE_FIELDS = [
     "add_bias_linear",
     "tie_embeddings",
 ]
+
+
+_Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """What of train_state.json's `progress` is read: older ones have less, the field is kept as it is."""
+
+    step: _Count = 0
+    consumed_samples: _Count = 0
+    consumed_tokens: _Count = 0
+    bad_steps: _Count = 0
+    validated_step: Annotated[int, Field(strict=True, ge=-1)] = -1
+    skipped: tuple[tuple[_Count, _Count], ...] = ()
+    session: str | None = None
+
+
+@dataclass(frozen=True)
+class _State:
+    """train_state.json."""
+
+    progress: dict
+    data: dict
+    layout: str
+    sources: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,12 +98,13 @@ def read_description(folder: Path) -> CheckpointDescription:
     """The description of the checkpoint in `folder`. Raises CheckpointError naming the file."""
     path = folder / TRAIN_STATE
     try:
-        state = read_json(path)
-        progress, data, layout = state["progress"], state["data"], state["layout"]
-        writer, sources = state.get(_WRITER, "of an unknown version"), state.get("sources", {})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: can't be read: {error}") from None
-    return CheckpointDescription(folder, _recipe(folder / CONFIG, writer), progress, data, layout, sources)
+        content = read_json(path)
+        state = read_record(_State, content)
+        read_record(_Progress, state.progress)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read: {error}\n  fix: restore the folder from a copy") from None
+    recipe = _recipe(folder / CONFIG, str(content.get(_WRITER, "of an unknown version")))
+    return CheckpointDescription(folder, recipe, state.progress, state.data, state.layout, state.sources)
 
 
 def _recipe(path: Path, writer: str) -> Config:

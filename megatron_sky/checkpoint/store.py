@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import xxhash
 
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import read_json, sync_to_disk, write_json
+from megatron_sky.files import lies_inside, read_json, sync_to_disk, write_json
 from megatron_sky.records import read_record
 
 FORMAT_VERSION = 1
@@ -260,7 +260,7 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     if match and int(match.group(1)) != manifest.step:
         raise CheckpointError(f"{path}: is the manifest of step {manifest.step}, not of {folder.name}")
     for name, record in manifest.files.items():
-        if name.startswith("/") or ".." in Path(name).parts:
+        if not lies_inside(name):
             raise CheckpointError(f"{path}: names the file {name!r}, which lies outside the checkpoint")
         if record.sha256 is None and record.xxh3 is None:
             raise CheckpointError(f"{path}: files.{name} has neither a sha256 nor an xxh3 to verify it by")
@@ -274,7 +274,7 @@ def consumed_tokens(folder: Path) -> int:
     path = folder / TRAIN_STATE
     try:
         return int(read_json(path)["progress"]["consumed_tokens"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: can't be read: {error}") from None
 
 

@@ -31,7 +31,7 @@ def list_(run_dir: RunDir) -> None:
             print(f"{step:>10}  DAMAGED  {error}")
             continue
         size = sum(record.size for record in store.read_manifest(folder).values()) / (1 << 30)
-        print(f"{step:>10}{saved.progress['consumed_tokens']:>20,}{size:>10.2f}  {saved.layout:<24}{folder}")
+        print(f"{step:>10}{saved.progress.get('consumed_tokens', 0):>20,}{size:>10.2f}  {saved.layout:<24}{folder}")
 
 
 def _no_checkpoint(run_dir: Path):

@@ -8,6 +8,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 SCALES = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3))  # of counts, the largest first
 _SUFFIX = {"": 1, "K": 10**3, "G": 10**9, **dict(SCALES)}
+MAX_COUNT = 10**18
+"""Of tokens: a million times what has been trained on."""
 _COUNT = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]+)?)\s*([kKMBGT]?)\s*$")
 _COUNT_PATTERN = r"^\s*[0-9][0-9_,]*(\.[0-9]+)?([eE][+]?[0-9]+)?\s*[kKMBGT]?\s*$"
 
@@ -18,14 +20,17 @@ def parse_count(value: str) -> int: ...
 def parse_count(value: object) -> object: ...
 def parse_count(value: object) -> object:
     """`"1.5T"` -> 1_500_000_000_000 (decimal suffixes k, M, B or G, T). What is no count is left to pydantic."""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_COUNT:
         return int(value)
     if isinstance(value, str):
         match = _COUNT.match(value)
         if match is None:
             raise ValueError("must be a count: a whole number, or one with k, M, B or T, as 500_000, 16M, 1.5T")
         number, suffix = match.groups()
-        scaled = Decimal(number.replace("_", "").replace(",", "")) * _SUFFIX[suffix]
+        plain = Decimal(number.replace("_", "").replace(",", ""))
+        if plain > MAX_COUNT or plain * _SUFFIX[suffix] > MAX_COUNT:
+            raise ValueError(f"must be at most {MAX_COUNT:,}")
+        scaled = plain * _SUFFIX[suffix]
         if scaled != int(scaled):
             raise ValueError(f"must be a whole number; {value!r} is {scaled.normalize()}")
         return int(scaled)
@@ -42,7 +47,7 @@ def format_count(count: int | float) -> str:
 
 _COUNT_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": _COUNT_PATTERN}]}
 
-TokenCount = Annotated[int, BeforeValidator(parse_count), Field(ge=0), WithJsonSchema(_COUNT_SCHEMA)]
+TokenCount = Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=MAX_COUNT), WithJsonSchema(_COUNT_SCHEMA)]
 
 
 class Interval(BaseModel):
@@ -53,7 +58,7 @@ class Interval(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    every: Annotated[int, Field(ge=1)]
+    every: Annotated[int, Field(ge=1, le=MAX_COUNT)]
     unit: Literal["steps", "tokens"]
 
     @model_validator(mode="before")

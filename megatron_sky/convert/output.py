@@ -144,7 +144,7 @@ class Output:
         """Writes a small file."""
         try:
             (self.folder / name).parent.mkdir(exist_ok=True)
-            (self.folder / name).write_text(text, encoding="utf-8")
+            (self.folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escape
         except OSError as error:
             raise cant_write(self.folder / name, error) from error
 

@@ -1,6 +1,7 @@
 """Any checkpoint folder, opened for reading: its kind, the model it describes, and its weights, still on disk."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from megatron_sky.checkpoint import description, store
-from megatron_sky.checkpoint.reader import torch_dist, weights
+from megatron_sky.checkpoint.reader import index, torch_dist, weights
 from megatron_sky.checkpoint.reader.index import METADATA
 from megatron_sky.checkpoint.reader.lazy import LazyTensor
 from megatron_sky.checkpoint.reader.torch_files import TorchArchive, settings_of
@@ -22,7 +23,7 @@ from megatron_sky.convert.megatron import args as megatron_args
 from megatron_sky.convert.megatron import split_files
 from megatron_sky.convert.model_section import build_model
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import read_text
+from megatron_sky.files import read_bytes, read_text
 from megatron_sky.tokenizer import files as tokenizer_files
 from megatron_sky.tokenizer.kinds import find_in_hugging_face
 
@@ -118,7 +119,7 @@ def _iteration_folder(latest: Path) -> str:
         name = read_text(latest).strip()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{latest}: can't be read: {error}") from error
-    if name != "release" and not name.isdecimal():
+    if name != "release" and not re.fullmatch(r"[0-9]{1,18}", name):
         raise CheckpointError(f"{latest}: {name[:40]!r}: is neither an iteration's number nor `release`")
     return name if name == "release" else f"iter_{int(name):07d}"
 
@@ -288,7 +289,7 @@ def _content_identity(files: list[Path]) -> str:
     """Of files that hold the hashes of the others: the same wherever the folder is moved or copied to."""
     digest = hashlib.sha256()
     for path in files:
-        digest.update(path.read_bytes())
+        digest.update(read_bytes(path, index.MAX_BYTES))
     return digest.hexdigest()
 
 

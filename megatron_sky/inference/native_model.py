@@ -1,5 +1,6 @@
 """A native checkpoint run by megatron-core, split over ranks as asked, whatever layout saved it."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -7,10 +8,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_sky.checkpoint import state
-from megatron_sky.checkpoint.description import read_description
-from megatron_sky.config.schema import ParallelConfig, PrecisionConfig
+from megatron_sky.checkpoint.description import CONFIG, read_description
+from megatron_sky.checkpoint.reader.index import METADATA
+from megatron_sky.checkpoint.reader.torch_dist import read_stored
+from megatron_sky.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
+from megatron_sky.errors import CheckpointError
 from megatron_sky.inference.logits import losses_of_logits, row_chunks
 from megatron_sky.model.build import build_model
+from megatron_sky.model.flops import num_parameters
 
 
 class NativeModel:
@@ -22,6 +27,7 @@ class NativeModel:
     def __init__(self, folder: Path, context):
         saved = read_description(folder)
         config = saved.config
+        _check_size(folder, config.model)
         layout = context.layout
         self._context = context
         self.device, self.share, self.shares = context.device, context.place.dp_rank, layout.dp_size
@@ -126,6 +132,17 @@ def _sequence_first(places, tokens):
     """Flat positions in `[b, s]` as those in megatron-core's `[s, b]`."""
     b, s = tokens.shape
     return places % s * b + places // s
+
+
+def _check_size(folder: Path, model: ModelConfig) -> None:
+    """Raises CheckpointError where the recipe describes a larger model than the folder holds, before any is made."""
+    described = num_parameters(model, padded=True)
+    stored = sum(math.prod(tensor.shape) for tensor in read_stored(folder).values())
+    if described > stored:
+        raise CheckpointError(
+            f"{folder / CONFIG}: describes a model of {described:,} parameters, and {METADATA} has {stored:,}\n"
+            "  fix: restore the checkpoint from a copy"
+        )
 
 
 def _output_weight(model):

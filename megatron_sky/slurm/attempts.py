@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from megatron_sky.checkpoint.store import list_checkpoints
 from megatron_sky.config import Config
@@ -22,10 +23,12 @@ from megatron_sky.distributed.launch import first_cause
 from megatron_sky.errors import RunError
 from megatron_sky.files import read_json, write_json
 from megatron_sky.log import get_logger
+from megatron_sky.records import read_record
 from megatron_sky.slurm.policy import Decision, decide
 from megatron_sky.trainer import run_folder, run_record
 
 log = get_logger(__name__)
+T = TypeVar("T")
 
 CAUSES = "causes"
 LOG = "log.txt"
@@ -145,7 +148,10 @@ def _read_own(folder: Path, log_file: str, before: list[dict]) -> dict:
     """What an attempt's own folder says of it; at the least which one it was, and after which step it began."""
     path = folder / ATTEMPT
     try:
-        return read_json(path)
+        attempt = read_json(path)
+        if run_record.is_attempt(attempt) and attempt.get("slurm", {}).get("log") == log_file:
+            return attempt
+        log.warning("%s: what became of this attempt is lost: it is no record of it", path)
     except (OSError, ValueError) as error:
         log.warning("%s: what became of this attempt is lost: %s", path, error)
     job_id, number = _job_and_attempt(folder)
@@ -178,7 +184,7 @@ def newest_step(run_dir: Path) -> int:
 
 def read_jobs(run_dir: Path) -> list[QueuedJob]:
     """The jobs queued for a run, in the order of their submission."""
-    return [QueuedJob(**job) for job in _read_list(run_dir / "slurm/jobs.json")]
+    return _read_list(run_dir / "slurm/jobs.json", QueuedJob)
 
 
 def add_jobs(run_dir: Path, jobs: list[QueuedJob]) -> None:
@@ -190,7 +196,7 @@ def add_jobs(run_dir: Path, jobs: list[QueuedJob]) -> None:
 
 def read_cancelled(run_dir: Path) -> list[str]:
     """Jobs that the user has cancelled."""
-    return _read_list(run_dir / "slurm/cancelled.json")
+    return _read_list(run_dir / "slurm/cancelled.json", str)
 
 
 def mark_cancelled(run_dir: Path, job_ids: list[str]) -> None:
@@ -198,14 +204,14 @@ def mark_cancelled(run_dir: Path, job_ids: list[str]) -> None:
     write_json(run_dir / "slurm/cancelled.json", [*read_cancelled(run_dir), *job_ids], sync=True)
 
 
-def _read_list(path: Path) -> list:
+def _read_list(path: Path, kind: type[T]) -> list[T]:
     if not path.is_file():
         return []
     try:
-        return read_json(path)
-    except ValueError as error:
+        return read_record(list[kind], read_json(path))  # type: ignore[valid-type]
+    except (OSError, ValueError) as error:
         fix = "delete it; jobs that are queued already are then not known"
-        raise RunError(f"{path}: is not JSON: {error}\n  fix: {fix}") from None
+        raise RunError(f"{path}: can't be read: {error}\n  fix: {fix}") from None
 
 
 def _now() -> str:

@@ -27,7 +27,7 @@ def status_lines(run_dir: Path) -> list[str]:
     states = queue.find_jobs([job.job_id for job in jobs])
     lines = [*_progress(run_dir), _saved(run_dir)]
     lines += [_job_line(job, states.get(job.job_id), attempts_of(job.job_id, attempts)) for job in jobs]
-    log = next((attempt["slurm"]["log"] for attempt in reversed(attempts) if "slurm" in attempt), None)
+    log = next((attempt["slurm"]["log"] for attempt in reversed(attempts) if "log" in attempt.get("slurm", {})), None)
     return lines if log is None else [*lines, f"log      {run_dir / log}"]
 
 
@@ -39,7 +39,7 @@ def _progress(run_dir: Path) -> list[str]:
     budget = _budget(run_dir)
     part = f" of {format_count(budget)} ({last.consumed_tokens / budget:.1%})" if budget else ""
     speed = _tokens_per_second(steps[-SPEED_STEPS:])
-    left = f", {format_seconds(max(budget - last.consumed_tokens, 0) / speed)} left" if budget else ""
+    left = f", {format_seconds(max(budget - last.consumed_tokens, 0) / speed)} left" if budget and speed > 0 else ""
     return [
         f"run      {run_dir}: step {last.step:,}, {format_count(last.consumed_tokens)} tokens{part}, "
         f"loss {last.lm_loss:.4f}, {format_seconds(time.time() - last.time)} ago",
@@ -49,7 +49,8 @@ def _progress(run_dir: Path) -> list[str]:
 
 def _tokens_per_second(steps: list[TrainRecord]) -> float:
     """Over the last steps, by their own times: pauses between them are not counted."""
-    return sum(s.tokens_per_second * s.step_seconds for s in steps) / sum(s.step_seconds for s in steps)
+    seconds = sum(s.step_seconds for s in steps)
+    return sum(s.tokens_per_second * s.step_seconds for s in steps) / seconds if seconds > 0 else 0.0
 
 
 def _budget(run_dir: Path) -> int | None:

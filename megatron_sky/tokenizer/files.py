@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from megatron_sky.errors import DataError
-from megatron_sky.files import parse_json, read_bytes, read_json
+from megatron_sky.files import open_regular, parse_json, read_bytes, read_json
 
 MODEL, JSON, RANKS = "tokenizer.model", "tokenizer.json", ".tiktoken"
 SETTINGS = "tokenizer_config.json"
@@ -40,7 +40,7 @@ def is_json(path: Path) -> bool:
     """
     if path.suffix == ".json":
         return True
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(1) == b"{"
 
 
@@ -57,7 +57,7 @@ def to_json(vocab: str, merges: str | None = "merges.txt") -> str:
 
 def other_format(path: Path) -> str | None:
     """What a file is that none of the three kinds of tokenizers reads, in words, with the fix; None where not known."""
-    data = path.read_bytes()
+    data = read_bytes(path)
     if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", data):
         return (
             "a file of tiktoken's ranks, which says neither how text is cut nor what the special tokens are\n"

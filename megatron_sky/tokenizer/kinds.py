@@ -7,6 +7,7 @@ A text never makes a control token: `</s>` or `<|endoftext|>` in a document is s
 reads the tokenizer. `parse_special` asks for the tokens.
 """
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,10 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
-from megatron_sky.errors import DataError, MissingDependency
-from megatron_sky.files import parse_json, read_json
+from megatron_sky.errors import DataError, MissingDependency, SkyError
+from megatron_sky.files import parse_json, read_bytes, read_json
 from megatron_sky.tokenizer import files as tokenizer_files
 
+MAX_VOCAB_SIZE = 1 << 24
+"""Tokens: the largest vocabularies in use have a fiftieth of it, and much is made for each."""
 _EOD_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<eos>", "<|im_end|>")
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
 
@@ -43,7 +46,8 @@ class Tokenizer:
 
         `parse_special`: the spelling of a control token in the text becomes that token; else it is characters.
         """
-        return self._encode_parsed(text) if parse_special else self._encode_plain(text)
+        with self._failures_told():
+            return self._encode_parsed(text) if parse_special else self._encode_plain(text)
 
     def _encode_plain(self, text: str) -> list[int]:
         raise NotImplementedError
@@ -62,7 +66,24 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that are no valid UTF-8 come out as U+FFFD."""
+        with self._failures_told():
+            return self._decode([int(token_id) for token_id in ids])
+
+    def _decode(self, ids: list[int]) -> str:
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """Files that a library takes when it loads them may fail when they are used. Raises DataError then."""
+        try:
+            yield
+        except BaseException as error:
+            if not _is_failure(error):
+                raise
+            raise DataError(
+                f"the tokenizer {self.name} fails: {error}\n  fix: fetch or copy its file again; where token ids are "
+                "turned into text, give the tokenizer that made them"
+            ) from error
 
     def piece(self, token_id: int) -> str:
         """The vocabulary's own spelling of a token."""
@@ -108,13 +129,15 @@ class SentencePieceTokenizer(Tokenizer):
         from sentencepiece import SentencePieceProcessor
 
         super().__init__(data, name)
+        if not data:
+            raise ValueError("it is empty")  # which the library takes for no model given yet
         self.processor = SentencePieceProcessor(model_proto=data)
 
     def _encode_plain(self, text: str) -> list[int]:
         return self.processor.encode(text)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self.processor.decode([int(token_id) for token_id in ids])
+    def _decode(self, ids: list[int]) -> str:
+        return self.processor.decode(ids)
 
     def piece(self, token_id: int) -> str:
         return self.processor.id_to_piece(token_id)
@@ -221,8 +244,8 @@ class HuggingFaceTokenizer(Tokenizer):
         finally:
             self.library.encode_special_tokens = True
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self.library.decode([int(token_id) for token_id in ids], skip_special_tokens=False)
+    def _decode(self, ids: list[int]) -> str:
+        return self.library.decode(ids, skip_special_tokens=False)
 
     def piece(self, token_id: int) -> str:
         spelling = self.library.id_to_token(token_id)
@@ -279,12 +302,12 @@ class TiktokenTokenizer(Tokenizer):
     """
 
     def __init__(self, path: Path):
-        super().__init__(path.read_bytes(), path.name)
+        super().__init__(read_bytes(path), path.name)
         gigatoken = gigatoken_for(f"the tokenizer {path}")
         beside = tokenizer_files.settings_of_ranks(path)
         settings = read_json(beside) if beside.exists() else {}
         if settings:
-            self.data += beside.read_bytes()
+            self.data += read_bytes(beside)
         self._whole = gigatoken.Tokenizer.from_tiktoken(path, **settings)
         # gigatoken has no way of reading a special token's spelling as text, but one that knows none does.
         self.library = gigatoken.Tokenizer.from_tiktoken(path, **{**settings, "special_tokens": {}})
@@ -304,8 +327,8 @@ class TiktokenTokenizer(Tokenizer):
     def _encode_parsed(self, text: str) -> list[int]:
         return self._whole.encode(text).tolist()
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return bytes(self._whole.decode([int(token_id) for token_id in ids])).decode("utf-8", "replace")
+    def _decode(self, ids: list[int]) -> str:
+        return bytes(self._whole.decode(ids)).decode("utf-8", "replace")
 
     def piece(self, token_id: int) -> str:
         return bytes(self._whole.decode([token_id])).decode("utf-8", "backslashreplace")
@@ -338,11 +361,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             "  fix: name the file"
         )
     try:
-        if path.suffix == tokenizer_files.RANKS:
-            return TiktokenTokenizer(path)
-        if tokenizer_files.is_json(path):
-            return HuggingFaceTokenizer(path.read_bytes(), path.name, _settings_beside(path))
-        return SentencePieceTokenizer(path.read_bytes(), path.name)
+        tokenizer = _open(path)
+        if not 0 < tokenizer.vocab_size <= MAX_VOCAB_SIZE:
+            raise ValueError(f"its largest token id is {tokenizer.vocab_size - 1:,}, ids go to {MAX_VOCAB_SIZE - 1:,}")
+        return tokenizer
     except OSError as error:
         raise DataError(
             f"tokenizer {path} can't be read: {error.strerror}\n  fix: give a SentencePiece .model, a tokenizer.json "
@@ -351,7 +373,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     except (DataError, MissingDependency):
         raise
     except BaseException as error:  # the libraries raise bare Exception for a file they can't parse, or panic
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not _is_failure(error):
             raise
         other = None if path.suffix == tokenizer_files.RANKS else tokenizer_files.other_format(path)
         if other is not None:
@@ -361,6 +383,20 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"tokenizer {path} is no {what} that can be read: {error}\n  fix: fetch or copy it again, or give a "
             "SentencePiece .model, a tokenizer.json or a .tiktoken file"
         ) from error
+
+
+def _open(path: Path) -> Tokenizer:
+    if path.suffix == tokenizer_files.RANKS:
+        return TiktokenTokenizer(path)
+    if tokenizer_files.is_json(path):
+        return HuggingFaceTokenizer(read_bytes(path), path.name, _settings_beside(path))
+    return SentencePieceTokenizer(read_bytes(path), path.name)
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether a library failed: they raise bare Exceptions, or panic."""
+    is_failure = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+    return is_failure and not isinstance(error, SkyError)
 
 
 def any_of(spellings: Iterable[str]) -> re.Pattern | None:

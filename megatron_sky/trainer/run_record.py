@@ -4,6 +4,7 @@ The history decides whether a job is started again, so it is never lost in silen
 gives what can be read of it, and is kept aside before a new one takes its place.
 """
 
+import itertools
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from megatron_sky.versions import installed
 log = get_logger(__name__)
 
 FILE = "run.json"
+_ENDED = {"exit_code": int | None, "step": int, "action": str, "reason": str}
 
 
 def describe(
@@ -64,7 +66,7 @@ def read_attempts(run_dir: Path, warn: Callable[[str], None]) -> list[dict]:
     path = run_dir / FILE
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = _text(path)
     attempts, is_whole = _parse(text)
     if not is_whole:
         warn(f"{path}: is torn, of its attempts {len(attempts)} can be read")
@@ -74,9 +76,13 @@ def read_attempts(run_dir: Path, warn: Callable[[str], None]) -> list[dict]:
 def write_attempts(run_dir: Path, attempts: list[dict], warn: Callable[[str], None]) -> None:
     """Replaces run.json in one move. One that can't be read whole is kept aside, of which `warn` is told."""
     path = run_dir / FILE
-    if path.is_file() and not _parse(path.read_text(encoding="utf-8", errors="replace"))[1]:
+    if path.is_file() and not _parse(_text(path))[1]:
         warn(f"{path}: was torn, and is kept as {_set_aside(path).name}")
     files.write_json(path, {"attempts": attempts}, sync=True)
+
+
+def _text(path: Path) -> str:
+    return files.read_bytes(path).decode("utf-8", "replace")
 
 
 def _parse(text: str) -> tuple[list[dict], bool]:
@@ -86,9 +92,26 @@ def _parse(text: str) -> tuple[list[dict], bool]:
     except ValueError:
         return _before_the_tear(text), False
     attempts = content.get("attempts") if isinstance(content, dict) else None
-    if not isinstance(attempts, list) or not all(isinstance(attempt, dict) for attempt in attempts):
+    if not isinstance(attempts, list):
         return [], False
-    return attempts, True
+    whole = list(itertools.takewhile(is_attempt, attempts))
+    return whole, len(whole) == len(attempts)
+
+
+def is_attempt(given: object) -> bool:
+    """Whether what stands for an attempt in a file has the fields that decisions rest on, each of its kind."""
+    if not isinstance(given, dict):
+        return False
+    needed = ("step_before",) if "slurm" in given else ()
+    return _has(given, {"step_before": int, "layout": str, "slurm": dict, "ended": dict}, needed) and (
+        _has(given.get("slurm", {}), {"job_id": str, "attempt": int, "log": str}, ("job_id",) if needed else ())
+        and _has(given.get("ended", {}), _ENDED, tuple(_ENDED) if "ended" in given else ())
+    )
+
+
+def _has(given: dict, kinds: dict, needed: tuple[str, ...]) -> bool:
+    is_right = all(isinstance(given[name], kind) for name, kind in kinds.items() if name in given)
+    return is_right and all(name in given for name in needed) and files.lies_inside(given.get("log", FILE))
 
 
 def _before_the_tear(text: str) -> list[dict]:
@@ -98,7 +121,9 @@ def _before_the_tear(text: str) -> list[dict]:
     while place > 0:
         try:
             attempt, end = decoder.raw_decode(text, place)
-        except ValueError:
+        except (ValueError, RecursionError):
+            return attempts
+        if not is_attempt(attempt):
             return attempts
         attempts.append(attempt)
         place = text.find("{", end)

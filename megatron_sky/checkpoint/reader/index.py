@@ -6,13 +6,16 @@ and generation load by, `as_torch` makes torch's classes of it, so that torch ne
 """
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES
 from megatron_sky.checkpoint.reader.pickles import INDEX_NAMES, DtypeName, Plain, counts, read_pickle
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import lies_inside, read_bytes
 
 METADATA = ".metadata"
+MAX_BYTES = 1 << 30
+"""Of an index: that of a thousand ranks' shards of a hundred layers has a tenth of it."""
 _PROPERTIES = {"dtype", "layout", "requires_grad", "memory_format", "pin_memory"}  # those that torch.empty takes
 _CLASSES: dict[tuple[str, str], type[Plain]] = {
     (module, name): type(name, (Plain,), {}) for module, names in INDEX_NAMES.items() for name in names.split()
@@ -62,16 +65,27 @@ class Index:
 def read_index(path: Path) -> Index:
     """The index in `path`. Raises CheckpointError where it is missing, damaged, or names what no index needs."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, MAX_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
     content = read_pickle(data, str(path), names=_CLASSES)
     try:
-        return _checked(content)
+        index = _checked(content)
+        _check_links(path.parent, index)
+        return index
     except _MALFORMED as error:
         raise CheckpointError(
             f"{path}: is no index of tensors: {error}\n  fix: restore the checkpoint from a copy"
         ) from error
+
+
+def _check_links(folder: Path, index: Index) -> None:
+    """Raises ValueError where a file of the folder is a link that leads out of it."""
+    places = [*index.objects.values(), *(chunk.place for tensor in index.tensors.values() for chunk in tensor.chunks)]
+    real = folder.resolve()
+    for file in sorted({place.file for place in places}):
+        if not (real / file).resolve().is_relative_to(real):
+            raise ValueError(f"{file} is a link that leads out of the folder")
 
 
 def _checked(content: object) -> Index:
@@ -114,8 +128,7 @@ def _find(places: dict, key: str, corner: tuple[int, ...] | None) -> Place:
 
 def _place(key: str, info: Plain) -> Place:
     file = info.relative_path
-    path = PurePosixPath(file)
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in file:
+    if not isinstance(file, str) or not lies_inside(file):
         raise ValueError(f"{key} is said to lie in {file!r}, which is no file of the folder")
     if transforms := vars(info).get("transform_descriptors"):
         raise ValueError(

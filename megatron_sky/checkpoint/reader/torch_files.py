@@ -82,7 +82,7 @@ class TorchArchive:
                 self._pickle = self._read_bytes("data.pkl")
         except FileNotFoundError:
             raise CheckpointError(f"{path}: is missing") from None
-        except (OSError, zipfile.BadZipFile, struct.error) as error:
+        except (OSError, zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, OverflowError) as error:
             raise CheckpointError(
                 f"{path}: is no archive of torch.save, or truncated: {error}\n  fix: restore it from a copy; a file "
                 "of torch before 1.6 must be saved again with a newer torch"

@@ -69,7 +69,7 @@ def _without_ending(path: str) -> str:
     return _stored_as(prefix, re.sub(r"\.(bin|idx)\Z", "", getattr(path, "written", path)))
 
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=(1 << 31) - 1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Line = Annotated[str, AfterValidator(_line), AfterValidator(_literal)]
 FilePath = Annotated[

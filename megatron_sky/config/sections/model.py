@@ -1,11 +1,17 @@
 """The network, its number formats and its kernels."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from megatron_sky.config.presets import PRESETS
 from megatron_sky.config.sections.base import Fraction, Positive, Section
+
+# Limits that no honest model meets.
+Layers = Annotated[int, Field(ge=1, le=10_000)]
+Heads = Annotated[int, Field(ge=1, le=1 << 16)]
+Width = Annotated[int, Field(ge=1, le=1 << 24)]
+Length = Annotated[int, Field(ge=1, le=1 << 27)]
 
 
 class RopeScaling(Section):
@@ -22,20 +28,18 @@ class ModelConfig(Section):
     """The network's shape. The defaults are LLaMA's: RMSNorm pre-norm, SwiGLU, RoPE, no biases, untied embeddings."""
 
     preset: str | None = Field(None, description=f"Named shape that fills the fields left out: {', '.join(PRESETS)}.")
-    vocab_size: Positive = Field(
-        description="True vocabulary size of the tokenizer, in tokens; padding is not counted."
-    )
-    hidden_size: Positive = Field(description="Width of the residual stream.")
-    ffn_hidden_size: Positive = Field(description="Inner width of the feed-forward layer (of each half for SwiGLU).")
-    num_layers: Positive = Field(description="Number of transformer layers.")
-    num_attention_heads: Positive = Field(description="Number of query heads.")
-    num_query_groups: Positive | None = Field(
+    vocab_size: Width = Field(description="True vocabulary size of the tokenizer, in tokens; padding is not counted.")
+    hidden_size: Width = Field(description="Width of the residual stream.")
+    ffn_hidden_size: Width = Field(description="Inner width of the feed-forward layer (of each half for SwiGLU).")
+    num_layers: Layers = Field(description="Number of transformer layers.")
+    num_attention_heads: Heads = Field(description="Number of query heads.")
+    num_query_groups: Heads | None = Field(
         None, description="Number of key/value heads (grouped-query attention); null: one per query head."
     )
-    kv_channels: Positive | None = Field(
+    kv_channels: Width | None = Field(
         None, description="Width of one attention head; null: hidden_size / num_attention_heads."
     )
-    seq_length: Positive = Field(4096, description="Context length, in tokens.")
+    seq_length: Length = Field(4096, description="Context length, in tokens.")
     position_embedding: Literal["rope", "learned_absolute"] = Field("rope", description="How positions are encoded.")
     rotary_base: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies (RoPE theta).")
     rope_scaling: RopeScaling | None = Field(
@@ -54,7 +58,7 @@ class ModelConfig(Section):
         description="Standard deviation of initial weights; the layers that write to the residual stream use "
         "init_std / sqrt(2 * num_layers).",
     )
-    vocab_multiple: Positive = Field(
+    vocab_multiple: Width = Field(
         128,
         description="The embedding is padded to a multiple of this many rows, the same in every layout; "
         "must be a multiple of parallel.tp_size.",

@@ -22,6 +22,7 @@ from megatron_sky.convert.huggingface.config import CONFIG, GENERATION
 from megatron_sky.convert.huggingface.safetensors_file import read_tensors
 from megatron_sky.convert.json_object import read_object
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import lies_inside
 from megatron_sky.tokenizer import files as tokenizer_files
 
 # Where the weights may lie, in the order in which transformers looks: a whole file, or an index.
@@ -120,7 +121,7 @@ def _weight_map(index: Path) -> dict[str, Path]:
     if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
         raise CheckpointError(f"{index}: can't be read: it has no weight_map of tensors and files")
     for file in sorted(set(named.values())):
-        if Path(file).name != file:
+        if not lies_inside(file) or Path(file).name != file:
             raise CheckpointError(f"{index}: names the file {file!r}, which lies outside the folder")
         if not (index.parent / file).is_file():
             raise CheckpointError(f"{index.parent / file}: is missing: {index.name} lists it")

@@ -109,6 +109,7 @@ def _take_row(parsed: Parsed, row: tuple, max_bytes: int, *, is_file: bool) -> N
 
 
 def _shown(value: object) -> bytes:
+    value = value[0] if isinstance(value, list) and value else value  # all of them may be more than memory holds
     return value[: 4 * _EXCERPT] if isinstance(value, bytes) else str(value)[:_EXCERPT].encode("utf-8", "replace")
 
 
@@ -236,8 +237,11 @@ class _Object(dict):
 def _decoded(value: object, max_bytes: int) -> object:
     """A row's value: bytes as text; what is too long is refused, as a line is."""
     parts = value if isinstance(value, list) else [value]
-    if sum(map(_size, parts)) > max_bytes:
-        raise _Rejected("too_long")
+    size = 0
+    for part in parts:
+        size += _size(part)
+        if size > max_bytes:
+            raise _Rejected("too_long")
     try:
         texts = [part.decode("utf-8") if isinstance(part, bytes) else part for part in parts]
     except UnicodeDecodeError:

@@ -6,18 +6,26 @@ compressed or columnar is opened here and handed over in blocks, so that memory 
 The list of pieces and the cut into blocks depend on the files alone: that is what resuming and sharding rest on.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from megatron_sky.data.ingest.compressed import open_compressed
 from megatron_sky.data.ingest.input_files import kind_of
 from megatron_sky.errors import DataError, MissingDependency
 
+if TYPE_CHECKING:
+    from pyarrow import Array, DataType, Scalar
+    from pyarrow.parquet import FileMetaData
+
 BLOCK_BYTES = 16 << 20
 MAX_DOCUMENT_BYTES = 64 << 20
 _ROWS_AT_ONCE = 256
+_MOST_UNPACKED = 4 << 30  # bytes of one group of rows, ...
+_MOST_TIMES = 1000  # ... or so many times the file's
 
 
 @dataclass(frozen=True)
@@ -133,27 +141,95 @@ def _row_blocks(path: str, keys: Sequence[str]) -> Iterator[list[tuple]]:
     except ImportError:
         raise MissingDependency("pyarrow", f"reading {path}", "pip install 'megatron-sky[corpus]'") from None
     try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        footer = parquet.read_metadata(path)
+        shared = {"read_dictionary": _columns_of_strings(footer, keys), "page_checksum_verification": True}
+        with parquet.ParquetFile(path, metadata=footer, **shared) as file:
             names = file.schema_arrow.names
             if wrong := [key for key in keys if names.count(key) != 1]:
                 has = "no column" if wrong[0] not in names else "more than one column"
                 raise DataError(f"{path} has {has} {wrong[0]!r}\n  fix: name one of {', '.join(sorted(set(names)))}")
+            _check_claims(path, file.metadata)
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(keys)):
-                yield list(zip(*(_values(batch.column(key)) for key in keys), strict=True))
-    except (arrow.ArrowException, OSError) as error:
+                yield from _in_bounds(zip(*(_values(batch.column(key)) for key in keys), strict=True))
+    except (
+        arrow.ArrowException,
+        OSError,
+        UnicodeDecodeError,
+        IndexError,
+    ) as error:  # the last two: its names, its numbers
         raise DataError(f"{path}: broken Parquet file ({error})\n  fix: fetch it again") from error
 
 
-def _values(column) -> list:
-    """A column's values; where strings are no UTF-8, the bytes of the first that is none stands for the row's value."""
+def _size(value: object) -> int:
+    return sum(map(_size, value)) if isinstance(value, list) else len(value) if isinstance(value, str | bytes) else 8
+
+
+def _columns_of_strings(footer: "FileMetaData", keys: Sequence[str]) -> list[str]:
+    """The columns, those within lists too, whose values are kept once however many rows have them."""
+    columns = (footer.schema.column(number) for number in range(footer.num_columns))
+    return [c.path for c in columns if c.physical_type == "BYTE_ARRAY" and c.path.partition(".")[0] in keys]
+
+
+def _check_claims(path: str, footer: "FileMetaData") -> None:
+    """Raises DataError where rows are said to unpack to what no honest file of its size does.
+
+    Of a group of rows as a whole: asked for a column's, pyarrow ends the process where the footer is damaged.
+    """
+    size = os.path.getsize(path)
+    for group in range(footer.num_row_groups):
+        claimed = footer.row_group(group).total_byte_size
+        if claimed > max(_MOST_UNPACKED, _MOST_TIMES * size):
+            raise DataError(
+                f"{path}: broken Parquet file ({size:,} bytes are said to hold {claimed:,} in group {group} of its "
+                "rows alone)\n  fix: fetch it again"
+            )
+
+
+def _in_bounds(rows: Iterable[tuple]) -> Iterator[list[tuple]]:
+    """The rows in lists of some MiB: a value that stands in many of them is in the file but once."""
+    taken: list[tuple] = []
+    size = 0
+    for row in rows:
+        taken.append(row)
+        size += sum(map(_size, row))
+        if size >= BLOCK_BYTES:
+            yield taken
+            taken, size = [], 0
+    if taken:
+        yield taken
+
+
+def _values(column: "Array") -> list:
+    """A column's values; where strings are no UTF-8, the bytes of the first that is none stands for the row's value.
+
+    Of a dictionary each value is made once, however many rows have it.
+    """
+    import pyarrow as arrow
+
+    if isinstance(column, arrow.DictionaryArray):
+        numbers = column.indices.to_pylist()
+        values = {number: _value(column.dictionary[number]) for number in set(numbers) - {None}}
+        return [values.get(number) for number in numbers]
+    if _is_list(column.type) and arrow.types.is_dictionary(column.type.value_type):
+        items = iter(_values(column.flatten()))
+        lengths = column.value_lengths().to_pylist()
+        return [None if length is None else list(islice(items, length)) for length in lengths]
     try:
         return column.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):  # no UTF-8, or a date that Python has not
         return [_value(scalar) for scalar in column]
 
 
-def _value(scalar) -> object:
+def _is_list(kind: "DataType") -> bool:
+    from pyarrow import types
+
+    return types.is_list(kind) or types.is_large_list(kind)
+
+
+def _value(scalar: "Scalar") -> object:
     try:
         return scalar.as_py()
     except UnicodeDecodeError as error:
         return error.object
+    except (ValueError, OverflowError):
+        return None  # no text in any case

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from megatron_sky.data.sampling.plan import Location, SamplingPlan, Source
-from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.errors import CheckpointError, ConfigError, Problem
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,13 @@ class RunPlan:
     @classmethod
     def from_fingerprint(cls, saved: Mapping, max_epochs: float) -> "RunPlan":
         """The plan that `fingerprint` described."""
-        return cls(tuple(_segment(segment, max_epochs) for segment in saved["segments"]))
+        try:
+            return cls(tuple(_segment(segment, max_epochs) for segment in saved["segments"]))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise CheckpointError(
+                f"train_state.json of the checkpoint: data is no plan of samples: {type(error).__name__}: {error}\n"
+                "  fix: restore the checkpoint from a copy"
+            ) from error
 
     @property
     def sources(self) -> tuple[Source, ...]:

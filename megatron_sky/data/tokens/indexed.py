@@ -236,6 +236,17 @@ class IndexedTokens:
         """Document bounds, int64: document d is the sequences `[bounds[d], bounds[d + 1])`."""
         return self._table(self.header.bounds_at, np.int64, self.header.num_bounds, first, count)
 
+    def _sequences(self, first: int, count: int) -> np.ndarray:
+        """`bounds` to find sequences by: in order, and of sequences that there are; else DataError."""
+        bounds = self.bounds(first, count)
+        if bounds[0] < 0 or bounds[-1] > self.num_sequences or (np.diff(bounds) < 0).any():
+            raise DataError(
+                f"{idx_path(self.prefix)}: documents {first:,} to {first + count:,} begin at sequences that are not in "
+                f"order, or not among its {self.num_sequences:,}\n  fix: copy the pair again from its source, or make "
+                "it again"
+            )
+        return bounds
+
     def _table(self, at: int, dtype: type, total: int, first: int, count: int | None) -> np.ndarray:
         count = total - first if count is None else count
         assert first >= 0 and first + count <= total, (first, count, total)
@@ -251,7 +262,7 @@ class IndexedTokens:
 
     def document(self, number: int) -> np.ndarray:
         """All tokens of one document, by the pointers of its sequences."""
-        first, last = self.bounds(number, 2).tolist()
+        first, last = self._sequences(number, 2).tolist()
         places = zip(
             self.pointers(first, last - first).tolist(), self.lengths(first, last - first).tolist(), strict=True
         )
@@ -260,7 +271,7 @@ class IndexedTokens:
 
     def document_offset(self, number: int) -> int:
         """The first token of a document in the flat stream; for the number after the last one, the stream's end."""
-        first = int(self.bounds(number, 1)[0])
+        first = int(self._sequences(number, 1)[0])
         if first == self.num_sequences:
             return self.num_tokens
         return int(self.pointers(first, 1)[0]) // self.dtype.itemsize
@@ -271,7 +282,7 @@ class IndexedTokens:
         starts = np.zeros(length, dtype=bool)
         number, begins = self.document_at(offset) + 1, np.zeros(0, np.int64)
         while number < self.num_documents and not (begins >= length).any():
-            firsts = self.bounds(number, min(_STARTS_AT_ONCE, self.num_documents - number))
+            firsts = self._sequences(number, min(_STARTS_AT_ONCE, self.num_documents - number))
             firsts = firsts[firsts < self.num_sequences]  # else it has no sequence, nor has any after it
             if not len(firsts):
                 break

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_sky.data.tokens.index_check import check_bounds
 from megatron_sky.data.tokens.indexed import IndexedTokens
 from megatron_sky.data.tokens.meta import Meta, read_meta
 from megatron_sky.errors import DataError
@@ -90,6 +91,7 @@ def draw(overviews: Sequence[Overview], path: str | Path) -> None:
 
 def _document_sizes(pair: IndexedTokens) -> np.ndarray:
     """Tokens of each document."""
+    check_bounds(pair)
     ends = np.concatenate([[0], np.cumsum(pair.lengths(), dtype=np.int64)])
     return np.diff(ends[pair.bounds()])
 

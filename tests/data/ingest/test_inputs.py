@@ -123,3 +123,61 @@ def test_a_file_that_can_no_longer_be_read_is_not_called_a_full_disk(text_corpus
     monkeypatch.setattr("megatron_sky.data.ingest.tokenize.blocks_of", refuse)
     with pytest.raises(DataError, match=r"a\.jsonl can't be read: No such file"):
         tokenize_files([tmp_path / "a.jsonl"], tmp_path / "out", text_corpus.tokenizer, TokenizeOptions())
+
+
+def table_blocks(path, key="text"):
+    (piece,) = cut_pieces([path])
+    return list(blocks_of(piece, (key,)))
+
+
+@pytest.mark.parametrize("kind", ["text", "list"])
+def test_a_value_that_stands_in_many_rows_is_in_memory_once(kind, tmp_path):
+    """A file of a kilobyte whose rows would be gigabytes of text."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    words = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 256, pyarrow.int32()), ["a" * 18_000_000])
+    bounds = pyarrow.array(range(0, 257, 2), pyarrow.int32())
+    column = words if kind == "text" else pyarrow.ListArray.from_arrays(bounds, words)
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
+    assert (tmp_path / "a.parquet").stat().st_size < 3000
+    blocks = table_blocks(tmp_path / "a.parquet")
+    assert sum(len(block.rows) for block in blocks) == len(column)
+    assert all(len(block.rows) == 1 for block in blocks)
+    values = [row[0] if kind == "text" else row[0][1] for block in blocks for row in block.rows]
+    assert len({id(value) for value in values}) == 1 and len(values[0]) == 18_000_000
+    rejects = parse_block(blocks[0], ("text",), max_bytes=1_000_000).rejects
+    assert [(each.reason, len(each.excerpt) < 1000) for each in rejects] == [("too_long", True)]
+
+
+def test_a_date_that_python_has_not_is_no_text(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"text": ["a", "b"], "t": pyarrow.array([10**17, 0], pyarrow.timestamp("ms")), "d": [1, 2]}
+    columns["d"] = pyarrow.array([2**31 - 1, 0], pyarrow.date32())
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    for key in ("t", "d"):
+        parsed = parse_block(table_blocks(tmp_path / "a.parquet", key)[0], (key,))
+        assert [each.reason for each in parsed.rejects] == ["not_text", "not_text"]
+
+
+def test_two_columns_of_one_name_are_told(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="more than one column 'text'"):
+        table_blocks(tmp_path / "a.parquet")
+
+
+def test_a_part_that_is_said_to_unpack_to_too_much_is_refused(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    monkeypatch.setattr(inputs_module, "_MOST_UNPACKED", 1000)
+    monkeypatch.setattr(inputs_module, "_MOST_TIMES", 3)
+    parquet.write_table(pyarrow.table({"text": ["a" * 100_000]}), tmp_path / "a.parquet", compression="zstd")
+    with pytest.raises(DataError, match=r"bytes are said to hold .* in group 0 of its rows"):
+        table_blocks(tmp_path / "a.parquet")
