@@ -104,7 +104,7 @@ def _close(
 ) -> Decision:
     """Enters the end of the last of a job's `attempts`, with the decision that follows."""
     codes = [attempt["ended"]["exit_code"] for attempt in attempts[:-1]]
-    steps = [attempt["step_before"] for attempt in attempts]
+    steps = [attempt.get("step_before", 0) for attempt in attempts]
     decision = decide([*codes, exit_code], [*steps, step], max_requeues=max_requeues, cancelled=cancelled)
     attempts[-1]["ended"] = {
         "time": _now(),

@@ -102,14 +102,15 @@ def is_attempt(given: object) -> bool:
     """Whether what stands for an attempt in a file has the fields that decisions rest on, each of its kind."""
     if not isinstance(given, dict):
         return False
-    needed = ("step_before",) if "slurm" in given else ()
-    return _has(given, {"step_before": int, "layout": str, "slurm": dict, "ended": dict}, needed) and (
-        _has(given.get("slurm", {}), {"job_id": str, "attempt": int, "log": str}, ("job_id",) if needed else ())
+    return _has(given, {"step_before": int, "layout": str, "slurm": dict, "ended": dict}) and (
+        _has(
+            given.get("slurm", {}), {"job_id": str, "attempt": int, "log": str}, ("job_id",) if "slurm" in given else ()
+        )
         and _has(given.get("ended", {}), _ENDED, tuple(_ENDED) if "ended" in given else ())
     )
 
 
-def _has(given: dict, kinds: dict, needed: tuple[str, ...]) -> bool:
+def _has(given: dict, kinds: dict, needed: tuple[str, ...] = ()) -> bool:
     is_right = all(isinstance(given[name], kind) for name, kind in kinds.items() if name in given)
     return is_right and all(name in given for name in needed) and files.lies_inside(given.get("log", FILE))
 

@@ -61,3 +61,24 @@ def test_a_start_after_a_tear_goes_on_with_what_is_left(torn, recipe, caplog):
     after = run_record.read_attempts(run_dir, pytest.fail)
     assert after[:-1] == found == ATTEMPTS[:1] and after[-1]["layout"] == "DP2"
     assert (run_dir / "run.json.torn-1").is_file() and "kept as run.json.torn-1" in caplog.text
+
+
+WHOLE = {"step_before": 3, "slurm": {"job_id": "7", "attempt": 0, "log": "slurm/a/log.txt"}}
+WHOLE |= {"ended": {"exit_code": None, "step": 3, "action": "requeue", "reason": "r"}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"step_before": "3"}, {"slurm": None}, {"slurm": []}, {"slurm": {}}, {"ended": None}, {"ended": {}}),
+        *({"slurm": {"job_id": 7}}, {"slurm": {"job_id": "7", "log": "../../elsewhere/log.txt"}}),
+        *({"slurm": {"job_id": "7", "log": "/etc/log.txt"}}, {"slurm": {"job_id": "7", "log": 3}}),
+    ],
+    ids=str,
+)
+def test_an_attempt_of_another_shape_is_a_tear(change, tmp_path):
+    assert run_record.is_attempt(WHOLE)
+    (tmp_path / "run.json").write_text(json.dumps({"attempts": [WHOLE, WHOLE | change, WHOLE]}))
+    told = []
+    assert run_record.read_attempts(tmp_path, told.append) == [WHOLE]
+    assert "of its attempts 1 can be read" in told[0]
