@@ -40,7 +40,7 @@ def test_options_are_the_command_lines():
 
 
 def test_exit_codes():
-    kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, SkyError)]
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SkyError)]
     codes = [kind.exit_code for kind in kinds if kind not in (SkyError, RankFailed)]
     assert len(set(codes)) == len(codes), "scripts tell kinds of errors apart by them"
     assert all(0 < kind.exit_code < 126 for kind in kinds)

@@ -41,7 +41,7 @@ class SetLosses:
     @property
     def loss(self) -> float:
         """Nats per token, as the report and its published script take it."""
-        return float(self.loss_sums.sum() / self.tokens.sum())
+        return float(self.loss_sums.sum()) / int(self.tokens.sum())
 
 
 @dataclass(frozen=True)
