@@ -69,6 +69,7 @@ setup(
         "megatron_sky.slurm_scripts": "slurm",
     },
     package_data={
+        "megatron_sky.planner": ["*.yaml", "*.csv"],
         "megatron_sky.report": ["templates/*"],
         "megatron_sky.recipes": ["*/*.yaml", "*/*.csv", "*/*.jsonl"],  # recipes, tasks, and the data that tasks name
         "megatron_sky.slurm_scripts": ["*.sbatch"],

@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from megatron_sky import __version__
-from megatron_sky.cli import checkpoint, convert, data, doctor, eval, generate, migrate, report, slurm, tokenizer, train
+from megatron_sky.cli import (
+    checkpoint,
+    convert,
+    data,
+    doctor,
+    eval,
+    generate,
+    migrate,
+    plan,
+    report,
+    slurm,
+    tokenizer,
+    train,
+)
 from megatron_sky.cli._common import verb_group
 from megatron_sky.errors import OutputLost, RunError, SkyError
 from megatron_sky.log import quiet_torch, say
@@ -85,6 +98,7 @@ app.command()(doctor.doctor)
 app.command("from-args", context_settings={"ignore_unknown_options": True})(migrate.from_args)
 app.command()(train.quickstart)
 app.command()(train.train)
+app.command()(plan.plan)
 app.command()(report.report)
 app.command()(generate.generate)
 

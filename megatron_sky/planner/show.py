@@ -1,0 +1,97 @@
+"""Forecasts and checks as text."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from megatron_sky.config.units import format_count
+from megatron_sky.planner.forecast import Forecast, usable_bytes
+from megatron_sky.planner.memory import GIB, Memory
+from megatron_sky.planner.published import Row, by_source, memory_errors, speed_errors
+
+_PARTS = {
+    "products": "matrix products",
+    "attention": "attention",
+    "memory_kernels": "norms, activations, positions, sums of gradients",
+    "tensor_parallel": "tensor-parallel collectives that nothing hides",
+    "context_parallel": "context-parallel collectives that nothing hides",
+    "weights": "sharded weights",
+    "recompute": "recomputation",
+    "imbalance": "imbalance of embedding and output layer",
+    "bubble": "pipeline bubble",
+    "p2p": "sends between stages",
+    "data_parallel": "gradient reduction and weight gathering that nothing hides",
+    "optimizer": "optimizer",
+    "host": "host, once a step",
+}
+
+
+def explain(forecast: Forecast, tokens: int) -> list[str]:
+    """Every part of a layout's memory and step."""
+    return [*_memory_lines(forecast), "", *_step_lines(forecast), "", *_budget_lines(forecast, tokens)]
+
+
+def _memory_lines(forecast: Forecast) -> list[str]:
+    names = [each.name for each in fields(Memory)]
+    room = usable_bytes(forecast.job) / GIB
+    lines = [f"memory      GiB of a GPU at its peak, by pipeline stage; {room:.1f} can be used"]
+    lines.append("  stage  " + "".join(f"{name:>12}" for name in (*names, "total")))
+    for stage, memory in enumerate(forecast.stages):
+        values = [*(getattr(memory, name) for name in names), memory.total]
+        mark = "" if memory.total / GIB <= room else "  does not fit"
+        lines.append(f"  {stage:<5}  " + "".join(f"{value / GIB:12.2f}" for value in values) + mark)
+    return lines
+
+
+def _step_lines(forecast: Forecast) -> list[str]:
+    step, job = forecast.step, forecast.job
+    total = step.total
+    lines = [f"step        {total:.3f} s; {job.num_microbatches} micro batches of {job.micro_batch_size}"]
+    for name, seconds in step.parts().items():
+        if seconds > 0:
+            lines.append(f"  {seconds:9.3f} s  {100 * seconds / total:5.1f} %  {_PARTS[name]}")
+    return lines
+
+
+def _budget_lines(forecast: Forecast, tokens: int) -> list[str]:
+    return [
+        f"speed       {forecast.tokens_per_second_per_gpu:,.0f} tokens/s a GPU; MFU {100 * forecast.mfu():.1f} % "
+        f"(6 N + 12 L h s FLOPs a token, as the program logs), {100 * forecast.causal_mfu():.1f} % counting causal "
+        "attention and no embedding; of the 16-bit peak",
+        f"budget      {format_count(tokens)} tokens: {forecast.days(tokens):.1f} days, "
+        f"{forecast.gpu_hours(tokens):,.0f} GPU-hours, {forecast.kwh(tokens):,.0f} kWh",
+    ]
+
+
+def check_lines(rows: Sequence[Row], passed_over: Sequence[str]) -> list[str]:
+    """The prediction beside every published row, and the errors by source."""
+    lines = [f"{'row':44}{'tokens/s':>10}{'predicted':>11}{'error':>8}{'GB':>9}{'predicted':>11}{'error':>8}"]
+    lines += [_check_line(row) for row in rows]
+    lines += [
+        "",
+        f"{'source':66}{'rows':>5}  {'tokens/s: mean':>15}{'bias':>8}{'worst':>8}  {'GB: mean':>9}{'worst':>8}",
+    ]
+    for source, group in (*by_source(rows).items(), ("all", rows)):
+        speed, memory = speed_errors(group), memory_errors(group)
+        shown = f"{speed.mean:15.1%}{speed.bias:+8.1%}{speed.worst:+8.1%}" if speed.values else f"{'-':>31}"
+        shown += f"  {memory.mean:9.1%}{memory.worst:+8.1%}" if memory.values else ""
+        lines.append(f"{source[:65]:66}{len(group):5}  {shown}")
+    lines += [f"passed over {each}" for each in passed_over]
+    return lines
+
+
+def _check_line(row: Row) -> str:
+    line = f"{row.id:44}"
+    if row.tokens_per_s:
+        predicted = row.predicted_speed()
+        line += f"{row.tokens_per_s:10,.0f}{predicted:11,.0f}{predicted / row.tokens_per_s - 1:+8.1%}"
+    else:
+        line += " " * 29
+    if row.memory_gb:
+        predicted = row.predicted_memory()
+        line += f"{row.memory_gb:9.1f}{predicted:11.1f}{predicted / row.memory_gb - 1:+8.1%}"
+    elif row.out_of_memory:
+        room = usable_bytes(row.job) / 1e9
+        predicted = row.predicted_memory()
+        verdict = "does not fit" if predicted > room else f"fits in {room:.0f}"
+        line += f"{'none':>9}{predicted:11.1f}  {verdict}"
+    return line.rstrip()

@@ -1,0 +1,50 @@
+"""`megatron-sky plan` as a user types it."""
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from megatron_sky.cli.main import app
+from megatron_sky.errors import ConfigError
+from tests.planner.conftest import recipe_file, skywork_file
+
+__all__ = ["recipe_file", "skywork_file"]
+
+
+@pytest.fixture
+def plan():
+    """`plan(arguments...)`: what it prints; what it raises is raised."""
+    return lambda *arguments: CliRunner().invoke(app, ["plan", *map(str, arguments)], catch_exceptions=False).stdout
+
+
+def test_explained_layout(plan, skywork_file):
+    shown = plan(skywork_file, "--gpus", 512, "--gpu", "a800", "--explain", "PP2 x DP256")
+    assert "DP256 x PP2 MB1 zero1 on 512 a800" in shown
+    assert re.search(r"MFU \d\d\.\d %", shown) and "pipeline bubble" in shown and "GPU-hours" in shown
+
+
+def test_what_does_not_fit_is_marked(plan, recipe_file):
+    shown = plan(recipe_file, "train.micro_batch_size=32", "--gpus", 16, "--gpu", "4090", "--explain", "dp16")
+    assert "does not fit" in shown
+
+
+def test_check(plan):
+    shown = plan("--check")
+    assert "sky-skywork-dp256-pp2" in shown and re.search(r"^all +339", shown, re.M)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpus", 512], "--gpu: is needed"),
+        (["--gpus", 512, "--gpu", "a900", "--explain", "pp2"], "did you mean a800"),
+        (["--gpus", 512, "--gpu", "a800", "--explain", "pp2 x up"], "'up' is no part of a layout"),
+        (["--gpus", 512, "--gpu", "a800", "--explain", "pp2 dp512"], "makes 1024 ranks, not 512"),
+        (["--gpus", 512, "--gpu", "a800", "--explain", "pp3"], "must divide the number of ranks"),
+        (["--gpus", 384, "--gpu", "a800", "--explain", "dp384"], "must be a multiple of train.micro_batch_size"),
+    ],
+)
+def test_mistakes_are_told(plan, recipe_file, arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        plan(recipe_file, *arguments)

@@ -1,0 +1,76 @@
+"""The planner's errors on published measurements, held."""
+
+import csv
+
+import pytest
+
+from megatron_sky.errors import DataError
+from megatron_sky.planner import published
+from megatron_sky.planner.forecast import usable_bytes
+
+ROWS, PASSED_OVER = published.read_rows()
+REPORT = [row for row in ROWS if row.id.startswith("sky-")]  # the Skywork-13B report's table 10
+CONTRADICTS_ITSELF = "sky-llama2-dp128-tp4"  # its tokens/s, TFLOP/s and MFU do not go together
+
+
+def test_memory_of_the_reports_rows():
+    errors = published.memory_errors(REPORT)
+    assert len(errors.values) == 10
+    assert errors.mean <= 0.03 and abs(errors.worst) <= 0.06
+
+
+def test_speed_of_the_reports_rows():
+    errors = published.speed_errors([row for row in REPORT if row.id != CONTRADICTS_ITSELF])
+    assert len(errors.values) == 9
+    assert errors.mean <= 0.04 and abs(errors.worst) <= 0.10
+
+
+def test_speed_of_all_rows():
+    errors = published.speed_errors(ROWS)
+    assert len(errors.values) > 300 and not PASSED_OVER
+    assert errors.mean <= 0.08 and abs(errors.bias) <= 0.05
+
+
+def test_what_ran_out_of_memory_does_not_fit():
+    lost = [row for row in REPORT if row.out_of_memory]
+    assert len(lost) == 2
+    assert all(row.predicted_memory() * published.GB > usable_bytes(row.job) for row in lost)
+    assert all(row.predicted_memory() * published.GB < usable_bytes(row.job) for row in REPORT if row.memory_gb)
+
+
+def test_the_reports_order_of_layouts():
+    skywork = [row for row in REPORT if "skywork" in row.id and row.tokens_per_s]
+    best = max(skywork, key=published.Row.predicted_speed)
+    assert best.id == "sky-skywork-dp256-pp2" == max(skywork, key=lambda row: row.tokens_per_s).id
+
+
+def test_another_table_is_read(tmp_path):
+    text = published.OWN.read_text(encoding="utf-8").splitlines()
+    wanted = next(line for line in text if line.startswith("sky-skywork-dp256-pp2"))
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join([text[0], wanted, wanted.replace(",52,4608,", ",,4608,")]), encoding="utf-8")
+    rows, passed_over = published.read_rows(path)
+    assert [row.tokens_per_s for row in rows] == [1873]
+    assert passed_over == ["sky-skywork-dp256-pp2: num_layers not published"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("A800-SXM-80GB", "A801-SXM"), r"rows.csv:2 \(sky-skywork-dp256-pp2\).*A801-SXM is not in the hardware file"),
+        (("52,4608", "many,4608"), "rows.csv:2 .*can't be read"),
+        (("num_layers", "layers"), "has no column num_layers"),
+    ],
+)
+def test_a_table_that_cant_be_read_is_told(tmp_path, change, said):
+    text = published.OWN.read_text(encoding="utf-8").splitlines()
+    wanted = next(line for line in text if line.startswith("sky-skywork-dp256-pp2"))
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join([text[0], wanted]).replace(*change), encoding="utf-8")
+    with pytest.raises(DataError, match=said):
+        published.read_rows(path)
+
+
+def test_every_row_names_its_source():
+    with published.OWN.open(encoding="utf-8", newline="") as file:
+        assert all(row["source"] and row["id"] for row in csv.DictReader(file))
