@@ -13,24 +13,39 @@ def plan(
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs of the job.")] = None,
     gpu: Annotated[str | None, typer.Option(help="Kind of GPU, as a800, h100 or b200.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Default: the GPU's usual node.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Default: as the GPU is usually built in.")] = None,
     network: Annotated[
-        float | None, typer.Option(min=0.1, help="Gbit/s of one node's network; default: the GPU's usual node's.")
+        float | None, typer.Option(min=0.1, help="Gbit/s of one node's network; default: as usually built.")
     ] = None,
     explain: Annotated[
         str | None,
         typer.Option(
             metavar="LAYOUT",
-            help="Show this layout in place of the recipe's own, as 'PP2 x DP256' or 'tp2 pp4 mb2 sp full'.",
+            help="Every part of one layout in place of the search, as 'PP2 x DP256' or 'tp2 pp4 mb2 sp full'; "
+            "'own' is the recipe's.",
         ),
     ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Show this many layouts.")] = 10,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the best layout, or the explained one, as a recipe to layer over this.")
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw memory against speed of all layouts, or with --explain the pipeline (.png, .svg)."),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Predict published measurements and show the errors.")] = False,
-    rows: Annotated[Path | None, typer.Option(help="--check: a CSV file of measurements in place of the own.")] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="--check: a CSV file of measurements in place of the project's own.")
+    ] = None,
 ) -> None:
-    """Predict memory, speed and cost of layouts for a number of GPUs of a kind."""
+    """Find the best layout for a number of GPUs of a kind: its memory, speed and cost, before a GPU is asked for."""
     from megatron_sky.planner import run
 
     if check:
         run.print_check(rows)
+        return
+    job = run.read_job(recipe or [], gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node, network=network)
+    if explain is None:
+        run.print_search(job, top=top, out=out, picture=picture)
     else:
-        run.print_plan(recipe or [], gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node, network=network, explain=explain)
+        run.print_layout(job, explain, out=out, picture=picture)

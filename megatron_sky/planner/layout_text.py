@@ -2,7 +2,7 @@
 
 import re
 
-from megatron_sky.config import Config
+from megatron_sky.config import Config, strict_yaml
 from megatron_sky.config.schema import Fp8Config
 from megatron_sky.errors import ConfigError, Problem
 
@@ -76,3 +76,17 @@ def layout_words(config: Config, world_size: int) -> str:
     extra += [t.recompute] if t.recompute != "none" else []
     extra += ["fp8"] if config.precision.fp8 is not None else []
     return " x ".join(words) + " " + " ".join(extra)
+
+
+def overlay(config: Config) -> str:
+    """What makes the layout, as YAML that `train` takes over the recipe."""
+    p, t, fp8 = config.parallel, config.train, config.precision.fp8
+    names = ("tp_size", "pp_size", "vpp_size", "cp_size", "sequence_parallel", "distributed_optimizer")
+    overlaps = ("overlap_grad_reduce", "overlap_param_gather", "tp_comm_overlap")
+    return strict_yaml.dump(
+        {
+            "parallel": {name: getattr(p, name) for name in (*names, *overlaps)},
+            "precision": {"fp8": None if fp8 is None else fp8.model_dump(mode="json")},
+            "train": {"micro_batch_size": t.micro_batch_size, "recompute": t.recompute},
+        }
+    )

@@ -66,8 +66,10 @@ def _kept(job: Job, stage: int) -> float:
     kept = in_flight * (layer_activations(job) * job.stage_layers(stage) / vpp + hidden)
     if stage == pp - 1:
         kept += hidden
-    if pp > 1:
-        kept += hidden * ((1 if stage == 0 else 2) if vpp == 1 else 1.5 * pp)
+    if pp > 1 and vpp == 1:
+        kept += hidden * (1 if stage == 0 else 2)
+    elif pp > 1:  # counted in rehearsals: interleaved stages send and receive ahead
+        kept += hidden * (vpp + 2.5 if stage == 0 else 4.7)
     if job.sequence_parallel:
         kept += hidden * job.layout.tp_size  # megatron-core's one buffer for gathered inputs
     return kept

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import fields
 
+from megatron_sky.config import Config
 from megatron_sky.config.units import format_count
+from megatron_sky.errors import Problem
 from megatron_sky.planner.forecast import Forecast, usable_bytes
 from megatron_sky.planner.memory import GIB, Memory
 from megatron_sky.planner.published import Row, by_source, memory_errors, speed_errors
+from megatron_sky.planner.search import Candidate, Found, largest_part
 
 _PARTS = {
     "products": "matrix products",
@@ -60,6 +63,59 @@ def _budget_lines(forecast: Forecast, tokens: int) -> list[str]:
         f"budget      {format_count(tokens)} tokens: {forecast.days(tokens):.1f} days, "
         f"{forecast.gpu_hours(tokens):,.0f} GPU-hours, {forecast.kwh(tokens):,.0f} kWh",
     ]
+
+
+def search_lines(found: Found, config: Config, *, top: int, seconds: float) -> list[str]:
+    """The best layouts, what the best costs, and why the others fell."""
+    best = found.fitting[0].forecast
+    job, tokens = best.job, config.train.tokens
+    lines = [
+        f"{job.layout.world_size} {job.cluster.gpu.name}, {job.global_batch_size:,} sequences of "
+        f"{job.model.seq_length:,} tokens a step: {found.tried:,} layouts in {seconds:.1f} s",
+        f"{'':5}{'tokens/s':>9}{'MFU %':>7}{'GiB':>7}{'days':>8}   layout",
+    ]
+    for number, each in enumerate(_worth_showing(found.fitting, top), 1):
+        f = each.forecast
+        speed, memory = f.tokens_per_second_per_gpu, f.memory.total / GIB
+        lines.append(f"{number:4} {speed:9,.0f}{100 * f.mfu():7.1f}{memory:7.1f}{f.days(tokens):8.1f}   {each.words}")
+    lines += ["", *_budget_lines(best, tokens), "", "fell"]
+    lines += [f"  {count:6,} break a rule: {rule}" for rule, count in found.broken.most_common(8)]
+    lines += [f"  {count:6,} do not fit, most of it {part}" for part, count in found.too_large.most_common()]
+    return [*lines, f"  {len(found.fitting) - 1:6,} fit and are slower"]
+
+
+def _worth_showing(fitting: Sequence[Candidate], top: int) -> list[Candidate]:
+    """The fastest, without those that differ in recomputation or sharding alone and save no memory by it."""
+    shown: list[Candidate] = []
+    for each in fitting:
+        same = [other for other in shown if _sizes(other) == _sizes(each)]
+        if all(each.forecast.memory.total < other.forecast.memory.total for other in same):
+            shown.append(each)
+        if len(shown) == top:
+            break
+    return shown
+
+
+def _sizes(candidate: Candidate) -> tuple:
+    job = candidate.forecast.job
+    return job.layout, job.micro_batch_size, job.sequence_parallel, job.product_format
+
+
+def does_not_fit(forecast: Forecast, fixes: Sequence[Candidate]) -> Problem:
+    """The part that is too large, and changes that make the layout fit, with what they would do."""
+    memory, job = forecast.memory, forecast.job
+    part = largest_part(memory)
+    rule = (
+        f"needs {memory.total / GIB:.1f} GiB of the {usable_bytes(job) / GIB:.1f} that a program can use of "
+        f"{job.cluster.gpu.name}; most of it is {part}, {getattr(memory, part) / GIB:.1f}"
+    )
+    changes = [
+        f"{each.words}: {each.forecast.memory.total / GIB:.1f} GiB, "
+        f"{each.forecast.tokens_per_second_per_gpu:,.0f} tokens/s a GPU"
+        for each in fixes
+    ]
+    none = "no single change makes it fit; leave --explain out to search all layouts"
+    return Problem("--explain", rule, "; or ".join(changes) or none, str(job.layout))
 
 
 def check_lines(rows: Sequence[Row], passed_over: Sequence[str]) -> list[str]:

@@ -100,6 +100,20 @@ def step_seconds(job: Job, c: hardware.Coefficients | None = None) -> Step:
     )
 
 
+def pass_seconds(job: Job, c: hardware.Coefficients) -> tuple[list[float], list[float], float]:
+    """(forward, backward) seconds of one micro batch on each stage, and those of a send between two."""
+    pp = job.layout.pp_size
+    one_forward, one_backward = layer_seconds(job, c)
+    again = _recomputed(job, one_forward, c)
+    first, last = embedding_seconds(job, c).total, head_seconds(job, c).total
+    forward, backward = [], []
+    for stage in range(pp):
+        layers, end = job.stage_layers(stage), first * (stage == 0) + last * (stage == pp - 1)
+        forward.append(layers * one_forward.total + end / 3)
+        backward.append(layers * (one_backward.total + again.total) + end * 2 / 3)
+    return forward, backward, _p2p(job, c) / 2
+
+
 def tokens_per_second_per_gpu(job: Job, step: Step) -> float:
     tokens = job.num_microbatches * job.micro_batch_size * job.layout.dp_size * job.model.seq_length
     return tokens / step.total / job.layout.world_size

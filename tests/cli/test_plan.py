@@ -24,9 +24,25 @@ def test_explained_layout(plan, skywork_file):
     assert re.search(r"MFU \d\d\.\d %", shown) and "pipeline bubble" in shown and "GPU-hours" in shown
 
 
-def test_what_does_not_fit_is_marked(plan, recipe_file):
-    shown = plan(recipe_file, "train.micro_batch_size=32", "--gpus", 16, "--gpu", "4090", "--explain", "dp16")
-    assert "does not fit" in shown
+def test_a_search_writes_layout_and_picture(plan, recipe_file, tmp_path):
+    out, picture = tmp_path / "layout.yaml", tmp_path / "frontier.png"
+    shown = plan(recipe_file, "--gpus", 16, "--gpu", "h100", "--top", 3, "--out", out, "--picture", picture)
+    assert re.search(r"^   3 +[\d,]+ ", shown, re.M) and not re.search(r"^   4 ", shown, re.M)
+    assert "fit and are slower" in shown and picture.read_bytes().startswith(b"\x89PNG")
+    again = plan(recipe_file, out, "--gpus", 16, "--gpu", "h100", "--explain", "own")
+    assert again.splitlines()[0].split("layout")[1].strip() in shown + out.read_text(encoding="utf-8")
+
+
+def test_the_pipeline_is_drawn(plan, recipe_file, tmp_path):
+    picture = tmp_path / "pipeline.svg"
+    plan(recipe_file, "--gpus", 16, "--gpu", "h100", "--explain", "pp4", "--picture", picture)
+    assert "stage 3" in picture.read_text(encoding="utf-8")
+
+
+def test_what_does_not_fit_is_told_with_fixes(plan, skywork_file):
+    with pytest.raises(ConfigError, match=r"needs \d+\.\d GiB .* most of it is gradients") as error:
+        plan(skywork_file, "--gpus", 512, "--gpu", "a800", "--explain", "dp512")
+    assert str(error.value).count("tokens/s a GPU") == 3
 
 
 def test_check(plan):
@@ -42,6 +58,7 @@ def test_check(plan):
         (["--gpus", 512, "--gpu", "a800", "--explain", "pp2 x up"], "'up' is no part of a layout"),
         (["--gpus", 512, "--gpu", "a800", "--explain", "pp2 dp512"], "makes 1024 ranks, not 512"),
         (["--gpus", 512, "--gpu", "a800", "--explain", "pp3"], "must divide the number of ranks"),
+        (["--gpus", 8, "--gpu", "a800", "--picture", "x.gif"], "a picture is a .png or .svg file"),
         (["--gpus", 384, "--gpu", "a800", "--explain", "dp384"], "must be a multiple of train.micro_batch_size"),
     ],
 )

@@ -7,7 +7,7 @@ from megatron_sky.planner.hardware import cluster_of, find_gpu
 from megatron_sky.planner.job import Job
 
 RECIPE = """
-model: {vocab_size: 8192, hidden_size: 1024, ffn_hidden_size: 2816, num_layers: 16, num_attention_heads: 8}
+model: {vocab_size: 8192, hidden_size: 1024, ffn_hidden_size: 2816, num_layers: 8, num_attention_heads: 8}
 precision: {dtype: bf16}
 train: {global_batch_size: 512, micro_batch_size: 1, run_dir: runs/plan, tokens: 1B}
 schedule: {style: constant, lr: 3e-4}
