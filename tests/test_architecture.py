@@ -267,6 +267,9 @@ TESTED_ELSEWHERE = {
     "cli/tokenizer.py": "verbs: tests/cli/test_data.py and tests/tokenizer/ call them",
     "cli/train.py": "a verb: tests/cli/test_main.py and tests/faults/ call it",
     "distributed/cpu_emulation.py": "a CPU in a GPU's place: every test of training is its test",
+    "planner/picture.py": "pictures: tests/cli/test_plan.py has them drawn",
+    "planner/run.py": "what a verb does: tests/cli/test_plan.py calls it",
+    "planner/show.py": "its lines: tests/cli/test_plan.py reads them",
     "trainer/build.py": "two calls: every test of training is its test",
 }
 """Modules that have no test file of their own name, and why."""

@@ -70,6 +70,8 @@ def _kept(job: Job, stage: int) -> float:
         kept += hidden * (1 if stage == 0 else 2)
     elif pp > 1:  # counted in rehearsals: interleaved stages send and receive ahead
         kept += hidden * (vpp + 2.5 if stage == 0 else 4.7)
+    if stage == 0 and job.model.hidden_dropout > 0:
+        kept += 1.5 * hidden * in_flight  # the embedding's dropout: what it gives, and its mask
     if job.sequence_parallel:
         kept += hidden * job.layout.tp_size  # megatron-core's one buffer for gathered inputs
     return kept
