@@ -200,11 +200,13 @@ def _show(results, words: str) -> None:
 def _on_ranks(ctx: typer.Context, verb: list[str], nproc: int | None, work: Callable) -> None:
     """Runs `work(info)` here, or in `nproc` new processes that get the same arguments; ranks may also come from
     torchrun or Slurm."""
+    from megatron_sky.distributed.helpers import end_at_once
     from megatron_sky.distributed.launch import guard, rank_info, run_local, watch_launcher
     from megatron_sky.log import setup_logging
 
     info = rank_info()
     if info.world_size > 1:
+        end_at_once()
         watch_launcher()
     check_nproc(nproc, info.rank, info.world_size)
     if nproc is not None and nproc > 1:

@@ -1,6 +1,7 @@
 """The command line: one verb, one function. A verb imports its package when called, so help is quick."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from megatron_sky.cli import (
     train,
 )
 from megatron_sky.cli._common import verb_group
+from megatron_sky.distributed.helpers import EndedBySignal, end_orderly
 from megatron_sky.errors import OutputLost, RunError, SkyError
 from megatron_sky.log import quiet_torch, say
 from megatron_sky.terminal import shown_output
@@ -40,6 +42,7 @@ quiet_torch()  # here, so that it holds in the processes too that megatron-core 
 def main() -> None:
     """Entry point: what a user can fix is told in words, with an exit code; the rest keeps its traceback."""
     _let_idle_threads_sleep()
+    end_orderly()
     with shown_output():
         code = _exit_code(app)
         lost = 0 if code == OutputLost.exit_code else _exit_code(sys.stdout.flush)  # told once
@@ -62,6 +65,8 @@ def _exit_code(work: Callable[[], object]) -> int:
     except SystemExit as left:
         if left.code == INTERRUPTED:  # typer's answer to Ctrl-C
             say("megatron-sky: interrupted")
+        if isinstance(left, EndedBySignal):
+            say(f"megatron-sky: ended by {signal.Signals(left.number).name}")
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except Exception:
         return _unforeseen()

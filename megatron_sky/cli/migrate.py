@@ -21,6 +21,7 @@ def from_args(
 ) -> None:
     """Write the recipe that trains what a Megatron-LM script trains, and say what became of each argument."""
     from megatron_sky.errors import ConfigError, Problem
+    from megatron_sky.files import write_text
     from megatron_sky.migrate.readings import translate_script
     from megatron_sky.migrate.text import read_arguments, recipe_text, report_lines
 
@@ -33,7 +34,7 @@ def from_args(
     if out is None:
         print(text)
     else:
-        out.write_text(text, encoding="utf-8")
+        write_text(out, text)
     for line in report_lines(translation, script):
         print(line, file=sys.stderr if out is None else sys.stdout)
     if out is not None:

@@ -10,9 +10,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 # Each asks for an orderly end; SIGHUP comes when a terminal is closed.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -26,6 +28,33 @@ def stop_signals_to(handler: Callable[[int, FrameType | None], None]) -> Iterato
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+class EndedBySignal(SystemExit):
+    """SIGTERM or a closed terminal asked a verb to end: what it was writing is taken away on the way out."""
+
+    def __init__(self, number: int):
+        self.number = number
+        super().__init__(128 + number)
+
+
+def end_orderly() -> None:
+    """From now on SIGTERM and SIGHUP, where they would kill this process, raise EndedBySignal; a second one kills."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        end_at_once()
+        raise EndedBySignal(number)
+
+    for number in _ENDING:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, leave)
+
+
+def end_at_once() -> None:
+    """Takes back `end_orderly`: for a rank, which may wait for others and hear of nothing."""
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def end_by(number: int) -> None:

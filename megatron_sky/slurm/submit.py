@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_sky import files
 from megatron_sky.checkpoint.store import consumed_tokens, list_checkpoints
 from megatron_sky.config import Config, dump_config
 from megatron_sky.errors import ConfigError, Problem, RunError
@@ -138,12 +139,12 @@ def submit(config: Config, jobs: list[Job], site: Site) -> list[QueuedJob]:
     run_folder.prepare(run_dir)
     check_idle(run_dir)
     (run_dir / "slurm").mkdir(exist_ok=True)
-    (run_dir / RECIPE).write_text(dump_config(config), encoding="utf-8")
+    files.write_text(run_dir / RECIPE, dump_config(config))
     queued: list[QueuedJob] = []
     try:
         for job in jobs:
             script = run_dir / "slurm" / f"{job.name}.sbatch"
-            script.write_text(render(job, site), encoding="utf-8")
+            files.write_text(script, render(job, site))
             job_id = queue.submit(script, after=queued[-1].job_id if queued else None)
             kind = "release" if job.script == "convert" else job.script
             queued.append(QueuedJob(job_id, kind, job.name, str(script)))

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -149,6 +150,7 @@ class _Job:
         self.rejects_path = Path(f"{prefix}.rejects.jsonl")
         self.fingerprint = self._fingerprint()
         self._skipped_lines: int | None = None
+        self._metas: dict[int, Meta] = {}
 
     def _fingerprint(self) -> str:
         decides = self._decisive_options()
@@ -202,8 +204,7 @@ class _Job:
             self._write_pairs(progress, report)
         if self.options.shard is None and not any(state["num_tokens"] for state in progress.writers):
             raise self._nothing(progress)
-        pairs = zip(self.names, self.options.keys, progress.empty, strict=True)
-        metas = [self._describe(name, key, progress, empty) for name, key, empty in pairs]
+        metas = [self._metas.get(number) or self._describe(number, progress) for number in range(len(self.names))]
         for name, meta in zip(self.names, metas, strict=True):
             meta.write(name)
         self._put_rejects_in_place(progress)
@@ -216,25 +217,31 @@ class _Job:
         states = [WriterState(**state) for state in progress.writers] or [WriterState()] * len(self.names)
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(IndexedWriter(name, self._dtype, resume=state))
-                for name, state in zip(self.names, states, strict=True)
+                stack.enter_context(
+                    IndexedWriter(name, self._dtype, resume=state, describe=partial(self._describe, number, progress))
+                )
+                for number, (name, state) in enumerate(zip(self.names, states, strict=True))
             ]
             if not progress.writers:
                 self.progress_path.unlink(missing_ok=True)  # of a job whose files these were
             self._encode_all(progress, writers, report)
             self._remove_metas()
+        self._metas = {number: writer.meta for number, writer in enumerate(writers) if writer.meta is not None}
 
     def _finish_pairs(self, progress: Progress) -> None:
         """Put in place what an encoded job left, each pair from wherever it had come to."""
         self._remove_metas()
-        for name, state in zip(self.names, progress.writers, strict=True):
-            finish_pair(name, self._dtype, WriterState(**state))
+        for number, (name, state) in enumerate(zip(self.names, progress.writers, strict=True)):
+            describe = partial(self._describe, number, progress)
+            if meta := finish_pair(name, self._dtype, WriterState(**state), describe):
+                self._metas[number] = meta
 
     def _nothing(self, progress: Progress) -> DataError:
         """No document had a token: the pairs are taken away again, what was rejected stays to be looked at."""
         for name in self.names:
             bin_path(name).unlink(missing_ok=True)
             idx_path(name).unlink(missing_ok=True)
+            meta_path(name).unlink(missing_ok=True)
         self._put_rejects_in_place(progress)
         self.progress_path.unlink(missing_ok=True)
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in progress.rejected.items())
@@ -356,7 +363,9 @@ class _Job:
             temporary.unlink(missing_ok=True)
             self.rejects_path.unlink(missing_ok=True)
 
-    def _describe(self, name: str, key: str, progress: Progress, empty: int) -> Meta:
+    def _describe(self, number: int, progress: Progress, index: Path | None = None) -> Meta:
+        """The meta file of the `number`-th pair, whose index may still have another name."""
+        name, key, empty = self.names[number], self.options.keys[number], progress.empty[number]
         rejected = sum(progress.rejected.values())
         return describe(
             name,
@@ -374,6 +383,7 @@ class _Job:
             job=self.fingerprint,
             shard=self.options.shard and ShardRecord(*self.options.shard, self._whole(key)),
             files=self.files,
+            index=index,
         )
 
     def _source(self, path: str, progress: Progress) -> FileRecord:

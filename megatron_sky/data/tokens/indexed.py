@@ -123,12 +123,15 @@ class IndexedTokens:
         DataError: a file is missing, empty, cut short, or the two contradict each other.
     """
 
-    def __init__(self, prefix: str | Path, *, allow_empty: bool = False, any_order: bool = False):
+    def __init__(
+        self, prefix: str | Path, *, allow_empty: bool = False, any_order: bool = False, index: Path | None = None
+    ):
         self.prefix = str(prefix)
+        self._index_path = index or idx_path(prefix)
         self._any_order = any_order
         self._bin = _open(bin_path(prefix))
         try:
-            self._idx = _open(idx_path(prefix))
+            self._idx = _open(self._index_path)
             self._load()
             if self.num_tokens == 0 and not allow_empty:
                 raise DataError(
@@ -140,7 +143,7 @@ class IndexedTokens:
 
     def _load(self) -> None:
         size = os.fstat(self._idx).st_size
-        self.header = read_header(idx_path(self.prefix), size, os.pread(self._idx, HEADER.size, 0))
+        self.header = read_header(self._index_path, size, os.pread(self._idx, HEADER.size, 0))
         self.dtype = self.header.dtype
         self.num_sequences = self.header.num_sequences
         self.num_documents = self.header.num_bounds - 1
@@ -154,7 +157,7 @@ class IndexedTokens:
             )
 
     def _check_ends(self, size: int) -> None:
-        header, path = self.header, idx_path(self.prefix)
+        header, path = self.header, self._index_path
         fix = "copy both files again from one run, or make them again; `megatron-sky data verify` tells more"
         if header.num_bounds == 0 or self.bounds(0, 1)[0] != 0:
             raise DataError(f"{path}: the document bounds must begin with 0\n  fix: {fix}")
@@ -197,7 +200,7 @@ class IndexedTokens:
         """Bytes `[start, end)` of the `.bin` file, as pointers name them; DataError where it has none such."""
         if not 0 <= start <= end <= self._state[0]:
             raise DataError(
-                f"{idx_path(self.prefix)} names bytes {start:,} to {end:,} of {bin_path(self.prefix)}, which has "
+                f"{self._index_path} names bytes {start:,} to {end:,} of {bin_path(self.prefix)}, which has "
                 f"{self._state[0]:,}\n  fix: copy the pair again from its source, or make it again"
             )
         data = os.pread(self._bin, end - start, start)
@@ -256,7 +259,7 @@ class IndexedTokens:
         while done < len(out):
             got = os.preadv(self._idx, [view[done : done + (1 << 30)]], at + first * width + done)
             if got == 0:
-                raise DataError(f"{idx_path(self.prefix)} has been cut short while in use")
+                raise DataError(f"{self._index_path} has been cut short while in use")
             done += got
         return np.frombuffer(out, dtype=dtype)
 

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from megatron_sky.data.tokens.meta import (
     read_meta,
 )
 from megatron_sky.data.tokens.scan import describe
-from megatron_sky.data.tokens.writer import IndexedWriter
+from megatron_sky.data.tokens.writer import IndexedWriter, is_cut_off
 from megatron_sky.errors import DataError
 from megatron_sky.log import get_logger
 
@@ -40,7 +41,7 @@ def merge(prefixes: Sequence[str | Path], out: str | Path, *, overwrite: bool = 
             all of their job, or the output is in the way.
     """
     assert prefixes
-    if bin_path(out).exists() and not overwrite:
+    if bin_path(out).exists() and not overwrite and not is_cut_off(out):
         raise _in_the_way(prefixes, out)
     if any(_same_pair(prefix, out) for prefix in prefixes):
         raise _input_and_output(out)
@@ -49,7 +50,7 @@ def merge(prefixes: Sequence[str | Path], out: str | Path, *, overwrite: bool = 
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     dtype = _common_dtype(prefixes, metas)
     try:
-        with IndexedWriter(out, dtype) as writer:
+        with IndexedWriter(out, dtype, describe=partial(_add_up, out, metas) if metas else None) as writer:
             for prefix in prefixes:
                 with _open(prefix) as pair:
                     _tell_if_partial(pair)
@@ -57,11 +58,7 @@ def merge(prefixes: Sequence[str | Path], out: str | Path, *, overwrite: bool = 
             meta_path(out).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{out}: writing stopped ({error.strerror or error}); nothing is left of it") from error
-    if not metas:
-        return None
-    meta = _add_up(out, metas)
-    meta.write(out)
-    return meta
+    return writer.meta
 
 
 def _in_the_way(prefixes: Sequence[str | Path], out: str | Path) -> DataError:
@@ -228,7 +225,7 @@ def _add_up_files(metas: Sequence[Meta]) -> FileCounts | None:
     )
 
 
-def _add_up(out: str | Path, metas: Sequence[Meta]) -> Meta:
+def _add_up(out: str | Path, metas: Sequence[Meta], index: Path) -> Meta:
     rejected: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     for meta in metas:
@@ -252,4 +249,5 @@ def _add_up(out: str | Path, metas: Sequence[Meta]) -> Meta:
         notes=dict(notes),
         sources=tuple(sources.values()),
         files=_add_up_files(metas),
+        index=index,
     )

@@ -117,9 +117,11 @@ def describe(
     job: str = "",
     shard: ShardRecord | None = None,
     files: FileCounts | None = None,
+    index: Path | None = None,
 ) -> Meta:
-    """The meta file's contents for a pair that is there; reads it once."""
-    with IndexedTokens(prefix, allow_empty=True) as pair:
+    """The meta file's contents for a pair that is there; reads it once. `index`: where its index lies now."""
+    index = index or idx_path(prefix)
+    with IndexedTokens(prefix, allow_empty=True, index=index) as pair:
         scan = scan_tokens(bin_path(prefix), pair.dtype, count=True)
         return Meta(
             tokenizer=record_of(tokenizer),
@@ -132,9 +134,9 @@ def describe(
             append_eod=append_eod,
             documents=documents,
             bin_size=bin_path(prefix).stat().st_size,
-            idx_size=idx_path(prefix).stat().st_size,
+            idx_size=index.stat().st_size,
             bin_blocks=scan.blocks,
-            idx_xxh3=hash_range(idx_path(prefix)),
+            idx_xxh3=hash_range(index),
             sources=sources,
             rejected=dict(rejected or {}),
             notes=dict(notes or {}),

@@ -4,7 +4,7 @@ Lengths and document ends are spilled to disk, so that memory does not grow with
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ import numpy as np
 
 from megatron_sky.data.tokens.index_check import check_bounds
 from megatron_sky.data.tokens.indexed import CODE_OF_DTYPE, IndexedTokens, IndexHeader, bin_path, chunks, idx_path
+from megatron_sky.data.tokens.meta import Meta, meta_path
 from megatron_sky.errors import DataError
-from megatron_sky.files import InUse, hold
+from megatron_sky.files import InUse, hold, remove_leftovers
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
@@ -45,13 +46,23 @@ class IndexedWriter:
         prefix: path without an ending; the folder must exist.
         dtype: number format of a token, see `token_dtype`.
         resume: go on from this state of an earlier writer, and leave the temporary files when the block raises.
+        describe: makes the pair's meta file, given the index under its temporary name. `.bin` has its name then, and
+            `.idx` gets it once that file is there: who is killed before leaves no pair that looks whole.
     """
 
-    def __init__(self, prefix: str | Path, dtype: np.dtype | type, *, resume: WriterState | None = None):
+    def __init__(
+        self,
+        prefix: str | Path,
+        dtype: np.dtype | type,
+        *,
+        resume: WriterState | None = None,
+        describe: Callable[[Path], Meta] | None = None,
+    ):
         self.prefix = str(prefix)
         self.dtype = np.dtype(dtype)
         assert self.dtype in CODE_OF_DTYPE, self.dtype
-        self._keep = resume is not None
+        self._keep, self._describe = resume is not None, describe
+        self.meta: Meta | None = None
         start = resume or WriterState()
         self.num_tokens = start.num_tokens
         self.num_sequences = start.num_sequences
@@ -185,8 +196,14 @@ class IndexedWriter:
         os.fsync(tokens.fileno())
         for file in self._files.values():
             file.close()
+        idx_path(self.prefix).unlink(missing_ok=True)  # of a pair that is replaced: it would not fit the new tokens
         os.replace(self._temporary("bin"), bin_path(self.prefix))
-        os.replace(self._temporary("idx"), idx_path(self.prefix))
+        try:
+            self.meta = _put_index_in_place(self.prefix, self._describe)
+        except BaseException:
+            if not self._keep:
+                bin_path(self.prefix).unlink()
+            raise
         self._discard()
 
     def _write_index(self, index: BinaryIO) -> None:
@@ -227,21 +244,40 @@ def _byte_runs(source: IndexedTokens, pointers: np.ndarray, lengths: np.ndarray)
     yield from zip(pointers[[0, *(breaks + 1)]].tolist(), ends[[*breaks, len(ends) - 1]].tolist(), strict=True)
 
 
-def finish_pair(prefix: str | Path, dtype: np.dtype, state: WriterState) -> None:
+def _put_index_in_place(prefix: str | Path, describe: Callable[[Path], Meta] | None) -> Meta | None:
+    """The last step of a pair; its meta file, where it gets one."""
+    meta = describe(_temporary(prefix, "idx")) if describe is not None else None
+    if meta is not None:
+        remove_leftovers(meta_path(prefix))
+        meta.write(prefix)
+    os.replace(_temporary(prefix, "idx"), idx_path(prefix))
+    return meta
+
+
+def is_cut_off(prefix: str | Path) -> bool:
+    """Whether a writer was killed after `.bin` had got its name and before `.idx` had."""
+    return _temporary(prefix, "idx").exists() and not idx_path(prefix).exists()
+
+
+def finish_pair(
+    prefix: str | Path, dtype: np.dtype, state: WriterState, describe: Callable[[Path], Meta] | None = None
+) -> Meta | None:
     """Put a pair in place that a killed `IndexedWriter` was about to; it had written all of `state`.
 
     `.bin` gets its name once the index is on the disk as well, and before it: without `.bin.tmp`, what there is of
-    `.idx.tmp` is whole.
+    `.idx.tmp` is whole. Returns the meta file, where `describe` is given and had to make one.
 
     Raises:
         DataError: the files are not what the state tells, or can't be written.
     """
     if _temporary(prefix, "bin").exists():
-        with IndexedWriter(prefix, dtype, resume=state):
-            return
+        with IndexedWriter(prefix, dtype, resume=state, describe=describe) as writer:
+            pass
+        return writer.meta
+    meta = None
     with _alone(prefix):
         if _temporary(prefix, "idx").exists():
-            os.replace(_temporary(prefix, "idx"), idx_path(prefix))
+            meta = _put_index_in_place(prefix, describe)
         for part in PARTS:
             _temporary(prefix, part).unlink(missing_ok=True)
     with IndexedTokens(prefix, allow_empty=True) as pair:
@@ -251,6 +287,7 @@ def finish_pair(prefix: str | Path, dtype: np.dtype, state: WriterState) -> None
             f"{bin_path(prefix)} and .idx are not what was written before the interruption\n"
             f"  fix: remove them and {prefix}.progress.json to begin again"
         )
+    return meta
 
 
 @contextmanager

@@ -2,9 +2,7 @@ import dataclasses
 import gzip
 import importlib.util
 import json
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +21,7 @@ from megatron_sky.data.tokens.meta import read_meta
 from megatron_sky.data.tokens.verify import verify
 from megatron_sky.errors import DataError, MissingDependency
 from tests.data import helpers
-from tests.data.helpers import megatron_datasets, read_texts
+from tests.data.helpers import killed_at, megatron_datasets, read_texts
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
 
@@ -250,27 +248,6 @@ def test_an_interrupted_run_goes_on_where_it_stopped(text_corpus, tmp_path, smal
     )
     tokenize_files([path], tmp_path / "parts", text_corpus.tokenizer, TokenizeOptions())
     assert len(encoded) == len(set(encoded))
-
-
-def killed_at(step, work):
-    """Does `work` in a child that is gone, without a word, before its `step`-th change of a name in a folder."""
-
-    def child():
-        left = [step]
-
-        def count(event, arguments):
-            if event in ("os.rename", "os.remove"):
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(count)
-        work()
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    return process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from megatron_sky.data.tokens.scan import describe
 from megatron_sky.data.tokens.verify import verify
 from megatron_sky.errors import DataError
 from megatron_sky.tokenizer.train import train_tokenizer
-from tests.data.helpers import megatron_datasets, read_texts, write_pair
+from tests.data.helpers import killed_at, megatron_datasets, read_texts, write_pair
 
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
 
@@ -101,16 +101,54 @@ def test_the_account_of_files_is_of_each_job_once(text_corpus, tmp_path, shards)
     assert merge([*parts, other], tmp_path / "again").files is None
 
 
-def test_a_merge_interrupted_before_its_meta_file_is_told(text_corpus, tmp_path, monkeypatch):
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_merge_interrupted_before_its_meta_file_leaves_nothing(text_corpus, tmp_path, monkeypatch):
     part, out = tmp_path / "part", tmp_path / "out"
     tokenize_files([text_corpus.files["test"]["code"]], part, text_corpus.tokenizer, TokenizeOptions())
+    before = names_in(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("megatron_sky.data.tokens.merge.describe", raises(KeyboardInterrupt))
         merge([part], out)
+    assert names_in(tmp_path) == before
+    assert merge([part], out) == verify(out, tokenizer=text_corpus.tokenizer).meta
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_merge_killed_at_any_point_leaves_no_pair_that_looks_whole(text_corpus, tmp_path, overwrite):
+    part = tmp_path / "part"
+    tokenize_files([text_corpus.files["test"]["code"]], part, text_corpus.tokenizer, TokenizeOptions())
+    whole = merge([part], tmp_path / "whole")
+    step = 1
+    while True:
+        folder = tmp_path / f"killed{step}"
+        folder.mkdir()
+        if overwrite:
+            write_pair(folder / "out", [[1, 2], [3]])
+        if not killed_at(step, lambda out=folder / "out": merge([part], out, overwrite=overwrite)):
+            break
+        names = names_in(folder)
+        if "out.idx" in names and read_meta(folder / "out") is not None:
+            assert verify(folder / "out").meta == whole  # all of it is there, but for a temporary file
+        elif "out.idx" in names:
+            assert overwrite and verify(folder / "out").num_documents == 2  # the one that was to be replaced
+        else:
+            merge([part], folder / "out", overwrite=overwrite)
+            assert names_in(folder) == ["out.bin", "out.idx", "out.meta.json"]
+        step += 1
+    assert step > 4
+    assert names_in(folder) == ["out.bin", "out.idx", "out.meta.json"]
+
+
+def test_a_pair_without_its_meta_file_as_earlier_versions_left_it_is_told(text_corpus, tmp_path):
+    part, out = tmp_path / "part", tmp_path / "out"
+    tokenize_files([text_corpus.files["test"]["code"]], part, text_corpus.tokenizer, TokenizeOptions())
+    merge([part], out)
+    meta_path(out).unlink()
     with pytest.raises(DataError, match=r"without out\.meta\.json, as an interrupted merge.*\n.*--overwrite"):
         merge([part], out)
-    assert verify(out).meta is None
-    assert merge([part], out, overwrite=True) == verify(out, tokenizer=text_corpus.tokenizer).meta
 
 
 def raises(error):
