@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from megatron_sky.planner import hardware
 from megatron_sky.planner.job import Job
-from megatron_sky.planner.parameters import stage_parameters
+from megatron_sky.planner.parameters import layer_parameters, stage_parameters
 
 GIB = 1 << 30
 
@@ -164,7 +164,12 @@ def _working(job: Job, stage: int) -> float:
 
 
 def _collective_buffers(job: Job, stage: int) -> float:
-    if not job.sequence_parallel:
-        return 0
-    held = hardware.coefficients()["held_collective_buffers_per_layer"]
-    return held * job.tokens * job.model.hidden_size * job.element * job.stage_layers(stage)
+    """What collectives hold beside the activations; ZeRO-3 gathers the weights of two layers and reduces one's
+    gradients."""
+    held = 0.0
+    if job.sequence_parallel:
+        whole = job.tokens * job.model.hidden_size * job.element
+        held += hardware.coefficients()["held_collective_buffers_per_layer"] * whole * job.stage_layers(stage)
+    if job.sharding == "zero3":
+        held += layer_parameters(job) * (2 * job.element + 4)
+    return held

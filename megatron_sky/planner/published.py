@@ -80,8 +80,9 @@ def read_rows(path: str | Path = OWN) -> tuple[list[Row], list[str]]:
     rows, passed = [], []
     for number, fields in enumerate(table, 2):
         missing = [name for name in _NEEDED if not fields[name]]
-        if missing:
-            passed.append(f"{fields['id']}: {', '.join(missing)} not published")
+        if missing or _gpu_name(fields["gpu"]) is None:
+            lacks = f"{', '.join(missing)} not published" if missing else f"{fields['gpu']} is not in the hardware file"
+            passed.append(f"{fields['id']}: {lacks}")
             continue
         try:
             rows.append(_row(fields))
@@ -123,8 +124,10 @@ def _job(fields: dict[str, str]) -> Job:
     unfused, or the attention core alone is recomputed, which only pays for unfused; such programs of 2021 and 2022 do
     not overlap gradients. No sharding named is ZeRO-1. No global batch named is many micro batches."""
     precision, attention, recompute = fields["precision"], fields["attention"], fields["recompute"]
-    te = attention == "te" or "fp8" in precision or "fp4" in precision
-    unfused = attention == "unfused" or (attention == "unknown" and recompute == "selective" and not te)
+    te = attention == "te" or _product_format(precision) != "none"
+    sharding = _SHARDING.get(fields["sharding"], "zero1")
+    core_alone = recompute == "selective" and sharding in ("none", "zero1")  # FSDP's programs mean other operators
+    unfused = attention == "unfused" or (attention == "unknown" and core_alone and not te)
     tp, pp, cp, vpp = (int(fields.get(name) or 1) for name in ("tp", "pp", "cp", "vp"))
     dp = int(fields.get("dp") or int(fields["nodes_or_gpus"]) // (tp * pp * cp))
     micro = int(fields.get("micro_batch") or 1)
@@ -135,7 +138,7 @@ def _job(fields: dict[str, str]) -> Job:
         micro_batch_size=micro,
         global_batch_size=int(fields.get("global_batch") or _MICRO_BATCHES * micro * dp),
         sequence_parallel=tp > 1 and (fields["sequence_parallel"] != "false" or te),
-        sharding=_SHARDING.get(fields["sharding"], "zero1"),
+        sharding=sharding,
         recompute=_RECOMPUTE.get(recompute, "none"),
         dtype="fp16" if precision.startswith("fp16") else "bf16",
         product_format=_product_format(precision),
@@ -174,9 +177,9 @@ def _model(fields: dict[str, str]) -> ModelConfig:
 
 def _cluster(fields: dict[str, str]) -> Cluster:
     """The network is the GPU's reference system's, unless the notes name another."""
-    known, name = gpus(), re.sub(r"-sxm(-80gb)?", "", fields["gpu"].lower())
-    if name not in known:
-        raise ValueError(f"{fields['gpu']} is not in the hardware file")
+    name = _gpu_name(fields["gpu"])
+    assert name is not None, "such rows are passed over"
+    known = gpus()
     network = re.search(r"(\d+)x(\d+)Gb|(\d+) ?Gbps", fields["notes"])
     if network is None:
         return cluster_of(known[name])
@@ -184,8 +187,14 @@ def _cluster(fields: dict[str, str]) -> Cluster:
     return cluster_of(known[name], node_gb_per_s=gigabits / 8)
 
 
+def _gpu_name(text: str) -> str | None:
+    """Its name in the hardware file: a table may add the form factor and the memory."""
+    name = text.lower().replace("-sxm", "")
+    return next((each for each in (name, re.sub(r"-\d+gb.*", "", name)) if each in gpus()), None)
+
+
 def _product_format(precision: str) -> ProductFormat:
-    return next((each for each in _FORMATS if each in precision), "none")
+    return next((each for each in _FORMATS if each in precision.replace("float8", "fp8")), "none")
 
 
 def _number(text: str | None) -> float | None:
