@@ -33,7 +33,7 @@ LAYOUTS = {
     "GPT": f"parallel.pp_size=2 {GPT}",
     "GPT with dropout": f"parallel.pp_size=2 {GPT} model.hidden_dropout=0.1 model.attention_dropout=0.1",
 }
-QUICK = ("two stages", "sequence parallel")
+FIRST = ("two stages", "sequence parallel")
 
 
 def compare(make_config, names):
@@ -51,9 +51,8 @@ def compare(make_config, names):
         yield f"{name}, stage {rehearsed.stage}", stage_memory(job, rehearsed.stage), rehearsed
 
 
-@pytest.mark.parametrize(
-    "names", [QUICK, pytest.param([name for name in LAYOUTS if name not in QUICK], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [FIRST, [name for name in LAYOUTS if name not in FIRST]])
 def test_closed_forms_are_the_programs(make_config, names):
     for name, closed, rehearsed in compare(make_config, names):
         assert closed.weights == rehearsed.state["weights"], name
