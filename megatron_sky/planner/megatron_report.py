@@ -21,8 +21,8 @@ _ANY_GPU = "a100"  # memory does not depend on it
 
 
 def theoretical_memory(arguments: Sequence[str], world_size: int | None = None) -> list[str]:
-    """Its lines: parameters, and the bytes of the fullest rank, by pipeline stage. `world_size`: by default as few ranks
-    as the parallel sizes need.
+    """Its lines: parameters, and the bytes of the fullest rank, by pipeline stage. `world_size`: by default as few
+    ranks as the parallel sizes need.
 
     Raises ConfigError for flags that no recipe comes of, and for sizes that do not divide.
     """

@@ -8,12 +8,13 @@ from megatron_sky.errors import ConfigError
 from megatron_sky.planner.megatron_report import theoretical_memory
 from tools.report_theoretical_memory import main
 
-SKYWORK = (
+FLAGS = (
     "--num-layers 52 --hidden-size 4608 --ffn-hidden-size 12288 --num-attention-heads 36 --seq-length 4096 "
     "--max-position-embeddings 4096 --micro-batch-size 1 --pipeline-model-parallel-size 2 --use-distributed-optimizer "
     "--swiglu --bf16 --normalization RMSNorm --position-embedding-type rope --disable-bias-linear --vocab-size 65536 "
     "--untie-embeddings-and-output-weights --attention-dropout 0 --hidden-dropout 0"
-).split()
+)
+SKYWORK = FLAGS.split()
 
 
 def test_skyworks_stages():
