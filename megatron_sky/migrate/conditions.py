@@ -37,6 +37,9 @@ def operand_or_sign(word: str | None) -> Operand | str:
 
 def judge(items: list[Operand | str]) -> bool | None:
     """Of operands, and of signs as plain texts."""
+    if len(items) == 4 and items[0] == "!" and items[2] in ("-o", "-a"):  # of `test`: it turns all of it around
+        result = judge(items[1:])
+        return None if result is None else not result
     items = list(items)
     result = _joined(items, ("||", "-o"), ("&&", "-a"))
     return None if items else result  # what is left over has no meaning
