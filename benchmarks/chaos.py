@@ -44,6 +44,8 @@ LAYOUTS = {"two of data parallelism, ZeRO-1": [], "two of tensor parallelism": [
 MARK = "MEGATRON_SKY_CHAOS"
 """In the environment of every process of the run, wherever it has gone."""
 
+DISK_MEGABYTES = 200
+
 GOES_ON = {0, 1, 69, 75, 86}
 """Exit codes after which docs/resilience.md says: start again."""
 
@@ -180,6 +182,8 @@ def freeze(start: Start, choose: random.Random) -> str:
 
 def full_disk(start: Start, choose: random.Random) -> str:
     ballast = start.run_dir.parent / "ballast"
+    if shutil.disk_usage(ballast.parent).total > 2 * DISK_MEGABYTES << 20:
+        raise Wrong(f"{ballast.parent} is not the small disk that was mounted there")
     seconds = choose.uniform(0.2, 3)
     with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -325,9 +329,9 @@ def alive() -> Iterator[psutil.Process]:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, megabytes: int = 200) -> Iterator[bool]:
+def small_disk(folder: Path) -> Iterator[bool]:
     """Whether `folder` is a file system of its own while the context lasts."""
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", folder]
     mounted = subprocess.run(mount, capture_output=True).returncode == 0 if shutil.which("mount") else False
     try:
         yield mounted
