@@ -46,8 +46,8 @@ MARK = "MEGATRON_SKY_CHAOS"
 
 DISK_MEGABYTES = 200
 
-GOES_ON = {0, 1, 69, 75, 86}
-"""Exit codes after which docs/resilience.md says: start again."""
+GOES_ON = {0, 1, 69, 75, 86, 130}
+"""Exit codes after which docs/resilience.md says: start again; 130: Ctrl-C before the program had begun."""
 
 RECIPE = """
 model:
