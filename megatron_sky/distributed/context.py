@@ -91,8 +91,7 @@ class ParallelContext:
         named = {
             "TP": self.tp_group,
             "CP": parallel_state.get_context_parallel_group(),
-            "DP": parallel_state.get_data_parallel_group(),
-            "DP x CP": self.dp_cp_group,
+            "DP x CP" if self.layout.cp_size > 1 else "DP": self.dp_cp_group,
             "PP": self.pp_group,
             "embeddings": parallel_state.get_embedding_group(check_initialized=False),
             "position embeddings": parallel_state.get_position_embedding_group(check_initialized=False),

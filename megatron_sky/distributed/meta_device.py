@@ -63,7 +63,7 @@ def install(watch: Watch) -> None:
     modules: dict[str, Any] = sys.modules
     modules["fused_weight_gradient_mlp_cuda"] = _weight_gradients(watch)
     compat.replace_members(torch.Tensor, is_cuda=property(lambda self: self.is_meta))
-    compat.replace_members(F, rms_norm=_rms_norm, scaled_dot_product_attention=_attention)
+    compat.replace_members(F, rms_norm=_rms_norm(watch), scaled_dot_product_attention=_attention)
     cpu_emulation.redirect(torch.device("meta"), compiled=compiled)
 
 
@@ -84,23 +84,28 @@ def _weight_gradients(watch: Watch) -> type:
     return WeightGradients
 
 
-class _FusedRMSNorm(torch.autograd.Function):
-    """What torch's CUDA kernel keeps: its input, the weight and one fp32 number a row."""
+def _rms_norm(watch: Watch):
+    class FusedRMSNorm(torch.autograd.Function):
+        """What torch's CUDA kernel keeps: its input, the weight and one fp32 number a row."""
 
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
-        return torch.empty_like(x)
+        @staticmethod
+        def forward(ctx, x, weight):
+            with watch.fused("rms_norm"):
+                out, scale = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
+            ctx.save_for_backward(x, weight, scale)
+            return out
 
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, _ = ctx.saved_tensors
-        return torch.empty_like(x), torch.empty_like(weight)
+        @staticmethod
+        def backward(ctx, grad):
+            x, weight, _ = ctx.saved_tensors
+            with watch.fused("rms_norm_backward"):
+                return torch.empty_like(x), torch.empty_like(weight)
 
+    def rms_norm(input, normalized_shape, weight=None, eps=None):
+        assert tuple(normalized_shape) == input.shape[-1:] and weight is not None, "norms are over the last dimension"
+        return FusedRMSNorm.apply(input, weight)
 
-def _rms_norm(input, normalized_shape, weight=None, eps=None):
-    assert tuple(normalized_shape) == input.shape[-1:] and weight is not None, "the norms are over the last dimension"
-    return _FusedRMSNorm.apply(input, weight)
+    return rms_norm
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):

@@ -21,7 +21,7 @@ from megatron_sky.errors import DataError, Problem
 from megatron_sky.model.build import build_model
 from megatron_sky.model.flops import flops_per_token, num_parameters
 from megatron_sky.optim.schedule import global_batch_size_at
-from megatron_sky.trainer.preflight import preflight
+from megatron_sky.trainer.preflight import Preflight, preflight
 from megatron_sky.trainer.sessions import Sessions
 
 GIB = 1 << 30
@@ -33,9 +33,22 @@ def print_plan(config: Config, world_size: int) -> None:
 
     What data and tokenizer files are lacking is told last, after all that can be said without them.
     """
+    seen = look(config, world_size)
+    print_job(config, world_size, seen)
+    seen.raise_errors()
+    print("every check passed")
+
+
+def look(config: Config, world_size: int) -> Preflight:
+    """What there is to be known without starting. Raises all that is wrong but for data, which is among its errors."""
     seen = preflight(config, world_size, machine_problems=_find_backend_problems)
     if any(not isinstance(error, DataError) for error in seen.errors):
         seen.raise_errors()
+    return seen
+
+
+def print_job(config: Config, world_size: int, seen: Preflight) -> None:
+    """Prints layout, model, budget, sessions and notes."""
     assert seen.sessions is not None, "the recipe is whole"
     layout = Layout.of(config.parallel, world_size)
     print(f"layout      {layout} on {world_size} rank(s)")
@@ -44,8 +57,6 @@ def print_plan(config: Config, world_size: int) -> None:
     _print_sessions(config, seen.sessions, seen.data.plan.segments if seen.data else itertools.repeat(None))
     for note in (*_backend_notes(config), *seen.notes, *seen.damaged):
         print(f"note        {note}")
-    seen.raise_errors()
-    print("every check passed")
 
 
 def _find_backend_problems(config: Config) -> list[Problem]:

@@ -70,6 +70,7 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         self._phases.append(name)
+        self._look()
         try:
             yield
         finally:
@@ -115,7 +116,7 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        self.operator = func._overloadpacket._qualified_op_name.replace("aten::", "")
+        self.operator = work.name_of(func)
         if func is _aten._local_scalar_dense.default and args[0].is_meta:
             self._wait("reads a number of the GPU")
             return _good_number(args[0].dtype)
@@ -139,7 +140,7 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
 
     def _wait(self, what: str) -> None:
         if self.current_phase in _COMPUTES:
-            raise Waits(f"{self.operator}: {what} while it computes, so that the CPU waits for it at each micro batch")
+            raise Waits(f"{what} while it computes, so that the CPU waits for it at each micro batch")
 
     def _meet(self, tensor: torch.Tensor) -> None:
         """Takes note of a tensor that an operator gave."""

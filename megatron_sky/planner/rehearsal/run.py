@@ -149,14 +149,16 @@ def _result(ledger: Ledger, context: ParallelContext, repeats: float) -> dict:
 
 
 def _traffic(ledger: Ledger, context: ParallelContext, repeats: float) -> tuple[Traffic, ...]:
-    names, all_ranks = context.group_names, context.world_size
+    names, layout = context.group_names, context.layout
     calls: Counter[tuple] = Counter()
     moved: Counter[tuple] = Counter()
     for (phase, collective, group), number in ledger.traffic.items():
         if phase == "validation":
             continue
-        name = "PP" if collective in ("send", "receive") else "all" if group is None else names.get(group, "other")
-        size = context.layout.pp_size if name == "PP" else all_ranks if group is None else group.size()
+        size = layout.world_size if group is None else group.size()
+        name = names.get(group, "all" if size == layout.world_size else "other")
+        if collective in ("send", "receive"):  # some of those of two stages go through the group of all ranks
+            name, size = "PP", layout.pp_size
         times = repeats if phase == _COMPUTING and name not in _ONCE_A_STEP else 1
         key = (collective, name, size)
         calls[key] += round(number * times)

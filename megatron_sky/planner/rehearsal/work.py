@@ -9,14 +9,20 @@ Done = tuple[str, tuple[int, ...], str, int]
 """(operator, shape, dtype, floating-point operations); shapes as in `result.Operation`."""
 
 
+def name_of(func) -> str:
+    """torch's name of an operator, without the prefix that it has for attention and the sign of work in place."""
+    name = func._overloadpacket._qualified_op_name.removeprefix("aten::").rstrip("_")
+    return name.removeprefix("_scaled_dot_product_")
+
+
 def operation(func, args, result) -> Done | None:
     """What `func` did; None where it is neither product nor attention."""
     find = _SHAPES.get(func._overloadpacket)
     if find is None:
         return None
-    name, shape, passes = find(args)
+    shape, passes = find(args)
     dtype = next(each.dtype for each in args if isinstance(each, torch.Tensor))
-    return name, shape, str(dtype).removeprefix("torch."), passes * 2 * math.prod(shape)
+    return name_of(func), shape, str(dtype).removeprefix("torch."), passes * 2 * math.prod(shape)
 
 
 def workspace(func, args) -> int:
@@ -37,34 +43,34 @@ def workspace(func, args) -> int:
     return accumulated + (2 * b * heads * key.shape[2] * size * key.element_size() if grouped else 0)
 
 
-def _product(name: str, first: int):
+def _product(first: int):
     def shape(args):
         a, b = args[first], args[first + 1]
-        return name, (*a.shape[:-2], a.shape[-2], b.shape[-1], a.shape[-1]), 1
+        return (*a.shape[:-2], a.shape[-2], b.shape[-1], a.shape[-1]), 1
 
     return shape
 
 
-def _attention(name: str, first: int, passes: int):
+def _attention(first: int, passes: int):
     """`passes`: products over queries x keys x head size; backward computes the scores once more."""
 
     def shape(args):
         query, key = args[first], args[first + 1]
         b, heads, length, size = query.shape
-        return name, (b, heads, length, key.shape[2], size), passes
+        return (b, heads, length, key.shape[2], size), passes
 
     return shape
 
 
 _SHAPES = {
-    _aten.mm: _product("mm", 0),
-    _aten.bmm: _product("bmm", 0),
-    _aten.addmm: _product("addmm", 1),
-    _aten.addmm_: _product("addmm", 1),
-    _aten.baddbmm: _product("baddbmm", 1),
-    _aten._scaled_mm: _product("_scaled_mm", 0),
-    _aten._scaled_dot_product_flash_attention: _attention("flash_attention", 0, 2),
-    _aten._scaled_dot_product_flash_attention_backward: _attention("flash_attention_backward", 1, 5),
-    _aten._scaled_dot_product_efficient_attention: _attention("efficient_attention", 0, 2),
-    _aten._scaled_dot_product_efficient_attention_backward: _attention("efficient_attention_backward", 1, 5),
+    _aten.mm: _product(0),
+    _aten.bmm: _product(0),
+    _aten.addmm: _product(1),
+    _aten.addmm_: _product(1),
+    _aten.baddbmm: _product(1),
+    _aten._scaled_mm: _product(0),
+    _aten._scaled_dot_product_flash_attention: _attention(0, 2),
+    _aten._scaled_dot_product_flash_attention_backward: _attention(1, 5),
+    _aten._scaled_dot_product_efficient_attention: _attention(0, 2),
+    _aten._scaled_dot_product_efficient_attention_backward: _attention(1, 5),
 }

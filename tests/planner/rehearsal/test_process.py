@@ -1,0 +1,114 @@
+"""A rehearsal finds what would fail or stall on a GPU, names the line, and leaves the process that asked as it was."""
+
+import os
+from multiprocessing import get_context
+
+import pytest
+
+from megatron_sky.errors import ConfigError, RunError
+from megatron_sky.planner.rehearsal import Request, process, rehearse, rehearse_all
+from tests.planner.rehearsal.jobs import tiny
+from tests.slow import slow_except
+
+
+def reads_a_number() -> None:
+    """A loss function that asks the GPU for its value, as a log line would."""
+    from megatron_sky.trainer import step
+
+    sum_loss = step._sum_loss
+
+    def reading(mask, losses):
+        losses.sum().item()
+        return sum_loss(mask, losses)
+
+    step._sum_loss = reading
+
+
+def copies_to_the_cpu() -> None:
+    from megatron_sky.trainer import step
+
+    sum_loss = step._sum_loss
+    step._sum_loss = lambda mask, losses: sum_loss(mask, losses.cpu())
+
+
+def leaves_a_tensor_on_the_cpu() -> None:
+    """A mask that nobody moved: on a CPU alone nothing would be seen of it."""
+    from megatron_sky.trainer.step import StepRunner
+
+    on_this_rank = StepRunner._on_this_rank
+
+    def forgetful(self, batch):
+        return on_this_rank(self, batch) | {"loss_mask": batch.loss_mask}
+
+    StepRunner._on_this_rank = forgetful
+
+
+def has_a_shape_that_fits_one_layout() -> None:
+    from megatron_sky.trainer.step import StepRunner
+
+    on_this_rank = StepRunner._on_this_rank
+
+    def whole(self, batch):
+        return on_this_rank(self, batch) | {"loss_mask": batch.loss_mask[:, :64].to(self.context.device)}
+
+    StepRunner._on_this_rank = whole
+
+
+FAULTS = {
+    reads_a_number: "operator _local_scalar_dense: reads a number of the GPU while it computes",
+    copies_to_the_cpu: "operator _to_copy: copies from the GPU while it computes",
+    leaves_a_tensor_on_the_cpu: "operator mul: Tensor on device cpu is not on the expected device meta",
+    has_a_shape_that_fits_one_layout: "operator mul: ",  # and torch's words, which change
+}
+
+
+def serve_with(fault, answers, parent: int, requests: list[Request]) -> None:
+    fault()
+    process._serve(answers, parent, requests)
+
+
+@pytest.mark.parametrize("fault", slow_except(FAULTS, reads_a_number, leaves_a_tensor_on_the_cpu))
+def test_a_fault_of_a_branch_for_gpus_is_found_and_its_line_named(fault):
+    spawn = get_context("spawn")
+    here, there = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=serve_with, args=(fault, there, os.getpid(), [Request(tiny(), 1, 0)]))
+    child.start()
+    there.close()
+    told = here.recv()
+    child.join()
+    assert FAULTS[fault] in told
+    assert "rank 0: the rehearsal fails at megatron_sky/trainer/step.py:" in told
+    assert "\n  fix: " in told
+
+
+def test_what_is_asked_must_be_a_job():
+    with pytest.raises(ConfigError, match="must divide the number of ranks, 3"):
+        rehearse(tiny("parallel.tp_size=2"), 3, 0)
+
+
+def test_what_only_transformer_engine_can_do_is_refused():
+    with pytest.raises(ConfigError, match="the te backend is not rehearsed"):
+        rehearse(tiny("model.backend=te"), 1, 0)
+    with pytest.raises(ConfigError, match="needs the te backend, and the backend is torch"):
+        rehearse(tiny("precision.fp8=mxfp8"), 1, 0)
+
+
+def end_at_once(answers, parent, requests) -> None:
+    os._exit(3)
+
+
+def test_a_process_that_ends_is_an_error(monkeypatch):
+    monkeypatch.setattr(process, "_serve", end_at_once)
+    with pytest.raises(RunError, match="rank 0: the process that rehearsed it ended with exit code 3"):
+        rehearse_all([Request(tiny(), 1, 0)])
+
+
+def test_the_process_that_asks_stays_as_it_was():
+    import torch
+    import torch.distributed as dist
+
+    names = [(torch, "empty"), (torch.Tensor, "type"), (dist, "all_reduce"), (torch.nn.functional, "rms_norm")]
+    before = [getattr(owner, name) for owner, name in names]
+    rehearse(tiny(), 1, 0)
+    assert [getattr(owner, name) for owner, name in names] == before
+    assert not torch.empty(1).is_meta
