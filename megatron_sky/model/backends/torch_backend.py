@@ -141,8 +141,10 @@ class Attention(MegatronModule):
         q, k, v = (tensor.permute(1, 2, 0, 3).to(dtype) for tensor in (query, key, value))  # b h s d
         if q.device.type == "cpu" and torch.is_grad_enabled():
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # a tenth faster with gradients, slower without
-        if mask is not None and q.device.type != "cpu":  # torch's kernels know a mask or grouped queries, not both
-            k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], dim=1) for each in (k, v))
+        groups = q.shape[1] // k.shape[1]
+        if mask is not None and groups > 1 and q.device.type != "cpu":
+            # A GPU's kernels know a mask or grouped queries, not both: all scores would be held.
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         dropout = self.dropout if self.training else 0.0
         with get_cuda_rng_tracker().fork() if dropout > 0 else _no_fork:
             out = F.scaled_dot_product_attention(
