@@ -40,6 +40,22 @@ LONGEST = (
 waits for Slurm's clocks."""
 
 
+GB_PER_WORKER = 4
+"""Of eight ranks, or a model of transformers beside ours."""
+
+
+def pytest_xdist_auto_num_workers(config) -> int:
+    """How many files run side by side: one a core, at least two and at most eight, and one more that waits for Slurm,
+    as far as there is memory."""
+    import shutil
+
+    import psutil
+
+    cores, room = len(os.sched_getaffinity(0)), psutil.virtual_memory().total // (GB_PER_WORKER * 10**9)
+    waits = shutil.which("slurmctld") is not None
+    return max(2, min(min(cores, 8) + waits, room))
+
+
 REAL_RUNS = ("faults/", "security/test_listeners.py")
 """Where every test starts a training or more: seconds each."""
 
