@@ -15,6 +15,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -129,6 +130,34 @@ def lies_inside(name: str) -> bool:
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
         return False
     return is_name and not path.is_absolute() and ".." not in path.parts
+
+
+def not_a_link(path: str, flags: int) -> int:
+    """`opener` for `open`: OSError where the file is a symbolic link."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def check_inside(path: str | Path, home: str | Path) -> None:
+    """Raises OSError where links lead `path` out of the folder `home`, which may be reached by links itself."""
+    if not Path(path).resolve().is_relative_to(Path(home).resolve()):
+        raise OSError(errno.ELOOP, "is a link out of its folder", str(path))
+
+
+def is_foreign_link(path: str | Path) -> bool:
+    """Whether `path` is a symbolic link that neither this user nor root has made."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False  # whoever opens it is told why it can't be
+    return stat.S_ISLNK(status.st_mode) and status.st_uid not in (os.geteuid(), 0)
+
+
+def remove_tree(path: Path) -> None:
+    """Deletes a folder with all that it holds; of a link, the link alone. Raises OSError."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def leftovers(path: str | Path) -> list[Path]:

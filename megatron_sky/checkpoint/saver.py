@@ -9,6 +9,7 @@ small all-reduce. One save is in flight at a time: the next waits for it.
 A save that fails leaves no folder under the final name. What follows from that, and when to save, is `manager`'s.
 """
 
+import os
 import shutil
 import threading
 import time
@@ -24,6 +25,7 @@ from megatron_sky.config import Config
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError, RunError
+from megatron_sky.files import remove_tree
 from megatron_sky.model.build import gather_weights
 from megatron_sky.model.flops import num_parameters
 
@@ -180,8 +182,8 @@ class Saver:
         return queue
 
     def _prepare(self, temporary: Path, described: dict) -> None:
-        if temporary.exists():
-            shutil.rmtree(temporary)  # left by a save that did not end
+        if os.path.lexists(temporary):
+            remove_tree(temporary)  # left by a save that did not end
         temporary.mkdir(parents=True)
         free, needed = shutil.disk_usage(temporary).free, self.bytes_needed
         if free < needed:

@@ -9,7 +9,6 @@ import hashlib
 import heapq
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from typing import Literal, get_args
 import xxhash
 
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import lies_inside, read_json, sync_to_disk, write_json
+from megatron_sky.files import is_foreign_link, lies_inside, read_json, remove_tree, sync_to_disk, write_json
 from megatron_sky.records import read_record
 
 FORMAT_VERSION = 1
@@ -78,6 +77,8 @@ def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
         folders = [folder for folder in root.iterdir() if folder.is_dir()] if root.is_dir() else []
     except OSError as error:
         raise CheckpointError(f"{root}: can't be read: {error.strerror}") from error
+    if foreign := [folder for folder in folders if _NAME.fullmatch(folder.name) and is_foreign_link(folder)]:
+        raise CheckpointError(f"{foreign[0]}: is a link that another user made\n  fix: remove it, or make it yourself")
     return sorted((step_of(folder), folder) for folder in folders if _NAME.fullmatch(folder.name))
 
 
@@ -226,11 +227,12 @@ def finish(temporary: Path, final: Path, step: int, records: dict[str, FileRecor
     for name in records:
         sync_to_disk(temporary / name)
     sync_to_disk(temporary)
-    aside = _set_aside(final) if final.exists() else None  # a damaged checkpoint of a step that was trained again
+    # A damaged checkpoint of a step that was trained again, or a link in its place.
+    aside = _set_aside(final) if os.path.lexists(final) else None
     temporary.rename(final)
     sync_to_disk(final.parent)
     if aside is not None:
-        shutil.rmtree(aside)
+        remove_tree(aside)
 
 
 def manifest_of(step: int, records: dict[str, FileRecord]) -> dict:
@@ -329,12 +331,12 @@ def leftovers(run_dir: Path) -> list[Path]:
 
 def remove(folder: Path) -> None:
     """Deletes a checkpoint, renamed first so that no reader takes a half-deleted one for whole."""
-    shutil.rmtree(_set_aside(folder))
+    remove_tree(_set_aside(folder))
 
 
 def _set_aside(folder: Path) -> Path:
     doomed = folder.with_name(folder.name + ".deleted")
-    if doomed.exists():
-        shutil.rmtree(doomed)
+    if os.path.lexists(doomed):
+        remove_tree(doomed)
     folder.rename(doomed)
     return doomed

@@ -10,6 +10,7 @@ import importlib.abc
 import importlib.util
 import logging
 import os
+import secrets
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -333,7 +334,9 @@ def write_allocations(path) -> bool:
     if not has_gpu():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.cuda.memory._dump_snapshot(str(path))
+    beside = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    torch.cuda.memory._dump_snapshot(str(beside))
+    beside.replace(path)
     return True
 
 

@@ -273,7 +273,7 @@ class _WandbSink:
 
 def _wandb_id(run_dir: Path) -> str:
     path = run_dir / WANDB_ID_FILE
-    if not path.exists():
+    if path.is_symlink() or not path.exists():
         write_text(path, secrets.token_hex(4) + "\n")
     return read_text(path).strip()
 

@@ -24,9 +24,12 @@ from megatron_sky.evaluate.results import (
 from megatron_sky.evaluate.tables import leakage_rows, loss_rows, setting_words
 from megatron_sky.evaluate.tasks import TaskScore, read_tasks, task_rows
 from megatron_sky.files import read_json
+from megatron_sky.log import get_logger
 from megatron_sky.report.content import Block, Notes, Section, Table, table
 
 EVAL_FOLDER = "eval"
+log = get_logger(__name__)
+
 _READERS: dict[str, Callable[[Path], LossResults | LeakageResults | list[TaskScore]]] = {
     LOSS: read_loss,
     LEAKAGE: read_leakage,
@@ -84,7 +87,11 @@ def _all_files(run_dirs: Sequence[Path], given: Sequence[Path]) -> list[Path]:
 
 
 def _json_files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*.json")) if path.is_file()]
+    paths = [path for path in sorted(folder.rglob("*.json")) if path.is_file()]
+    inside = [path for path in paths if path.resolve().is_relative_to(folder.resolve())]
+    for path in sorted(set(paths) - set(inside)):
+        log.warning("%s: is a link out of its folder, and left out", path)
+    return inside
 
 
 def _newest_first(path: Path) -> tuple[float, str]:

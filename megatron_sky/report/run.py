@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_sky.errors import RunError
-from megatron_sky.files import parse_json, read_text
+from megatron_sky.files import check_inside, parse_json, read_text
 from megatron_sky.monitor.metrics import (
     METRICS_FILE,
     Metrics,
@@ -163,6 +163,10 @@ class RunData:
 
 def load_run(run_dir: Path) -> RunData:
     """Read a run folder. Raises RunError when it holds no training or validation record."""
+    try:
+        check_inside(run_dir / METRICS_FILE, run_dir)
+    except OSError as error:
+        raise RunError(f"{error.filename}: {error.strerror}\n  fix: put the file itself there") from None
     metrics = read_metrics(run_dir)
     if not metrics.train and not metrics.validation:
         raise RunError(
@@ -216,6 +220,7 @@ def _read_text(path: Path, notes: list[str]) -> str | None:
     if not path.exists():
         return None
     try:
+        check_inside(path, path.parent)
         return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         notes.append(f"{path.name}: can't be read ({error})")

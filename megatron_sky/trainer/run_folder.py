@@ -11,7 +11,6 @@
 
 import contextlib
 import os
-import shutil
 import socket
 import stat
 import time
@@ -24,21 +23,26 @@ from megatron_sky.errors import RunError
 from megatron_sky.trainer import run_record
 
 _LOCK = ".lock"
+_FOLDERS = ("checkpoints", "logs", "tensorboard", "profile", "bad_steps", "slurm", "index_cache", "wandb", "eval")
 
 
 def prepare(run_dir: Path) -> None:
     """Makes the folder and checks that it can be written. Raises RunError."""
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        probe = run_dir / f".probe_{os.getpid()}"
-        probe.write_text("")
+        probe = run_dir / ".probe"
+        files.write_bytes(probe, b"")
         probe.unlink()
     except OSError as error:
         raise _not_writable(run_dir, error.strerror) from None
 
 
 def check(run_dir: Path) -> None:
-    """Raises RunError where `prepare` would, and makes nothing."""
+    """Raises RunError where `prepare` would, and makes nothing; also where another user has put a link into the folder,
+    through which the run would write."""
+    for name in _FOLDERS:
+        if files.is_foreign_link(run_dir / name):
+            raise _not_writable(run_dir, f"{run_dir / name} is a link that another user made")
     for folder in (run_dir, *run_dir.parents):
         try:
             is_folder = stat.S_ISDIR(folder.stat().st_mode)
@@ -148,7 +152,7 @@ def sweep(run_dir: Path, tell: Callable[[str], None]) -> None:
     files.remove_leftovers(run_dir / run_record.FILE)
     for folder in store.leftovers(run_dir):
         try:
-            shutil.rmtree(folder)
+            files.remove_tree(folder)
             tell(f"{folder}: deleted, left by a save or deletion that was cut off")
         except OSError as error:
             tell(f"{folder}: is left over and can't be deleted: {error}")

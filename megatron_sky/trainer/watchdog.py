@@ -15,9 +15,22 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
+
+from megatron_sky.errors import RunError
+from megatron_sky.files import not_a_link
 
 ANSWER_SECONDS = 5.0
 LAST_RESORT_SECONDS = 8.0
+
+
+def _open(path: Path) -> TextIO:
+    """The file of stacks, which faulthandler holds for the process's life. Raises RunError."""
+    try:
+        return open(path, "a", encoding="utf-8", opener=not_a_link)
+    except OSError as error:
+        fix = "remove it, or choose another train.run_dir"
+        raise RunError(f"{path}: can't be opened for writing: {error.strerror}\n  fix: {fix}") from None
 
 
 class Watchdog:
@@ -28,7 +41,7 @@ class Watchdog:
     ):
         self._rank, self._world_size, self._store = rank, world_size, store
         self._timeout = timeout_seconds
-        self._stacks = open(stacks, "a", encoding="utf-8")  # noqa: SIM115 (faulthandler holds it for the process's life)
+        self._stacks = _open(stacks)
         self._end = end
         self._now = ("start", 0, time.monotonic())
         self._stop = threading.Event()
