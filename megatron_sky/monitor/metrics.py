@@ -192,7 +192,7 @@ class _TensorBoardSink:
         from tensorboard.compat.proto.event_pb2 import Event, SourceMetadata
 
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-        number = next(n for n in itertools.count() if not (folder / f"{name}.{n}").exists())
+        number = next(n for n in itertools.count() if not os.path.lexists(folder / f"{name}.{n}"))
         source = SourceMetadata(writer="tensorboard.summary.writer.event_file_writer")
         head = Event(wall_time=time.time(), file_version="brain.Event:2", source_metadata=source)
         self._file = Appender(folder / f"{name}.{number}", warn, head=_tensorboard_record(head))

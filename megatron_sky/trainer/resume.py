@@ -78,6 +78,8 @@ def find_start(
     where the data, the optimizer or the session can't go on from there.
     """
     folder = shared_check.find_latest(run_dir, context, log.warning)
+    if folder is None:
+        context.from_first_rank(lambda: _check_not_lost(checkpoint, run_dir))
     if folder is not None:
         own = read_description(folder)
         check_same_model(own.config.model, model, folder)
@@ -90,11 +92,6 @@ def find_start(
             log.info("checkpoint.init_from is not used: the run continues from its own %s", folder.name)
         _rename_session(taken.state, sessions_of(own.config), sessions)
         start = Start(taken.state, own=own)
-    elif not checkpoint.start_over and (was := context.from_first_rank(lambda: _lost_step(run_dir))) is not None:
-        raise CheckpointError(
-            f"{run_dir / 'checkpoints'}: holds no checkpoint, but this run had one of step {was:,}\n"
-            "  fix: bring the folder back; or give checkpoint.start_over=true, and the run begins at its first step"
-        )
     elif checkpoint.init_from is not None:
         source = shared_check.resolve(Path(checkpoint.init_from), context, log.warning)
         weights = read_description(source)
@@ -140,14 +137,24 @@ def _check_same_files(own: CheckpointDescription, sources: Mapping[str, str], wa
     warn(text)
 
 
+def _check_not_lost(checkpoint: CheckpointConfig, run_dir: Path) -> None:
+    """Raises CheckpointError where a run that has no checkpoint had some, unless the recipe lets it start over."""
+    if not checkpoint.start_over and (was := _lost_step(run_dir)) is not None:
+        raise CheckpointError(
+            f"{run_dir / 'checkpoints'}: holds no checkpoint, but this run had one of step {was:,}\n"
+            "  fix: bring the folder back; or give checkpoint.start_over=true, and the run begins at its first step"
+        )
+
+
 def _lost_step(run_dir: Path) -> int | None:
     """The step of the newest checkpoint that the run's records tell of since it last began; None where of none."""
-    if (run_dir / METRICS_FILE).is_file():
-        step = None
-        for event in read_metrics(run_dir).events:
-            step = None if event.event == "start" else step
-            if event.event == "checkpoint" or (event.event == "resume" and event.fields["step"]):
-                step = event.fields["step"]
+    events = read_metrics(run_dir).events if (run_dir / METRICS_FILE).is_file() else []
+    step = None
+    for event in events:
+        step = None if event.event == "start" else step
+        if event.event == "checkpoint" or (event.event == "resume" and event.fields["step"]):
+            step = event.fields["step"]
+    if step is not None or any(event.event == "start" for event in events):
         return step
     attempts = [attempt for attempt in run_record.read_attempts(run_dir, log.warning) if "layout" in attempt]
     return attempts[-1].get("resumed_from_step") if attempts else None
@@ -178,11 +185,14 @@ def take_up(checkpoint: CheckpointDescription, data: TrainingData) -> TakenUp:
 def check_start(
     checkpoint: CheckpointConfig, *, model: ModelConfig, run_dir: Path, warn: Callable[[str], None]
 ) -> None:
-    """Raises CheckpointError where the checkpoint to start from is not whole (by its sizes) or holds another model.
+    """Raises CheckpointError where the checkpoint to start from is not whole (by its sizes), is gone, or holds another
+    model.
 
     Quick, for one process before others are started: the run's own newest checkpoint, else `checkpoint.init_from`.
     """
     source = store.find_latest(run_dir, warn, check=store.check_sizes)
+    if source is None:
+        _check_not_lost(checkpoint, run_dir)
     if source is None and checkpoint.init_from is not None:
         source = store.resolve(Path(checkpoint.init_from), warn, check=store.check_sizes)
     if source is not None:

@@ -38,7 +38,6 @@ def test_a_run_writes_through_no_link(content, written, hurt, run_dir, tmp_path)
         assert ended.code in (0, 5), (name, ended.message)
         assert ended.code == 0 or link.name in ended.message, (name, ended.message)
         assert (victim.read_text() if victim.exists() else None) == content, name
-        assert ended.code == 5 or not link.is_symlink() or "tmp" in link.name, name
         shutil.rmtree(run_dir)
 
 

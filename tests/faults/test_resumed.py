@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from megatron_sky.checkpoint import store
+from megatron_sky.config import dump_config
 from tests.faults import faults
 from tests.faults.test_faults import events, expected, hurt, log_of, losses, run_dir, unhurt  # noqa: F401 (fixtures)
 
@@ -56,7 +57,7 @@ def test_a_checkpoint_without_fingerprints_is_gone_on_with(hurt, run_dir, expect
 
 
 @pytest.mark.parametrize("also", ["", "metrics.jsonl"])
-def test_deleted_checkpoints_are_missed(also, hurt, run_dir, expected):  # noqa: F811
+def test_deleted_checkpoints_are_missed(also, hurt, run_dir, expected, recipe, sky, tmp_path):  # noqa: F811
     for steps in (4, 8):
         assert hurt(f"train.max_steps={steps}").code == 0
     shutil.rmtree(run_dir / "checkpoints")
@@ -64,6 +65,11 @@ def test_deleted_checkpoints_are_missed(also, hurt, run_dir, expected):  # noqa:
         (run_dir / also).unlink()
     ended = hurt()
     assert ended.code == 4 and "checkpoint.start_over=true" in ended.message
+    (tmp_path / "again.yaml").write_text(dump_config(recipe()))
+    for more in (["--dry-run"], ["--nproc", "2"]):  # told before a rank is started
+        code, _, err = sky("train", tmp_path / "again.yaml", *more)
+        assert code == 4 and "holds no checkpoint, but this run had one of step" in err
+    assert sky("train", tmp_path / "again.yaml", "checkpoint.start_over=true", "--dry-run")[0] == 0
     assert hurt("checkpoint.start_over=true", "train.max_steps=3", "checkpoint.interval=null").code == 0
     shutil.rmtree(run_dir / "checkpoints/step_0000003")
     assert hurt("checkpoint.start_over=true").code == 0
