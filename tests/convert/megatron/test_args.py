@@ -8,7 +8,7 @@ import pytest
 
 from megatron_sky.convert.megatron.args import _REQUIRED, model_fields
 from megatron_sky.errors import CheckpointError
-from tests.convert.test_from_megatron import SETTINGS
+from tests.convert.megatron.test_split_files import SETTINGS
 
 OTHER_FUNCTIONS = {
     "no_rope_freq": 4,
