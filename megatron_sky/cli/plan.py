@@ -33,6 +33,30 @@ def plan(
         Path | None,
         typer.Option(help="Draw memory against speed of all layouts, or with --explain the pipeline (.png, .svg)."),
     ] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Best layouts and their limits on several numbers of GPUs, as 512,1024,4096.")
+    ] = None,
+    goodput: Annotated[
+        bool,
+        typer.Option(
+            "--goodput", help="Failures too: share of time that trains, best checkpoint interval, spare nodes."
+        ),
+    ] = False,
+    node_mtbf_hours: Annotated[
+        float | None, typer.Option(min=1, help="--goodput: hours between failures of one node; default: 6335.")
+    ] = None,
+    restart_minutes: Annotated[
+        float | None, typer.Option(min=0, help="--goodput: from a failure to training again; default: 10.")
+    ] = None,
+    repair_hours: Annotated[
+        float | None, typer.Option(min=0, help="--goodput: until a failed node is back; default: 24.")
+    ] = None,
+    checkpoint_stall: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="--goodput: seconds that a checkpoint stops training; default: copying to the host."
+        ),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Predict published measurements and show the errors.")] = False,
     rows: Annotated[
         Path | None, typer.Option(help="--check: a CSV file of measurements in place of the project's own.")
@@ -44,8 +68,16 @@ def plan(
     if check:
         run.print_check(rows)
         return
+    numbers = None if scale is None else run.read_numbers(scale)
+    if numbers is not None and gpus is None:
+        gpus = numbers[0]
     job = run.read_job(recipe or [], gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node, network=network)
-    if explain is None:
+    if numbers is not None:
+        run.print_scale(job, numbers)
+    elif goodput:
+        options = run.Failures(node_mtbf_hours, restart_minutes, repair_hours, checkpoint_stall)
+        run.print_goodput(job, explain, options)
+    elif explain is None:
         run.print_search(job, top=top, out=out, picture=picture)
     else:
         run.print_layout(job, explain, out=out, picture=picture)

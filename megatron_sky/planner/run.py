@@ -10,12 +10,15 @@ from megatron_sky.config.load import load_recipe
 from megatron_sky.config.validate import check
 from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.files import write_text
-from megatron_sky.planner import published, show
+from megatron_sky.planner import hardware, published, show
 from megatron_sky.planner.forecast import Forecast
+from megatron_sky.planner.goodput import Reliability
 from megatron_sky.planner.hardware import Cluster, cluster_of, find_gpu
 from megatron_sky.planner.job import Job
 from megatron_sky.planner.layout_text import apply_layout, layout_words, overlay
-from megatron_sky.planner.search import fixes, search
+from megatron_sky.planner.remedies import fixes, nothing_fits
+from megatron_sky.planner.scaling import scale
+from megatron_sky.planner.search import search
 
 OWN = "own"
 
@@ -46,6 +49,64 @@ def read_job(
     return Asked(load_recipe(recipe), cluster_of(find_gpu(gpu), gpus_per_node, node_gb_per_s), gpus)
 
 
+@dataclass(frozen=True)
+class Failures:
+    """What the command line says of failures; None: as the coefficients say."""
+
+    node_mtbf_hours: float | None
+    restart_minutes: float | None
+    repair_hours: float | None
+    checkpoint_stall_seconds: float | None
+
+
+def read_numbers(text: str) -> list[int]:
+    """`512,1024` as numbers of GPUs, in order. Raises ConfigError where they are none."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ConfigError(Problem("--scale", "must be numbers of GPUs", "write them as 512,1024,4096", text))
+    return sorted({int(word) for word in words})
+
+
+def print_scale(asked: Asked, numbers: Sequence[int]) -> None:
+    """The best layout on each number of GPUs, with the recipe's batch and with one that grows."""
+    for weak in (False, True):
+        points = scale(asked.config, asked.cluster, numbers, weak=weak)
+        print("\n".join(show.scale_lines(points, weak=weak)))
+    if all(point.best is None for point in points):
+        raise ConfigError(Problem("--scale", points[0].limit, "see that line"))
+
+
+def print_goodput(asked: Asked, layout: str | None, said: Failures) -> None:
+    """The best layout, or the one named, with nodes that fail."""
+    config = _layout(asked, layout)
+    forecast = Forecast(Job.of(config, asked.cluster, asked.num_gpus))
+    c = hardware.coefficients()
+    memory, per_node = forecast.memory, asked.cluster.gpus_per_node
+    copied = (memory.weights + memory.optimizer) / (c["host_copy_gb_per_s"] * 1e9)
+    restart = c["restart_seconds"] if said.restart_minutes is None else 60 * said.restart_minutes
+    reliability = Reliability(
+        num_nodes=-(-asked.num_gpus // per_node),
+        node_mtbf_hours=said.node_mtbf_hours or c["node_mtbf_hours"],
+        restart_seconds=restart,
+        checkpoint_stall_seconds=said.checkpoint_stall_seconds or copied,
+        repair_hours=c["repair_hours"] if said.repair_hours is None else said.repair_hours,
+    )
+    print(f"layout      {layout_words(config, asked.num_gpus)} on {asked.num_gpus} {asked.cluster.gpu.name}")
+    print("\n".join(show.goodput_lines(forecast, reliability, config.train.tokens)))
+
+
+def _layout(asked: Asked, layout: str | None) -> Config:
+    """The recipe in the layout that is named, else in the best that there is."""
+    if layout is None:
+        found = search(asked.config, asked.cluster, asked.num_gpus)
+        if not found.fitting:
+            raise ConfigError(nothing_fits(asked.config, asked.cluster, asked.num_gpus, found))
+        return found.fitting[0].config
+    config = asked.config if layout == OWN else apply_layout(asked.config, layout, asked.num_gpus)
+    check(config, asked.num_gpus)
+    return config
+
+
 def print_check(rows: Path | None) -> None:
     """The predictions beside published measurements: the project's own, or those of a file."""
     found, passed_over = published.read_rows(rows or published.OWN)
@@ -61,6 +122,8 @@ def print_search(asked: Asked, *, top: int, out: Path | None, picture: Path | No
     start = time.perf_counter()
     found = search(asked.config, asked.cluster, asked.num_gpus)
     seconds = time.perf_counter() - start
+    if not found.fitting:
+        raise ConfigError(nothing_fits(asked.config, asked.cluster, asked.num_gpus, found))
     print("\n".join(show.search_lines(found, asked.config, top=top, seconds=seconds)))
     if picture is not None:
         draw_frontier(found, picture)
@@ -75,8 +138,7 @@ def print_layout(asked: Asked, layout: str, *, out: Path | None, picture: Path |
         from megatron_sky.planner.timeline import play
 
         check_ending(picture, "--picture")
-    config = asked.config if layout == OWN else apply_layout(asked.config, layout, asked.num_gpus)
-    check(config, asked.num_gpus)
+    config = _layout(asked, layout)
     forecast = Forecast(Job.of(config, asked.cluster, asked.num_gpus))
     print(f"layout      {layout_words(config, asked.num_gpus)} on {asked.num_gpus} {asked.cluster.gpu.name}")
     print("\n".join(show.explain(forecast, config.train.tokens)))

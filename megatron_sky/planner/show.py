@@ -7,8 +7,17 @@ from megatron_sky.config import Config
 from megatron_sky.config.units import format_count
 from megatron_sky.errors import Problem
 from megatron_sky.planner.forecast import Forecast, usable_bytes
+from megatron_sky.planner.goodput import (
+    HOUR,
+    Reliability,
+    best_interval,
+    goodput,
+    spares_worth_having,
+    young_daly,
+)
 from megatron_sky.planner.memory import GIB, Memory
 from megatron_sky.planner.published import Row, by_source, memory_errors, speed_errors
+from megatron_sky.planner.scaling import Point
 from megatron_sky.planner.search import Candidate, Found, largest_part
 
 _PARTS = {
@@ -116,6 +125,47 @@ def does_not_fit(forecast: Forecast, fixes: Sequence[Candidate]) -> Problem:
     ]
     none = "no single change makes it fit; leave --explain out to search all layouts"
     return Problem("--explain", rule, "; or ".join(changes) or none, str(job.layout))
+
+
+def scale_lines(points: Sequence[Point], *, weak: bool) -> list[str]:
+    """A line for each number of GPUs: the best layout, its speed beside the first, and what limits it."""
+    kind = "weak scaling: the batch grows with the GPUs" if weak else "strong scaling: the recipe's batch"
+    lines = [
+        f"{kind}",
+        f"{'GPUs':>8}{'batch':>9}{'tokens/s':>10}{'of first':>10}{'MFU %':>7}{'GiB':>7}   layout; limit",
+    ]
+    for point in points:
+        line = f"{point.num_gpus:8,}{point.global_batch_size:9,}"
+        if point.best is None:
+            lines.append(f"{line}{'-':>10}{'-':>10}{'-':>7}{'-':>7}   {point.limit}")
+            continue
+        f = point.best.forecast
+        line += f"{f.tokens_per_second_per_gpu:10,.0f}{point.efficiency:10.1%}{100 * f.mfu():7.1f}"
+        lines.append(f"{line}{f.memory.total / GIB:7.1f}   {point.best.words}; {point.limit}")
+    return [*lines, ""]
+
+
+def goodput_lines(forecast: Forecast, r: Reliability, tokens: int) -> list[str]:
+    """The best checkpoint interval, the share of time that trains, and what spare nodes bring."""
+    interval, seconds = best_interval(r), forecast.step.total
+    steps = max(1, round(interval / seconds))
+    spares = spares_worth_having(interval, r)
+    share = goodput(steps * seconds, r)
+    worth, _, _ = max(spares, key=lambda each: each[2])
+    lines = [
+        f"failures    {r.num_nodes} nodes, each {r.node_mtbf_hours:,.0f} hours apart: one every "
+        f"{r.job_mtbf_seconds / HOUR:.1f} hours; {r.restart_seconds / 60:g} minutes to train again, "
+        f"{r.repair_hours:g} hours to repair",
+        f"checkpoints {r.checkpoint_stall_seconds:.1f} s of waiting each; best every {interval:,.0f} s, {steps:,} "
+        f"steps of {seconds:.2f} s (checkpoint.interval: {steps} steps); Young and Daly: {young_daly(r):,.0f} s",
+        f"goodput     {share:.1%} of the time trains, where a spare node is at hand: "
+        f"{forecast.tokens_per_second_per_gpu * share:,.0f} tokens/s a GPU, {forecast.days(tokens) / share:.1f} days "
+        f"for {format_count(tokens)} tokens in place of {forecast.days(tokens):.1f}",
+        "spares      nodes, share of time that trains, share for all nodes paid for (played through)",
+    ]
+    for number, trained, paid in spares:
+        lines.append(f"  {number:6}{trained:10.1%}{paid:10.1%}{'   worth having' if number == worth else ''}")
+    return lines
 
 
 def check_lines(rows: Sequence[Row], passed_over: Sequence[str]) -> list[str]:

@@ -45,6 +45,25 @@ def test_what_does_not_fit_is_told_with_fixes(plan, skywork_file):
     assert str(error.value).count("tokens/s a GPU") == 3
 
 
+def test_scaling(plan, recipe_file):
+    shown = plan(recipe_file, "--gpu", "a800", "--scale", "8,64")
+    assert "strong scaling" in shown and "weak scaling" in shown
+    assert len(re.findall(r"^ +8 +512 .*100\.0%", shown, re.M)) == 2
+
+
+def test_goodput(plan, skywork_file):
+    arguments = (skywork_file, "--gpus", 512, "--gpu", "a800", "--goodput", "--explain", "pp2", "--checkpoint-stall", 5)
+    shown = plan(*arguments)
+    assert "64 nodes, each 6,335 hours apart" in shown and shown.count("worth having") == 1
+    worse = plan(*arguments, "--node-mtbf-hours", 100)
+
+    def share(text):
+        return float(re.search(r"goodput +([\d.]+)%", text)[1])
+
+    assert share(worse) < share(shown) < 100
+    assert int(re.search(r"checkpoint.interval: (\d+) steps", shown)[1]) > 10
+
+
 def test_check(plan):
     shown = plan("--check")
     assert "sky-skywork-dp256-pp2" in shown and re.search(r"^all +339", shown, re.M)
@@ -59,6 +78,7 @@ def test_check(plan):
         (["--gpus", 512, "--gpu", "a800", "--explain", "pp2 dp512"], "makes 1024 ranks, not 512"),
         (["--gpus", 512, "--gpu", "a800", "--explain", "pp3"], "must divide the number of ranks"),
         (["--gpus", 8, "--gpu", "a800", "--picture", "x.gif"], "a picture is a .png or .svg file"),
+        (["--gpu", "a800", "--scale", "512,x"], "must be numbers of GPUs"),
         (["--gpus", 384, "--gpu", "a800", "--explain", "dp384"], "must be a multiple of train.micro_batch_size"),
     ],
 )
