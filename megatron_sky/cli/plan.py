@@ -1,12 +1,43 @@
 """`megatron-sky plan`: memory, speed and layout of a job, before a GPU is asked for."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megatron_sky.cli._common import with_options
 
+if TYPE_CHECKING:
+    from megatron_sky.planner.run import Failures
+
+
+def _failures(
+    node_mtbf_hours: Annotated[
+        float | None, typer.Option(min=1, help="--goodput: hours between failures of one node; default: 6335.")
+    ] = None,
+    restart_minutes: Annotated[
+        float | None, typer.Option(min=0, help="--goodput: from a failure to training again; default: 10.")
+    ] = None,
+    repair_hours: Annotated[
+        float | None, typer.Option(min=0, help="--goodput: until a failed node is back; default: 24.")
+    ] = None,
+    checkpoint_stall: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="--goodput: seconds that a checkpoint stops training; default: copying to the host."
+        ),
+    ] = None,
+) -> "Failures":
+    """What is said of failures."""
+    from megatron_sky.planner.run import Failures
+
+    return Failures(node_mtbf_hours, restart_minutes, repair_hours, checkpoint_stall)
+
+
+@with_options(_failures)
 def plan(
+    options: Callable,
     recipe: Annotated[
         list[str] | None,
         typer.Argument(metavar="RECIPE... KEY=VALUE...", help="YAML files, layered left to right; then overrides."),
@@ -42,21 +73,6 @@ def plan(
             "--goodput", help="Failures too: share of time that trains, best checkpoint interval, spare nodes."
         ),
     ] = False,
-    node_mtbf_hours: Annotated[
-        float | None, typer.Option(min=1, help="--goodput: hours between failures of one node; default: 6335.")
-    ] = None,
-    restart_minutes: Annotated[
-        float | None, typer.Option(min=0, help="--goodput: from a failure to training again; default: 10.")
-    ] = None,
-    repair_hours: Annotated[
-        float | None, typer.Option(min=0, help="--goodput: until a failed node is back; default: 24.")
-    ] = None,
-    checkpoint_stall: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01, help="--goodput: seconds that a checkpoint stops training; default: copying to the host."
-        ),
-    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Predict published measurements and show the errors.")] = False,
     rows: Annotated[
         Path | None, typer.Option(help="--check: a CSV file of measurements in place of the project's own.")
@@ -75,8 +91,7 @@ def plan(
     if numbers is not None:
         run.print_scale(job, numbers)
     elif goodput:
-        options = run.Failures(node_mtbf_hours, restart_minutes, repair_hours, checkpoint_stall)
-        run.print_goodput(job, explain, options)
+        run.print_goodput(job, explain, options())
     elif explain is None:
         run.print_search(job, top=top, out=out, picture=picture)
     else:
