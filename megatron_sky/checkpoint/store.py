@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -116,8 +117,31 @@ def verify(folder: Path) -> None:
 
 
 def find_latest(run_dir: Path, warn: Callable[[str], None], *, check: Callable[[Path], object] = verify) -> Path | None:
-    """The newest checkpoint of a run that is whole, see `newest_whole`."""
-    return newest_whole([folder for _, folder in list_checkpoints(run_dir)], warn, check=check)
+    """The newest checkpoint of a run that is whole, see `newest_whole`.
+
+    One that is deleted while it is looked at, as a training's retention does, is no damaged one: the newer ones that
+    there are then are looked at instead.
+    """
+    while True:
+        folders = [folder for _, folder in list_checkpoints(run_dir)]
+        try:
+            return newest_whole(folders, warn, check=partial(_check_unless_gone, check))
+        except _Gone as gone:
+            warn(f"{gone.folder} was deleted while it was looked at; taking the newest that is there now")
+
+
+class _Gone(Exception):
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+
+def _check_unless_gone(check: Callable[[Path], object], folder: Path) -> None:
+    try:
+        check(folder)
+    except CheckpointError:
+        if not folder.exists():
+            raise _Gone(folder) from None
+        raise
 
 
 def newest_whole(

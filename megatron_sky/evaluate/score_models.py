@@ -26,7 +26,8 @@ from megatron_sky.evaluate.documents import Document, Domain
 from megatron_sky.evaluate.metrics import DocumentLoss
 from megatron_sky.evaluate.results import ModelRecord, Results
 from megatron_sky.evaluate.windows import Span, cut_spans, num_predictions
-from megatron_sky.inference.checkpoints import NATIVE, Checkpoint
+from megatron_sky.inference.checkpoints import NATIVE, Checkpoint, load_latest
+from megatron_sky.inference.model import Model
 from megatron_sky.log import get_logger
 
 log = get_logger(__name__)
@@ -123,7 +124,8 @@ def evaluate_models(
     with partial, _open(checkpoints, options, info, out) as parallel:
         for checkpoint, encoded in zip(checkpoints, prepared, strict=True):
             warnings = _overlaps(checkpoint, evaluation.tests)
-            tokens, seconds = _score(checkpoint, encoded, options, parallel)
+            checkpoint, model = load_latest(checkpoint, parallel)
+            tokens, seconds = _score(checkpoint, model, encoded, options, parallel)
             losses = _document_losses(evaluation, encoded, tokens)
             scored = Scored(encoded, tokens, losses)
             documents = scored.documents
@@ -195,12 +197,11 @@ def _open(checkpoints: Sequence[Checkpoint], options: Options, info: RankInfo, o
 
 
 def _score(
-    checkpoint: Checkpoint, encoded: list[list[Encoded]], options: Options, parallel: ParallelContext
+    checkpoint: Checkpoint, model: Model, encoded: list[list[Encoded]], options: Options, parallel: ParallelContext
 ) -> tuple[list[list[np.ndarray]], float]:
     """(each document's token losses, by domain; the seconds they took)."""
     from megatron_sky.evaluate.scoring import score_spans
 
-    model = checkpoint.load(parallel)
     spans = [span for documents in encoded for document in documents for span in document.spans]
     start = time.monotonic()
     scores = iter(

@@ -19,7 +19,7 @@ from megatron_sky.evaluate.results import check_writable, write_text
 from megatron_sky.evaluate.tables import Rows, markdown_table
 from megatron_sky.evaluate.write import print_partial_on_error
 from megatron_sky.files import json_text, read_json
-from megatron_sky.inference.checkpoints import Checkpoint
+from megatron_sky.inference.checkpoints import Checkpoint, load_latest
 from megatron_sky.log import get_logger
 from megatron_sky.records import read_record
 
@@ -189,8 +189,9 @@ def _evaluate(
 
     from megatron_sky.evaluate.harness import HarnessModel
 
+    checkpoint, weights = load_latest(checkpoint, parallel)
     model = HarnessModel(
-        checkpoint.load(parallel),
+        weights,
         checkpoint.coder,
         context=checkpoint.context,
         batch_tokens=batch_tokens,

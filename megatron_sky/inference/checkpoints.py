@@ -4,7 +4,7 @@ It is described first (`open_checkpoint`): what it is, how long its texts may be
 reads the weights, by megatron-core or by transformers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +26,16 @@ log = get_logger(__name__)
 NATIVE, HF = "native", "hugging_face"
 
 
+class Deleted(CheckpointError):
+    """A checkpoint that went away while it was read."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk. `context`: the tokens it was made for. `step`, `consumed_tokens`: where a run tells them."""
+    """A model on disk. `context`: the tokens it was made for. `step`, `consumed_tokens`: where a run tells them.
+
+    `run`: the run folder whose latest it was when it was opened; None where it was given itself.
+    """
 
     name: str
     path: Path
@@ -36,6 +43,7 @@ class Checkpoint:
     context: int
     step: int | None
     consumed_tokens: int | None
+    run: Path | None = None
 
     @cached_property
     def coder(self) -> TextCoder:
@@ -43,7 +51,15 @@ class Checkpoint:
         return _hf_coder(self.path) if self.kind == HF else _native_coder(self)
 
     def load(self, context: "ParallelContext") -> Model:
-        """The model with its weights, on this rank of `context`."""
+        """The model with its weights, on this rank of `context`. Raises Deleted where its files have gone meanwhile."""
+        try:
+            return self._load(context)
+        except BaseException as error:  # torch's reader has errors of its own for a file that is gone
+            if isinstance(error, KeyboardInterrupt | SystemExit) or self.path.exists():
+                raise
+            raise _deleted(self.path) from error
+
+    def _load(self, context: "ParallelContext") -> Model:
         if self.kind == HF:
             from megatron_sky.inference.hf_model import HfModel
 
@@ -62,12 +78,50 @@ def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
         raise CheckpointError(f"{folder}: is no folder\n  fix: give a checkpoint, a run or a Hugging Face folder")
     if (folder / HF_CONFIG).is_file() and not (folder / store.MANIFEST).is_file():
         return Checkpoint(name or folder.resolve().name, folder, HF, _hf_context(folder), None, None)
-    resolved = store.resolve(folder, log.warning)
-    saved = description.read_description(resolved)
-    progress = saved.progress
-    seq_length = saved.config.model.seq_length
-    name = name or _native_name(resolved)
-    return Checkpoint(name, resolved, NATIVE, seq_length, progress.get("step"), progress.get("consumed_tokens"))
+    is_run = not store.is_checkpoint(folder)
+    while True:
+        resolved = store.resolve(folder, log.warning)
+        try:
+            return _described(resolved, name, folder if is_run else None)
+        except CheckpointError:
+            if resolved.exists():
+                raise
+            if not is_run:
+                raise _deleted(resolved) from None
+        log.warning("%s was deleted while it was read; taking the newest that is there now", resolved)
+
+
+def _described(folder: Path, name: str | None, run: Path | None) -> Checkpoint:
+    saved = description.read_description(folder)
+    progress, context = saved.progress, saved.config.model.seq_length
+    step, tokens = progress.get("step"), progress.get("consumed_tokens")
+    return Checkpoint(name or _native_name(folder), folder, NATIVE, context, step, tokens, run)
+
+
+def _deleted(folder: Path) -> Deleted:
+    fix = "give a run folder for its latest, or keep it (checkpoint.keep_last, checkpoint.release_marks)"
+    return Deleted(f"{folder}: was deleted while it was read, as a training's retention does\n  fix: {fix}")
+
+
+def load_latest(checkpoint: Checkpoint, context: "ParallelContext") -> tuple[Checkpoint, Model]:
+    """The model with its weights, and what it is: a run's newer checkpoint where `checkpoint` was deleted meanwhile.
+
+    Of several ranks none can choose another alone: Deleted is raised then, and where they have opened different ones.
+    """
+    if context.world_size > 1 and len(set(context.gather_objects(str(checkpoint.path)))) > 1:
+        fix = "give the folder of one checkpoint"
+        raise Deleted(f"{checkpoint.run}: its latest checkpoint changed while the ranks opened it\n  fix: {fix}")
+    while True:
+        try:
+            return checkpoint, checkpoint.load(context)
+        except Deleted:
+            if checkpoint.run is None or context.world_size > 1:
+                raise
+        newer = open_checkpoint(checkpoint.run)
+        if checkpoint.name != _native_name(checkpoint.path):
+            newer = replace(newer, name=checkpoint.name)
+        log.warning("%s was deleted while it was read; taking %s", checkpoint.path, newer.path.name)
+        checkpoint = newer
 
 
 def _native_name(folder: Path) -> str:

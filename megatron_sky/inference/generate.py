@@ -8,7 +8,7 @@ from megatron_sky.config.schema import ParallelConfig
 from megatron_sky.distributed.context import open_context
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import ConfigError, Problem
-from megatron_sky.inference.checkpoints import open_checkpoint
+from megatron_sky.inference.checkpoints import load_latest, open_checkpoint
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer.coder import TextCoder
 
@@ -41,7 +41,7 @@ def generate_texts(folder: Path, prompts: Sequence[str], sampling: Sampling) -> 
     encoded = _encode(coder, prompts, context_length)
     texts = []
     with open_context(ParallelConfig(distributed_optimizer=False), RankInfo()) as context:
-        model = checkpoint.load(context)
+        _, model = load_latest(checkpoint, context)
         for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True), 1):
             limit = min(sampling.max_tokens, context_length - len(ids))
             request = Request(ids, limit, sampling.temperature, lambda new: new[-1] == coder.eod_id)

@@ -189,3 +189,22 @@ def test_a_file_that_no_manifest_lists_is_named(make):
     (folder / "more/weights").write_bytes(b"w")
     store.verify(folder)
     assert store.unlisted(folder) == ["more/weights"]
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_looked_at_is_no_damaged_one(tmp_path):
+    """As a training with keep_last = 1 does while a reader hashes its files."""
+    folders = {step: store.folder_of(tmp_path, step) for step in (1, 2, 3)}
+    folders[1].mkdir(parents=True)
+    told, looked_at = [], []
+
+    def check(folder):
+        looked_at.append(folder)
+        if folder in (folders[1], folders[2]):  # each time a newer one is saved, and this one let go
+            store.folder_of(tmp_path, len(looked_at) + 1).mkdir()
+            folder.rmdir()
+            raise CheckpointError(f"{folder}: is missing")
+
+    assert store.find_latest(tmp_path, told.append, check=check) == folders[3]
+    assert told == [
+        f"{folders[step]} was deleted while it was looked at; taking the newest that is there now" for step in (1, 2)
+    ]

@@ -159,3 +159,45 @@ def test_a_hugging_face_folder_is_continued_like_the_checkpoint_it_came_from(nat
     prompts = ["The river", "清晨", ""]
     ours, theirs = ranks(1, texts_of_both, str(native("one")), str(exported), prompts)[0]
     assert ours == theirs and all(text.startswith(prompt) for text, prompt in zip(ours, prompts, strict=True))
+
+
+def generated_while_deleted(info, given: str, doomed: str, prompt: str, kept: str | None) -> tuple[str, str]:
+    """(the text, what was warned of) where training deletes `doomed` while its weights are read; `kept`: where the
+    checkpoint lies that is saved meanwhile."""
+    from unittest import mock
+
+    from megatron_sky.checkpoint import state
+    from megatron_sky.errors import CheckpointError
+    from megatron_sky.inference import checkpoints
+
+    load, told = state.load, []
+
+    def delete_first(folder, **given):
+        if folder == Path(doomed):
+            if kept is not None:
+                shutil.move(kept, folder.with_name("step_0000004"))
+            shutil.rmtree(folder)
+        load(folder, **given)
+
+    warned = mock.patch.object(checkpoints.log, "warning", lambda text, *values: told.append(text % values))
+    with mock.patch.object(state, "load", delete_first), warned:
+        try:
+            return generated(info, given, prompt), told[0]
+        except CheckpointError as error:
+            return type(error).__name__, str(error)
+
+
+def test_a_checkpoint_that_training_deletes_meanwhile(ranks, recipe, tmp_path):
+    ranks(1, run_training, dump_config(recipe("train.max_steps=4", "checkpoint.interval=2 steps")))
+    run = Path(recipe().train.run_dir)
+    older, newer = (store.folder_of(run, step) for step in (2, 4))
+    (expected,) = ranks(1, generated, str(newer), "The river")
+    shutil.copytree(older, tmp_path / "older")
+    shutil.move(newer, tmp_path / "newer")
+    given = (str(run), str(older), "The river", str(tmp_path / "newer"))
+    assert ranks(1, generated_while_deleted, *given) == [
+        (expected, f"{older} was deleted while it was read; taking step_0000004")
+    ]
+    shutil.copytree(tmp_path / "older", older)
+    ((kind, message),) = ranks(1, generated_while_deleted, str(older), str(older), "The river", None)
+    assert kind == "Deleted" and f"{older}: was deleted while it was read" in message and "fix:" in message
