@@ -30,11 +30,14 @@ def call(function: Callable, /, *args, **kwargs):
     return function(*args, **kwargs)
 
 
-def batch_on_this_cp_rank(batch: dict) -> dict:
-    """megatron-core's slice of `batch` along the sequence for this context-parallel rank (two chunks, zigzag)."""
+def batch_on_this_cp_rank(batch: dict, cp_group) -> dict:
+    """megatron-core's slice of `batch` along the sequence for this context-parallel rank (two chunks, zigzag).
+
+    Without a group 0.16 takes the context-parallel one, and 0.19 all ranks.
+    """
     from megatron.core.utils import get_batch_on_this_cp_rank
 
-    return call(get_batch_on_this_cp_rank, batch, is_hybrid_cp=False)
+    return call(get_batch_on_this_cp_rank, batch, is_hybrid_cp=False, cp_group=cp_group)
 
 
 def mlp_submodules(layer_spec):

@@ -65,6 +65,12 @@ class ParallelContext:
         return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
     @property
+    def cp_group(self):
+        from megatron.core import parallel_state
+
+        return parallel_state.get_context_parallel_group()
+
+    @property
     def pp_group(self):
         from megatron.core import parallel_state
 
@@ -90,7 +96,7 @@ class ParallelContext:
 
         named = {
             "TP": self.tp_group,
-            "CP": parallel_state.get_context_parallel_group(),
+            "CP": self.cp_group,
             "DP x CP" if self.layout.cp_size > 1 else "DP": self.dp_cp_group,
             "PP": self.pp_group,
             "embeddings": parallel_state.get_embedding_group(check_initialized=False),

@@ -165,7 +165,7 @@ class StepRunner:
             name: getattr(batch, name).to(target, non_blocking=True)
             for name in ("tokens", "labels", "loss_mask", "position_ids")
         }
-        return compat.batch_on_this_cp_rank(part) if self.context.layout.cp_size > 1 else part
+        return compat.batch_on_this_cp_rank(part, self.context.cp_group) if self.context.layout.cp_size > 1 else part
 
 
 def _sum_loss(loss_mask, losses):

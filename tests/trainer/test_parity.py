@@ -53,6 +53,7 @@ LAYOUTS = {
     "dp2_zero1_overlap": (2, OVERLAPS),
     "pp2_vpp2_dp2_zero1_overlap": (4, ["parallel.pp_size=2", "parallel.vpp_size=2", *OVERLAPS]),
     "cp2": (2, ["parallel.cp_size=2"]),
+    "cp2_dp2": (4, ["parallel.cp_size=2"]),
     "tp2_pp2_dp2": (8, ["parallel.tp_size=2", "parallel.pp_size=2", "parallel.sequence_parallel=true"]),
 }
 
@@ -63,7 +64,7 @@ def reference(ranks, corpus, tmp_path_factory):
     return {}
 
 
-@pytest.mark.parametrize("name", slow_except(LAYOUTS, "tp2", "pp2", "dp2", "cp2"))
+@pytest.mark.parametrize("name", slow_except(LAYOUTS, "tp2", "pp2", "dp2", "cp2_dp2"))
 def test_layout_trains_as_one_process(name, trained, reference):
     if "one" not in reference:
         reference["one"] = trained(1, "one")
