@@ -4,6 +4,8 @@ pydantic is imported when something is read: `--help` does without it.
 """
 
 import functools
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from megatron_sky.errors import Problem
@@ -51,6 +53,19 @@ def problem_of(error: "ErrorDetails", where: str | None = None, fix: str = "") -
     value: Any = error["input"]
     shown = value if isinstance(value, str | int | float) else None
     return Problem(where or dotted_key(error["loc"]) or "it", rule.removeprefix("input "), fix, shown)
+
+
+def flattened(tree: Mapping, prefix: str = "") -> dict[str, Any]:
+    """`{"model.hidden_size": 8}` of `{"model": {"hidden_size": 8}}`; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def more_than_once(names: Iterable[str]) -> list[str]:
+    """The names that come more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def dotted_key(place: tuple[int | str, ...]) -> str:

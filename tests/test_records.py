@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from megatron_sky.records import BadRecord, read_record
+from megatron_sky.records import BadRecord, flattened, more_than_once, read_record
 
 
 @dataclass(frozen=True)
@@ -57,3 +57,13 @@ def test_pydantic_is_imported_when_something_is_read():
     code = "import sys, megatron_sky.records, megatron_sky.files, megatron_sky.data.tokens.meta; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"pydantic", "filelock", "torch", "jinja2"} & set(done.stdout.split())
+
+
+def test_a_tree_by_its_dotted_keys():
+    tree = {"a": {"b": 1, "c": {"d": [{"e": 2}]}}, "f": None, "g": {}}
+    assert flattened(tree) == {"a.b": 1, "a.c.d": [{"e": 2}], "f": None}
+    assert flattened({}) == {}
+
+
+def test_names_that_come_again():
+    assert more_than_once(iter(["b", "a", "c", "a", "b", "a"])) == ["a", "b"] and more_than_once([]) == []

@@ -37,6 +37,7 @@ from megatron_sky.config.sections.training import (
     SessionConfig,
     TrainConfig,
 )
+from megatron_sky.records import more_than_once
 
 __all__ = [
     "BatchRampup",
@@ -115,9 +116,7 @@ class Config(Section):
                 raise ValueError(f"train.session = {self.train.session!r}: the recipe has no sessions")
             return self
         names = [session.name for session in self.sessions]
-        wrong = [
-            f"sessions: the name {name!r} is given twice" for name in sorted({n for n in names if names.count(n) > 1})
-        ]
+        wrong = [f"sessions: the name {name!r} is given twice" for name in more_than_once(names)]
         total = sum(session.tokens for session in self.sessions)
         if self.train.tokens != total:
             wrong.append(

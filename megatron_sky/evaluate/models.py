@@ -6,6 +6,7 @@ from pathlib import Path
 from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.evaluate.results import file_name
 from megatron_sky.inference.checkpoints import Checkpoint, open_checkpoint
+from megatron_sky.records import more_than_once
 
 
 def open_models(given: Sequence[str]) -> list[Checkpoint]:
@@ -16,9 +17,7 @@ def open_models(given: Sequence[str]) -> list[Checkpoint]:
         ConfigError: two would have the same name.
     """
     opened = [_open(argument) for argument in given]
-    names = [file_name(model.name) for model in opened]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    if twice := more_than_once(file_name(model.name) for model in opened):
         raise ConfigError(
             Problem("CHECKPOINT", "two of them have this name", "give names: a=PATH b=PATH", ", ".join(twice))
         )

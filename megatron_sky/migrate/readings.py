@@ -3,6 +3,7 @@
 from megatron_sky.migrate.recipe import translate
 from megatron_sky.migrate.shell import Script
 from megatron_sky.migrate.translation import TO_GIVE, Translation
+from megatron_sky.records import flattened
 
 
 def translate_script(script: Script) -> Translation:
@@ -10,7 +11,7 @@ def translate_script(script: Script) -> Translation:
     done = translate(script.words)
     for words, why in script.readings:
         other = translate(words)
-        ours, theirs = _flat(done.recipe), _flat(other.recipe)
+        ours, theirs = flattened(done.recipe), flattened(other.recipe)
         for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) != theirs.get(key) and ours.get(key) != TO_GIVE:
                 *sections, leaf = key.split(".")
@@ -24,10 +25,3 @@ def translate_script(script: Script) -> Translation:
         done.no_counterpart += [line for line in other.no_counterpart if line not in done.no_counterpart]
         done.open_words += [line for line in other.open_words if line not in done.open_words]
     return done
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -7,12 +7,13 @@ import numpy as np
 from megatron_sky.checkpoint.description import CheckpointDescription, read_description
 from megatron_sky.checkpoint.reader.lazy import LazyTensor, as_float32
 from megatron_sky.checkpoint.reader.torch_dist import read_stored, weight_tensors
+from megatron_sky.records import flattened
 
 
 def differences(first: Path, second: Path) -> list[str]:
     """A line for each differing key of recipe and progress, and for each differing weight; empty where all is equal."""
     a, b = read_description(first), read_description(second)
-    lines = [*_values("recipe", _flat(_recipe(a)), _flat(_recipe(b))), *_values("progress", a.progress, b.progress)]
+    lines = [*_values("recipe", _recipe(a), _recipe(b)), *_values("progress", a.progress, b.progress)]
     weights_a, weights_b = (weight_tensors(folder, read_stored(folder)) for folder in (first, second))
     for name in sorted(weights_a.keys() | weights_b.keys()):
         if name not in weights_a or name not in weights_b:
@@ -23,14 +24,7 @@ def differences(first: Path, second: Path) -> list[str]:
 
 
 def _recipe(saved: CheckpointDescription) -> dict:
-    return saved.config.model_dump(mode="json")
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat: dict = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    return flattened(saved.config.model_dump(mode="json"))
 
 
 def _values(kind: str, a: dict, b: dict) -> list[str]:

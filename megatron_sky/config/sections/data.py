@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from megatron_sky.config.sections.base import FilePath, PairPrefix, Positive, Section
 from megatron_sky.config.units import IntervalField
+from megatron_sky.records import more_than_once
 
 
 class TokenizerConfig(Section):
@@ -68,9 +69,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _unique_names(self) -> "DataConfig":
-        names = [source.name for source in self.train]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        if twice := more_than_once(source.name for source in self.train):
             raise ValueError(f"source names must be unique; more than once: {', '.join(twice)}")
         return self
 
@@ -107,8 +106,6 @@ class ValidationConfig(Section):
 
     @model_validator(mode="after")
     def _unique_names(self) -> "ValidationConfig":
-        names = [one_set.name for one_set in self.sets]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        if twice := more_than_once(one_set.name for one_set in self.sets):
             raise ValueError(f"validation set names must be unique; more than once: {', '.join(twice)}")
         return self
