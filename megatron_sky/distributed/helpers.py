@@ -8,9 +8,13 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from megatron_sky.errors import RunError
 
 # Each asks for an orderly end; SIGHUP comes when a terminal is closed.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
@@ -61,6 +65,37 @@ def end_by(number: int) -> None:
     """Ends this process by the signal, as if nobody handled it: for who has asked too often to want to wait."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that only this user can open, under TMPDIR. Raises RunError naming that place where it can't be made."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="megatron_sky_", ignore_cleanup_errors=True)
+    except OSError as error:
+        place = os.environ.get("TMPDIR", "/tmp")
+        fix = "free space there, or set TMPDIR to a folder that has some and that you may write to"
+        reason = error.strerror or error
+        raise RunError(f"TMPDIR ({place}): no folder for temporary files can be made: {reason}\n  fix: {fix}") from None
+    with made as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def shared_memory_named() -> Iterator[None]:
+    """Around what makes queues between processes, whose locks lie in /dev/shm: a failure there names that place.
+
+    Raises RunError, where an OSError would be taken for one of the disk that is written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        fix = "free space there (df -h -i /dev/shm); a container gets more with --shm-size"
+        raise RunError(
+            f"/dev/shm: the processes' shared memory can't be made: {error.strerror}\n  fix: {fix}"
+        ) from error
 
 
 def end_with(parent: int, *, heeds_sigterm: bool = False) -> None:

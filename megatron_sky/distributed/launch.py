@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -25,9 +24,9 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_sky.distributed.device import share_of_cores
-from megatron_sky.distributed.helpers import end_by, killed_by, stop_signals_to
+from megatron_sky.distributed.helpers import end_by, killed_by, stop_signals_to, temporary_folder
 from megatron_sky.errors import LeftEarly, OutputLost, RankFailed, SkyError
-from megatron_sky.files import read_json, read_text, write_json
+from megatron_sky.files import read_json, read_text, write_json, write_text
 from megatron_sky.log import log_traceback, say
 
 LOOPBACK = "127.0.0.1"
@@ -142,8 +141,7 @@ def run_local(arguments: Sequence[str], nproc: int) -> None:
     Where that is a request to stop, its exit code is LEFT_EXIT_CODE.
     """
     hide_failed_lookups()
-    with tempfile.TemporaryDirectory(prefix="megatron_sky_") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         ranks: list[subprocess.Popen] = []
         requests: list[int] = []
         forward = partial(_forward, folder, ranks, requests)
@@ -213,7 +211,7 @@ def _forward(folder: Path, ranks: Sequence[subprocess.Popen], requests: list[int
     """Hands a request to stop on to the ranks, those to come as well: they save and end by themselves."""
     requests.append(number)
     with contextlib.suppress(OSError):  # a full disk: the ranks that are there hear of it all the same
-        (folder / _REQUESTS).write_text("".join(f"{request}\n" for request in requests), encoding="utf-8")
+        write_text(folder / _REQUESTS, "".join(f"{request}\n" for request in requests))
     for process in ranks:
         process.send_signal(number)
 
@@ -292,7 +290,10 @@ def leave_with(rank: int, message: str, exit_code: int) -> None:
     folder = os.environ.get(ERROR_DIR)
     if folder and Path(folder).is_dir():
         record = {"rank": rank, "message": message, "exit_code": exit_code, "time": time.time()}
-        write_json(Path(folder) / f"error_{rank:05d}.json", record)
+        try:
+            write_json(Path(folder) / f"error_{rank:05d}.json", record)
+        except OSError as error:  # a full disk: the cause is said here, since the parent will not know it
+            say(f"megatron-sky: rank {rank}: {message}\n  ({folder}: can't be written: {error.strerror})")
     else:
         say(f"megatron-sky: rank {rank}: {message}")
     with contextlib.suppress(OSError, OutputLost):  # nobody may be left to read them

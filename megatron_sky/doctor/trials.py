@@ -1,7 +1,6 @@
 """Trying it out: local ranks that talk to each other, and a disk that writes."""
 
 import os
-import tempfile
 import time
 import warnings
 from multiprocessing import get_context
@@ -9,9 +8,10 @@ from pathlib import Path
 from queue import Empty
 
 from megatron_sky.distributed import device
-from megatron_sky.distributed.helpers import end_with
+from megatron_sky.distributed.helpers import end_with, shared_memory_named, temporary_folder
 from megatron_sky.distributed.launch import LOOPBACK, RankInfo
 from megatron_sky.distributed.rendezvous import choose_interface
+from megatron_sky.errors import RunError
 
 TIMEOUT_SECONDS = 120
 ELEMENTS = 1 << 22  # 16 MiB of fp32 for the speed
@@ -22,10 +22,21 @@ def ranks_talk(world_size: int) -> dict:
 
     `ok`, `reason` (of the first rank that failed), `all_reduce_gb_per_second` (bytes of the tensor over time).
     """
+    try:
+        with shared_memory_named():
+            return _talk(world_size)
+    except RunError as error:
+        reason = str(error).partition("\n")[0]
+        return {"world_size": world_size, "backend": device.collective_backend(), "ok": False, "reason": reason} | {
+            "all_reduce_gb_per_second": None
+        }
+
+
+def _talk(world_size: int) -> dict:
     spawn = get_context("spawn")
     results = spawn.Queue()
-    with tempfile.TemporaryDirectory(prefix="megatron_sky_") as folder:
-        meeting = os.path.join(folder, "store")
+    with temporary_folder() as folder:
+        meeting = str(folder / "store")
         processes = [
             spawn.Process(target=_rank, args=(os.getpid(), rank, world_size, meeting, results))
             for rank in range(world_size)

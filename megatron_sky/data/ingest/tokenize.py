@@ -43,6 +43,7 @@ from megatron_sky.data.tokens.meta import (
 )
 from megatron_sky.data.tokens.scan import describe
 from megatron_sky.data.tokens.writer import PARTS, IndexedWriter, WriterState, finish_pair
+from megatron_sky.distributed.helpers import shared_memory_named
 from megatron_sky.errors import DataError
 from megatron_sky.files import remove_leftovers
 from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, Tokenizer, gigatoken_for, load_tokenizer
@@ -303,7 +304,8 @@ class _Job:
             return
         assert self.tokenizer_path is not None
         given = (os.getpid(), self.tokenizer_path, self.options, punkt)
-        pool = ProcessPoolExecutor(self.options.workers, get_context("spawn"), start_worker, given)
+        with shared_memory_named():
+            pool = ProcessPoolExecutor(self.options.workers, get_context("spawn"), start_worker, given)
         waiting: deque[tuple[int, Block, Future[EncodedBlock]]] = deque()
         try:
             for done, block in self._blocks(skip):
