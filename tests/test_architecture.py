@@ -270,6 +270,7 @@ TESTED_ELSEWHERE = {
     "planner/picture.py": "pictures: tests/cli/test_plan.py has them drawn",
     "planner/run.py": "what a verb does: tests/cli/test_plan.py calls it",
     "planner/show.py": "its lines: tests/cli/test_plan.py reads them",
+    "trainer/job.py": "a run's parts put together: every test of training is its test",
     "trainer/build.py": "two calls: every test of training is its test",
 }
 """Modules that have no test file of their own name, and why."""

@@ -1,18 +1,14 @@
 """A run from recipe to last checkpoint, as one rank sees it: look, join, find the start, build, fit."""
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_sky.checkpoint.manager import CheckpointManager
-from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config import Config
-from megatron_sky.data.loader import DocumentBounds, TrainingData
+from megatron_sky.data.loader import TrainingData
 from megatron_sky.data.tokens.sources import fingerprints
 from megatron_sky.distributed import device
-from megatron_sky.distributed.context import ParallelContext, open_context
+from megatron_sky.distributed.context import open_context
 from megatron_sky.distributed.launch import HANG_EXIT_CODE, RankInfo, leave_with, mark_startup_complete
 from megatron_sky.distributed.requirements import warn_of_untested
 from megatron_sky.log import get_logger, setup_logging
@@ -21,17 +17,16 @@ from megatron_sky.trainer.bad_steps import BadSteps
 from megatron_sky.trainer.build import build_runner
 from megatron_sky.trainer.files import RunFiles
 from megatron_sky.trainer.garbage import GarbageCollection
+from megatron_sky.trainer.job import Job, build_validator, make_room, open_checkpoints, training_data
 from megatron_sky.trainer.loop import Trainer
 from megatron_sky.trainer.observer import Observer
-from megatron_sky.trainer.preflight import Preflight, preflight
+from megatron_sky.trainer.preflight import preflight
 from megatron_sky.trainer.profiler import Profiler
-from megatron_sky.trainer.resume import Remaining, Start, find_start, load_everything, load_start, remaining_steps
-from megatron_sky.trainer.sessions import Sessions, kept_marks
+from megatron_sky.trainer.resume import Remaining, Start, find_start, load_start, remaining_steps
 from megatron_sky.trainer.signals import StopRequests
-from megatron_sky.trainer.startup import check_disk, find_machine_problems, rank_facts
+from megatron_sky.trainer.startup import find_machine_problems, rank_facts
 from megatron_sky.trainer.step import StepRunner
 from megatron_sky.trainer.stragglers import Stragglers
-from megatron_sky.trainer.validation import Validator
 from megatron_sky.trainer.watchdog import Watchdog
 
 log = get_logger(__name__)
@@ -76,33 +71,15 @@ def train(config: Config, info: RankInfo) -> None:
         _train(Job(config, run_dir, seen, context, stop_requests, watchdog.beat, lock=held))
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run as this rank has joined it. `lock`: of the run folder, which rank 0 holds."""
-
-    config: Config
-    run_dir: Path
-    seen: Preflight
-    context: ParallelContext
-    stop_requests: StopRequests
-    beat: Callable[[str], None]
-    lock: run_folder.Lock | None
-
-    @property
-    def sessions(self) -> Sessions:
-        assert self.seen.sessions is not None, "preflight found no fault"
-        return self.seen.sessions
-
-
 def _train(job: Job) -> None:
     config, context = job.config, job.context
-    data = _in_recipe_order(job)
+    data = training_data(job)
     sources = context.from_first_rank(lambda: fingerprints({source.name: source.path for source in config.data.train}))
     start = _find_start(job, data, sources)
-    _make_room(job)
+    make_room(job)
     runner = build_runner(config, context=context, beat=job.beat, draws_weights=start.is_empty)
     load_start(start, runner, context)
-    validator = _build_validator(job, runner)
+    validator = build_validator(job, runner)
     remaining = remaining_steps(
         config.train, seq_length=config.model.seq_length, sessions=job.sessions, state=start.state
     )
@@ -131,7 +108,7 @@ def _train(job: Job) -> None:
             files=files,
             runner=runner,
             validator=validator,
-            checkpoints=_open_checkpoints(job, start, data, runner, observer, sources),
+            checkpoints=open_checkpoints(job, start, data, runner, observer, sources),
             bad_steps=BadSteps(resilience, context=context, name_samples=name_samples, report=observer.bad_step),
             observer=observer,
             stop_requests=job.stop_requests,
@@ -142,24 +119,6 @@ def _train(job: Job) -> None:
             beat=job.beat,
         ).fit()
     runner.model.release()
-
-
-def _in_recipe_order(job: Job) -> TrainingData:
-    """The data in the order that the recipe asks for; megatron-core's is built once, by the job's first rank."""
-    config, seen = job.config, job.seen
-    if config.data.sampling == "plan":
-        assert seen.data is not None, "preflight found no fault"
-        return seen.data
-    from megatron_sky.data.sampling.megatron_order import MegatronTrainData
-
-    return MegatronTrainData(
-        config.data,
-        seen.sources,
-        seq_length=config.model.seq_length,
-        vocab_size=config.model.vocab_size,
-        total_samples=job.sessions.last.end_sample,
-        cache=job.run_dir / "index_cache",
-    )
 
 
 def _find_start(job: Job, data: TrainingData, sources: Mapping[str, str]) -> Start:
@@ -194,53 +153,4 @@ def _tell_of_start(job: Job, start: Start, runner: StepRunner, remaining: Remain
         remaining=remaining,
         notes=job.seen.notes,
         run_dir=job.run_dir,
-    )
-
-
-def _make_room(job: Job) -> None:
-    """Deletes what cut-off saves left, now that there is a checkpoint to go on from, or no need of one."""
-    if job.lock is not None and job.lock.is_held:
-        run_folder.sweep(job.run_dir, log.warning)
-    if job.context.rank == 0:
-        check_disk(job.config, job.run_dir, log.warning)
-
-
-def _build_validator(job: Job, runner: StepRunner) -> Validator:
-    config = job.config
-    return Validator(
-        config.validation,
-        job.seen.validation,
-        runner=runner,
-        context=job.context,
-        model=config.model,
-        micro_batch_size=config.train.micro_batch_size,
-        bounds=DocumentBounds.of(config.data),
-    )
-
-
-def _open_checkpoints(
-    job: Job, start: Start, data: TrainingData, runner: StepRunner, observer: Observer, sources: Mapping[str, str]
-) -> CheckpointManager:
-    saver = Saver(
-        job.run_dir,
-        config=job.config,
-        context=job.context,
-        chunks=runner.model.chunks,
-        optimizer=runner.optimizer,
-        fingerprint=data.plan.fingerprint,
-        sources=sources,
-        tokenizer=job.seen.tokenizer,
-        fp8=runner.model.fp8,
-    )
-    return CheckpointManager(
-        job.config.checkpoint,
-        run_dir=job.run_dir,
-        context=job.context,
-        saver=saver,
-        load=partial(load_everything, runner=runner, context=job.context),
-        marks=kept_marks(job.config),
-        progress=start.state,
-        last_good_step=start.state.step if start.own is not None else None,
-        report=observer.save_ended,
-        beat=job.beat,
     )
