@@ -67,7 +67,8 @@ def run_where_rank_0_can_not_write(info, config_text, place: str) -> None:
     original, left = getattr(owner, name), [1]
 
     def failing(*args, **kwargs):
-        if info.rank == 0 and left:
+        is_meant = name != "save" or str(args[1]).endswith(place)  # megatron-core saves into memory too
+        if info.rank == 0 and left and is_meant:
             left.pop()
             raise (
                 RuntimeError("unexpected pos 704 vs 598") if name == "save" else OSError(28, "No space left on device")
