@@ -301,7 +301,8 @@ def running(start: Start) -> Start:
         return start
     code, said = start.process.returncode, start.log.read_text()
     full = "No space left" in said or "GB free" in said
-    if not (code in GOES_ON or code < 0 or full) or "Traceback" in said:
+    before_the_program = "Python runtime state: core initialized" in said  # Ctrl-C reached Python itself
+    if not (code in GOES_ON or code < 0 or full) or ("Traceback" in said and not before_the_program):
         raise Wrong(f"start {start.number} ended with exit code {code}, see {start.log}:\n{said[-2000:]}")
     return begin(start.folder, start.run_dir, start.number)
 
