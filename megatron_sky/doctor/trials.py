@@ -79,7 +79,8 @@ def _rank(parent: int, rank: int, world_size: int, store_file: str, results) -> 
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
     try:
         target = device.use(rank)

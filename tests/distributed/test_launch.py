@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from megatron_sky.distributed import launch
 from megatron_sky.distributed.launch import RankInfo, first_host, rank_info
 from megatron_sky.errors import SkyError
 
@@ -284,3 +285,12 @@ def test_a_machine_without_a_network_is_not_complained_of(hide):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     assert done.stdout == "b'value'\n", done.stderr
     assert ("cannot be retrieved" in done.stderr) == (hide == "show")
+
+
+def test_ranks_get_the_users_thread_count_or_a_share_of_the_cores(tmp_path, monkeypatch):
+    """Every verb that starts ranks starts them so; what a rank makes of it: `device.choose_threads`."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launch._environment(1, 4, tmp_path)["OMP_NUM_THREADS"] == "3"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(launch, "share_of_cores", lambda nproc: 40 // nproc)
+    assert launch._environment(1, 4, tmp_path)["OMP_NUM_THREADS"] == "10"

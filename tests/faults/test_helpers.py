@@ -128,3 +128,21 @@ def test_ranks_of_doctor_end_with_it(tmp_path):
 def test_ranks_of_an_evaluation_end_with_their_launcher(corpus, tmp_path):
     verb = ["eval", "loss", tmp_path / "none", "--data", f"en={corpus}/text.jsonl", "--nproc", "2"]
     assert "the launcher of this rank is gone" in killed_with_its_helpers(*verb, count=2)
+
+
+@pytest.mark.parametrize("threads", ["2", None])
+def test_the_users_thread_count_holds_in_doctors_trial(threads, monkeypatch):
+    """In a process of its own, as a trial's rank is one."""
+    code = (
+        "import torch\nfrom megatron_sky.doctor import trials\n"
+        "trials.end_with = lambda parent: None\n"
+        "class Results:\n"
+        "    put = staticmethod(lambda answer: print(torch.get_num_threads(), answer[0]))\n"
+        "    close = join_thread = staticmethod(lambda: None)\n"
+        "import tempfile\n"
+        "with tempfile.TemporaryDirectory() as folder: trials._rank(0, 0, 1, folder + '/store', Results)"
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    environ = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == (threads or "1"), done.stdout + done.stderr
