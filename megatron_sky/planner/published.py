@@ -119,12 +119,12 @@ def _row(fields: dict[str, str]) -> Row:
 
 
 def _job(fields: dict[str, str]) -> Job:
-    """What a row leaves out: tables of Transformer Engine (8-bit products, or so named) are of a stack that overlaps
-    all communication, has fused kernels and sequence parallelism; attention is flash attention unless it is said to be
-    unfused, or the attention core alone is recomputed, which only pays for unfused; such programs of 2021 and 2022 do
-    not overlap gradients. No sharding named is ZeRO-1. No global batch named is many micro batches."""
+    """What a row leaves out: tables of Transformer Engine (so named, or 8-bit products and nothing said) are of a stack
+    that overlaps all communication, has fused kernels and sequence parallelism; attention is flash attention unless it
+    is said to be unfused, or the attention core alone is recomputed, which only pays for unfused; such programs of 2021
+    and 2022 do not overlap gradients. No sharding named is ZeRO-1. No global batch named is many micro batches."""
     precision, attention, recompute = fields["precision"], fields["attention"], fields["recompute"]
-    te = attention == "te" or _product_format(precision) != "none"
+    te = attention == "te" or (attention in ("unknown", "") and _product_format(precision) != "none")
     sharding = _SHARDING.get(fields["sharding"], "zero1")
     core_alone = recompute == "selective" and sharding in ("none", "zero1")  # FSDP's programs mean other operators
     unfused = attention == "unfused" or (attention == "unknown" and core_alone and not te)
@@ -190,7 +190,8 @@ def _cluster(fields: dict[str, str]) -> Cluster:
 def _gpu_name(text: str) -> str | None:
     """Its name in the hardware file: a table may add the form factor and the memory."""
     name = text.lower().replace("-sxm", "")
-    return next((each for each in (name, re.sub(r"-\d+gb.*", "", name)) if each in gpus()), None)
+    with_size = re.sub(r"(gb).*", r"\1", name)
+    return next((each for each in (name, with_size, re.sub(r"-\d+gb.*", "", name)) if each in gpus()), None)
 
 
 def _product_format(precision: str) -> ProductFormat:

@@ -170,9 +170,10 @@ def _moved(job: Job, c: hardware.Coefficients) -> tuple[float, float]:
 
     In widths of a token: a norm reads and writes h (backward reads two, writes one), a residual addition reads two and
     writes one; SwiGLU reads 2 f and writes f, backward reads 3 f and writes 2 f; GELU reads and writes f, backward
-    reads two and writes one; rotary positions in separate kernels go through q and k ten times. FP8 reads each input of
-    a product and writes it in 8 bits twice, plain and transposed. Weight gradients are added to fp32 once a micro
-    batch: read and written, 8 bytes a parameter, and 4 more where the product does not do it.
+    reads two and writes one; rotary positions in separate kernels go through q and k ten times; without Transformer
+    Engine's fused kernels all of that grows by `eager_traffic`. FP8 reads each input of a product and writes it in 8
+    bits twice, plain and transposed. Weight gradients are added to fp32 once a micro batch: read and written, 8 bytes a
+    parameter, and 4 more where the product does not do it.
     """
     m, t, tp, e = job.model, job.tokens, job.layout.tp_size, job.element
     stream = m.hidden_size / (tp if job.sequence_parallel else 1)
@@ -183,7 +184,8 @@ def _moved(job: Job, c: hardware.Coefficients) -> tuple[float, float]:
     forward = 2 * 2 * stream + 2 * 3 * stream + rope + (3 if gated else 2) * f
     backward = 2 * 3 * stream + 2 * 2 * stream + rope + (5 if gated else 3) * f
     f1 = f * (2 if gated else 1)
-    forward, backward = forward * e, backward * e
+    eager = 1.0 if job.backend == "te" else c["eager_traffic"]
+    forward, backward = forward * e * eager, backward * e * eager
     if job.product_format != "none":
         forward += 4 * (2 * m.hidden_size + q + f)
         backward += 4 * (2 * m.hidden_size + q + kv + f1)
@@ -201,7 +203,7 @@ def _tensor_parallel(job: Job, c: hardware.Coefficients) -> tuple[float, float]:
     if tp == 1:
         return 0.0, 0.0
     group, size = Group(tp, 1), job.tokens * job.model.hidden_size * job.element
-    one = 2 * collectives.all_reduce(size, group, job.cluster, c)
+    one = 2 * collectives.all_reduce(size, group, job.cluster, c) + 4 * c["collective_start_s"]
     if job.overlap_tp:
         return one * (1 - c["tp_overlap"]), one * (1 - c["tp_overlap"])
     return one, one * (1 - c["tp_backward_overlap"])
@@ -228,8 +230,8 @@ def _sharded_weights(job: Job, forward: float, backward: float, c: hardware.Coef
     size = layer_parameters(job) * job.element
     move = collectives.scatter_or_gather(size, group, job.cluster, c)
     gather = move if job.sharding == "zero3" else 0
-    hide = c["dp_overlap"]
-    return max(gather - hide * forward, 0.0), max(gather + move - hide * backward, 0.0)
+    hide, cost, both = c["dp_overlap"], c["overlap_cost"], gather + move
+    return max(gather - hide * forward, cost * gather), max(both - hide * backward, cost * both)
 
 
 def embedding_seconds(job: Job, c: hardware.Coefficients) -> Seconds:
@@ -273,7 +275,7 @@ def _data_parallel(job: Job, forward: float, backward: float, c: hardware.Coeffi
     """(gradients, weights) that are waited for once a step, of the stage with most parameters.
 
     Overlapped, the reduction runs beside the last micro batch's backward pass and the gathering beside the first one's
-    forward pass; a last bucket has nothing to hide behind.
+    forward pass; what is hidden still costs a share, as it takes multiprocessors and bandwidth.
     """
     group = Group(job.layout.dp_size * job.layout.cp_size, job.layout.tp_size)
     if job.sharding in ("zero2", "zero3") or group.size == 1:
@@ -287,9 +289,9 @@ def _data_parallel(job: Job, forward: float, backward: float, c: hardware.Coeffi
         weights = collectives.scatter_or_gather(count * job.element, group, job.cluster, c)
     hide = c["dp_overlap"]
     if job.overlap_grads:
-        gradients = max(gradients - hide * backward, (1 - hide) * gradients / 2)
+        gradients = max(gradients - hide * backward, c["overlap_cost"] * gradients)
     if job.overlap_params:
-        weights = max(weights - hide * forward, (1 - hide) * weights / 2)
+        weights = max(weights - hide * forward, c["overlap_cost"] * weights)
     return gradients, weights
 
 
