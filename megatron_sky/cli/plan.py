@@ -43,7 +43,7 @@ def plan(
         typer.Argument(metavar="RECIPE... KEY=VALUE...", help="YAML files, layered left to right; then overrides."),
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs of the job.")] = None,
-    gpu: Annotated[str | None, typer.Option(help="Kind of GPU, as a800, h100 or b200.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Kind of GPU, as a800, h100 or b200, or a .yaml file of one.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Default: as the GPU is usually built in.")] = None,
     network: Annotated[
         float | None, typer.Option(min=0.1, help="Gbit/s of one node's network; default: as usually built.")

@@ -1,7 +1,7 @@
 """GPUs and networks as published figures, and the coefficients that turn peaks into what programs reach."""
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,49 @@ def gpus() -> dict[str, Gpu]:
 
 
 def find_gpu(name: str) -> Gpu:
-    """By name. Raises ConfigError with the nearest names."""
+    """By name, or from a file of one GPU with the fields of the hardware file's entries. Raises ConfigError."""
+    if name.endswith((".yaml", ".yml")):
+        return _own_gpu(Path(name))
     known, wanted = gpus(), name.strip().lower()
     if wanted in known:
         return known[wanted]
     near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)
     fix = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ConfigError(Problem("--gpu", "is not in the hardware file", f"{fix}known: {', '.join(known)}", name))
+    raise ConfigError(
+        Problem("--gpu", "is not in the hardware file", f"{fix}known: {', '.join(known)}; or a .yaml file", name)
+    )
+
+
+def _own_gpu(path: Path) -> Gpu:
+    if not path.is_file():
+        raise ConfigError(
+            Problem("--gpu", "is no file", "name a GPU, or a file of one as hardware.yaml has them", str(path))
+        )
+    found = _read(path)
+    wanted = {each.name: each.type for each in fields(Gpu)}
+    problems = [
+        Problem(f"{path}: {name}", "is missing", "give it, as in hardware.yaml") for name in wanted.keys() - found
+    ]
+    problems += [
+        Problem(f"{path}: {name}", "is no field", f"known: {', '.join(wanted)}") for name in found.keys() - wanted
+    ]
+    texts = ("name", "architecture", "source")
+    numbers = [name for name in wanted if name not in (*texts, "tflops") and name in found]
+    for name in numbers:
+        if isinstance(found[name], bool) or not isinstance(found[name], int | float) or found[name] <= 0:
+            problems.append(Problem(f"{path}: {name}", "must be a number above 0", value=found[name]))
+    peaks = found.get("tflops", {"bf16": 1})
+    if (
+        not isinstance(peaks, dict)
+        or not peaks
+        or not all(isinstance(each, int | float) and each > 0 for each in peaks.values())
+    ):
+        problems.append(Problem(f"{path}: tflops", "must be TFLOP/s by format", "as {bf16: 312, fp16: 312}", peaks))
+    elif not set(peaks) & {"bf16", "fp16"}:
+        problems.append(Problem(f"{path}: tflops", "lacks bf16 and fp16", "give one of them", peaks))
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda each: each.where))
+    return Gpu(**found)
 
 
 def cluster_of(gpu: Gpu, gpus_per_node: int | None = None, node_gb_per_s: float | None = None) -> Cluster:

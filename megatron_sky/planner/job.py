@@ -35,6 +35,9 @@ class Job:
     overlap_grads: bool = False
     overlap_params: bool = False
     overlap_tp: bool = False
+    overlap_p2p: bool = True
+    fused_rope: bool = False
+    fused_gradient_sums: bool = False
     document_mask: bool = False
 
     @classmethod
@@ -59,6 +62,9 @@ class Job:
             overlap_grads=p.overlap_grad_reduce,
             overlap_params=p.overlap_param_gather,
             overlap_tp=p.tp_comm_overlap,
+            overlap_p2p=p.overlap_p2p,
+            fused_rope=config.kernels.rope_fusion,
+            fused_gradient_sums=config.kernels.gradient_accumulation_fusion,
             document_mask=config.data.document_mask,
         )
 

@@ -147,6 +147,8 @@ def _job(fields: dict[str, str]) -> Job:
         overlap_grads=not unfused,
         overlap_params=te,
         overlap_tp=te and tp > 1,
+        fused_rope=te,
+        fused_gradient_sums=te,
     )
 
 

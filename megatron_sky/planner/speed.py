@@ -180,7 +180,7 @@ def _moved(job: Job, c: hardware.Coefficients) -> tuple[float, float]:
     q, kv = m.num_attention_heads * m.head_size / tp, 2 * m.query_groups * m.head_size / tp
     f = m.ffn_hidden_size / tp
     gated = m.activation == "swiglu"
-    rope = 20 * (q + kv / 2) * (c["fused_rope"] if job.backend == "te" else 1) if m.position_embedding == "rope" else 0
+    rope = 20 * (q + kv / 2) * (c["fused_rope"] if job.fused_rope else 1) if m.position_embedding == "rope" else 0
     forward = 2 * 2 * stream + 2 * 3 * stream + rope + (3 if gated else 2) * f
     backward = 2 * 3 * stream + 2 * 2 * stream + rope + (5 if gated else 3) * f
     f1 = f * (2 if gated else 1)
@@ -191,7 +191,7 @@ def _moved(job: Job, c: hardware.Coefficients) -> tuple[float, float]:
         backward += 4 * (2 * m.hidden_size + q + kv + f1)
     if m.hidden_dropout > 0:
         forward, backward = forward + 2 * stream, backward + 2 * stream
-    accumulated = layer_parameters(job) * (8 if job.backend == "te" else 12)
+    accumulated = layer_parameters(job) * (8 if job.fused_gradient_sums else 12)
     return forward * t, backward * t + accumulated
 
 
@@ -247,7 +247,7 @@ def head_seconds(job: Job, c: hardware.Coefficients) -> Seconds:
     v, h, kind = m.padded_vocab_size / job.layout.tp_size, m.hidden_size, job.dtype
     products = kernels.matmul(t, v, h, kind, gpu, c) + kernels.matmul(t, h, v, kind, gpu, c)
     products += kernels.matmul(v, h, t, kind, gpu, c)
-    moved = t * v * c["logit_bytes"] + v * h * (8 if job.backend == "te" else 12)
+    moved = t * v * c["logit_bytes"] + v * h * (8 if job.fused_gradient_sums else 12)
     return Seconds(products=products, memory_kernels=kernels.memory(moved, gpu, c, 10))
 
 
@@ -268,7 +268,7 @@ def _p2p(job: Job, c: hardware.Coefficients) -> float:
     size = job.tokens * job.model.hidden_size / split * job.element
     stride = job.layout.tp_size * job.layout.cp_size * job.layout.dp_size
     both = 2 * collectives.send(size, stride, job.cluster, c)
-    return both * (1 - c["p2p_overlap"]) if job.layout.vpp_size > 1 else both
+    return both * (1 - c["p2p_overlap"]) if job.layout.vpp_size > 1 and job.overlap_p2p else both
 
 
 def _data_parallel(job: Job, forward: float, backward: float, c: hardware.Coefficients) -> tuple[float, float]:

@@ -28,6 +28,24 @@ def test_an_unknown_gpu_is_told_with_the_nearest():
     assert "a800" in str(error.value)
 
 
+def test_a_gpu_of_ones_own(tmp_path):
+    entry = {"name": "mine"} | yaml.safe_load((hardware.Path(hardware.__file__).parent / "hardware.yaml").read_text())[
+        "h20"
+    ]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(entry), encoding="utf-8")
+    assert hardware.find_gpu(str(path)).peak("bf16") == 148e12
+    wrong = {**entry, "watts": -1, "volts": 3, "tflops": {"int8": 5}}
+    del wrong["num_sms"]
+    path.write_text(yaml.safe_dump(wrong), encoding="utf-8")
+    with pytest.raises(ConfigError, match="4 problems") as error:
+        hardware.find_gpu(str(path))
+    for said in ("num_sms: is missing", "volts: is no field", "watts = -1: must be a number", "lacks bf16 and fp16"):
+        assert said in str(error.value)
+    with pytest.raises(ConfigError, match="is no file"):
+        hardware.find_gpu(str(tmp_path / "none.yaml"))
+
+
 def test_every_coefficient_says_how_it_was_set():
     path = hardware.Path(hardware.__file__).parent / "coefficients.yaml"
     for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
