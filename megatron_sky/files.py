@@ -77,12 +77,17 @@ def write_json(path: str | Path, value: object, *, indent: int | None = 1, sync:
 
 def open_regular(path: str | Path) -> BinaryIO:
     """A file to read. Raises OSError, also for a pipe or a device, which may have no end or never begin."""
+    return open(open_handle(path), "rb")
+
+
+def open_handle(path: str | Path) -> int:
+    """A descriptor to read a file by. Raises OSError as `open_regular` does."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         code = errno.EISDIR if stat.S_ISDIR(os.fstat(handle).st_mode) else errno.EINVAL
         os.close(handle)
         raise OSError(code, os.strerror(code) if code == errno.EISDIR else "is no regular file", str(path))
-    return open(handle, "rb")
+    return handle
 
 
 def read_bytes(path: str | Path, limit: int = MAX_BYTES) -> bytes:

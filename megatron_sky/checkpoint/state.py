@@ -6,6 +6,8 @@ Random number generators have no state to save: every step seeds them (see `dist
 """
 
 import contextlib
+import pickle
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 from megatron_sky.checkpoint.reader import index, pickles
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
+from megatron_sky.distributed.launch import is_lost_peer
 from megatron_sky.errors import CheckpointError
 from megatron_sky.versions import installed
 
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from megatron_sky.model.backends.fp8_linear import Fp8Scaling
 
 _EXTRA = "_extra_state"
+_DAMAGED = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, TypeError, LookupError, AttributeError),
+    *(AssertionError, ArithmeticError),
+)
 
 
 def load(
@@ -55,9 +62,10 @@ def load(
     has_history = fp8 is not None and fp8.kind is not None and saved.get("fp8") == fp8.kind
     compat.read_files_side_by_side()
     state, _ = sharded_state(chunks, optimizer, context, loading=True, fp8=fp8 if has_history else None)
-    _ask_only_for_what_is_there(state, folder)
+    with _failures_told(folder):
+        _ask_only_for_what_is_there(state, folder)
     with torch.no_grad():
-        with _refusals_named(folder):
+        with _failures_told(folder):
             loaded = dist_checkpointing.load(state, str(folder), _load_strategy(context, folder))
         for name, chunk in _named(chunks):
             _check_extra_states(loaded[name], folder)
@@ -75,28 +83,51 @@ def _content_metadata(folder: Path) -> dict:
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.core import CheckpointingException
 
-    try:
-        with _refusals_named(folder):
-            return dist_checkpointing.load_content_metadata(folder) or {}
-    except (CheckpointingException, AttributeError) as error:  # the latter where 0.16 makes its own message
-        raise CheckpointError(
-            f"{folder}: megatron-core {installed('megatron-core')} finds no {compat.COMMON_FILE} in it: {error}\n"
-            f"  fix: a newer megatron-core wrote it; load it with that one and save it again"
-        ) from None
+    with _failures_told(folder):
+        try:
+            found = dist_checkpointing.load_content_metadata(folder)
+        except (CheckpointingException, AttributeError) as error:  # the latter where 0.16 makes its own message
+            raise CheckpointError(
+                f"{folder}: megatron-core {installed('megatron-core')} finds no {compat.COMMON_FILE} in it: {error}\n"
+                f"  fix: a newer megatron-core wrote it; load it with that one and save it again"
+            ) from None
+    return found if isinstance(found, dict) else {}
 
 
 @contextlib.contextmanager
-def _refusals_named(folder: Path) -> Iterator[None]:
-    """Brings out of torch's report of all ranks what `compat.read_objects_as_data` refused."""
+def _failures_told(folder: Path) -> Iterator[None]:
+    """What can go wrong while torch and megatron-core read a damaged checkpoint, as CheckpointError.
+
+    An exception with a rank of its own (a lost peer, memory that is full) is none of that.
+    """
+    import torch
+    from megatron.core.dist_checkpointing.core import CheckpointingException
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         yield
     except CheckpointException as error:
-        refused = [cause for cause, _ in error.failures.values() if isinstance(cause, CheckpointError)]
-        if not refused:
+        causes = [cause for cause, _ in error.failures.values() if not isinstance(cause, MemoryError)]
+        refused = [cause for cause in causes if isinstance(cause, CheckpointError)]
+        if not causes:
             raise
-        raise CheckpointError(f"{folder}: {refused[0]}") from None
+        raise _unreadable(folder, (refused or causes)[0]) from None
+    except (CheckpointingException, *_DAMAGED) as error:
+        raise _unreadable(folder, error) from error
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error) or is_lost_peer(str(error)):
+            raise
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: BaseException) -> CheckpointError:
+    """Without the advice that torch gives with a pickle that it refuses: to run it."""
+    if isinstance(error, CheckpointError):
+        return CheckpointError(f"{folder}: {error}")
+    text = str(error).partition("\n")[0]
+    if isinstance(error, pickle.UnpicklingError) or not text:
+        text = "it holds what no checkpoint needs; it was not run" if text else type(error).__name__
+    return CheckpointError(f"{folder}: can't be loaded: {text}\n  fix: restore the checkpoint from a copy")
 
 
 def _check_extra_states(state: dict, folder: Path) -> None:

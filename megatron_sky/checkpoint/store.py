@@ -288,7 +288,7 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     for name, record in manifest.files.items():
         if not lies_inside(name):
             raise CheckpointError(f"{path}: names the file {name!r}, which lies outside the checkpoint")
-        if record.sha256 is None and record.xxh3 is None:
+        if not record.sha256 and not record.xxh3:
             raise CheckpointError(f"{path}: files.{name} has neither a sha256 nor an xxh3 to verify it by")
     if TRAIN_STATE not in manifest.files:
         raise CheckpointError(f"{path}: files has no {TRAIN_STATE}, which every checkpoint has: it vouches for nothing")

@@ -331,6 +331,11 @@ class Cause:
     is_secondary: bool
 
 
+def is_lost_peer(message: str) -> bool:
+    """Whether an error says that another rank has gone."""
+    return bool(_SECONDARY.search(message.partition("\n")[0]))
+
+
 def first_cause(folder: Path) -> Cause | None:
     """What ended a job, by its ranks' files in `folder`: the first cause of their own, else the first secondary one."""
     records = [read_json(path) for path in folder.glob("error_*.json")]
@@ -338,7 +343,7 @@ def first_cause(folder: Path) -> Cause | None:
         Cause(
             message=f"rank {record['rank']}: {record['message']}",
             exit_code=record["exit_code"],
-            is_secondary=record["exit_code"] == 1 and bool(_SECONDARY.search(record["message"].partition("\n")[0])),
+            is_secondary=record["exit_code"] == 1 and is_lost_peer(record["message"]),
         )
         for record in sorted(records, key=lambda record: record["time"])
     ]

@@ -7,6 +7,7 @@
       documents/<model>.jsonl            one line per document (of `eval leakage`: leakage_<model>.jsonl)
 """
 
+import io
 import re
 import tempfile
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from megatron_sky import files
 from megatron_sky.errors import DataError, RunError
 from megatron_sky.evaluate.leakage import Comparison, Verdict
 from megatron_sky.evaluate.metrics import DocumentLoss, LossFigures
-from megatron_sky.files import parse_json, read_json
+from megatron_sky.files import open_regular, parse_json, read_json
 from megatron_sky.records import BadRecord, read_record
 
 FORMAT_VERSION = 1
@@ -139,7 +140,7 @@ def write_documents(folder: Path, model: str, documents: Iterable[DocumentLoss],
 def read_documents(path: Path) -> list[DocumentLoss]:
     """The lines of a documents file. Raises DataError."""
     try:
-        with open(path, encoding="utf-8") as lines:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as lines:
             return read_record(list[DocumentLoss], [parse_json(line) for line in lines])
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: is no file of document losses: {error}\n  fix: evaluate again") from error

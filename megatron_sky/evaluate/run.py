@@ -1,5 +1,6 @@
 """`eval loss` and `eval leakage`: what each reads, and what it makes of the models' losses."""
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from megatron_sky.evaluate.models import open_models
 from megatron_sky.evaluate.reference import GENERATORS, generate_documents
 from megatron_sky.evaluate.score_models import Evaluation, Options, Scored, evaluate_models
 from megatron_sky.evaluate.windows import num_predictions
+from megatron_sky.files import read_bytes
 from megatron_sky.inference.checkpoints import Checkpoint
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer.coder import TextCoder, file_coder
@@ -136,12 +138,11 @@ def published_leakage(path: Path, margin: float = leakage.MARGIN) -> tuple[resul
     import csv
 
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline="")))
         losses = [(row["model"], [float(row[name]) for name in ("L_test", "L_train", "L_ref")]) for row in rows]
         if bad := [name for name, values in losses if not all(0 < value < math.inf for value in values)]:
             raise ValueError(f"a loss of {bad[0]} is no positive number")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(
             f"{path}: can't be read as published losses: {error}\n"
             "  fix: give a CSV file with the columns model, L_test, L_train, L_ref"

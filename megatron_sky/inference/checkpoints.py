@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from megatron_sky.checkpoint import description, store
 from megatron_sky.errors import CheckpointError
-from megatron_sky.inference.hf_folder import HF_CONFIG, hf_settings, is_skywork, transformers_for
+from megatron_sky.inference.hf_folder import HF_CONFIG, hf_settings, is_skywork, said, transformers_for
 from megatron_sky.inference.model import Model
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
@@ -142,7 +142,7 @@ def _native_coder(checkpoint: Checkpoint) -> TextCoder:
 def _hf_context(folder: Path) -> int:
     settings = hf_settings(folder)
     names = ("max_position_embeddings", "n_positions", "seq_length")
-    context = next((settings[name] for name in names if isinstance(settings.get(name), int)), None)
+    context = next((settings[name] for name in names if type(settings.get(name)) is int), None)
     if context is None:
         raise CheckpointError(f"{folder / HF_CONFIG}: tells no context length: none of {', '.join(names)}")
     return context
@@ -157,8 +157,8 @@ def _hf_coder(folder: Path) -> TextCoder:
     transformers = transformers_for(folder)
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: its tokenizer can't be loaded: {error}") from error
+    except Exception as error:  # whatever a file of another shape causes within it
+        raise CheckpointError(f"{folder}: its tokenizer can't be loaded: {said(error)}") from error
     beside = file_coder(tokenizer_file).sha256 if tokenizer_file is not None else ""
     return TextCoder(
         vocab_size=1 + max(loaded.get_vocab().values()),

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from megatron_sky.errors import CheckpointError
-from megatron_sky.inference.hf_folder import hf_settings, is_skywork, transformers_for
+from megatron_sky.inference.hf_folder import HF_CONFIG, check_size, hf_settings, is_skywork, said, transformers_for
 from megatron_sky.inference.logits import losses_of_logits, row_chunks
 
 # Their logits are lm_head(hidden states) and nothing more, so it can run where a prediction counts alone.
@@ -45,7 +45,11 @@ class HfModel:
 def _own_dtype(folder: Path) -> torch.dtype:
     """The number format of the weights, as config.json says it; the name of the field has changed over the years."""
     settings = hf_settings(folder)
-    return getattr(torch, settings.get("dtype") or settings.get("torch_dtype") or "float32")
+    name = settings.get("dtype") or settings.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype):
+        raise CheckpointError(f"{folder / HF_CONFIG}: dtype = {name!r}: is no number format")
+    return dtype
 
 
 def load_model(folder: Path, dtype: torch.dtype):
@@ -54,21 +58,23 @@ def load_model(folder: Path, dtype: torch.dtype):
     Raises CheckpointError where transformers can't load the folder, or lacks a weight and would make it up.
     """
     transformers = transformers_for(folder)
-    from safetensors import SafetensorError
-
     transformers.utils.logging.disable_progress_bar()
     settings = hf_settings(folder)
+    check_size(folder, settings)
     kind, given = transformers.AutoModelForCausalLM, {"trust_remote_code": False, "dtype": dtype}
     if is_skywork(settings):
-        config = transformers.LlamaConfig.from_dict(settings | {"model_type": "llama"})
-        kind, given = transformers.LlamaForCausalLM, {"config": config, "dtype": dtype}
+        kind = transformers.LlamaForCausalLM
     try:
+        if is_skywork(settings):
+            given = {"config": transformers.LlamaConfig.from_dict(settings | {"model_type": "llama"}), "dtype": dtype}
         # A weight of another shape is then among what was found, by name, and not an error without one.
         model, loading = kind.from_pretrained(
             str(folder), output_loading_info=True, ignore_mismatched_sizes=True, **given
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: transformers can't load it: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a file of another shape causes within it
+        raise CheckpointError(f"{folder}: transformers can't load it: {said(error)}") from error
     _check_whole(folder, model, loading)
     return model.eval()
 

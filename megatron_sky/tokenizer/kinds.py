@@ -20,6 +20,7 @@ from megatron_sky.errors import DataError, MissingDependency, SkyError
 from megatron_sky.files import parse_json, read_bytes, read_json
 from megatron_sky.tokenizer import files as tokenizer_files
 
+_LENGTHS = ("truncation", "padding")  # of a tokenizer.json: their numbers are no ids, and both are switched off
 MAX_VOCAB_SIZE = 1 << 24
 """Tokens: the largest vocabularies in use have a fiftieth of it, and much is made for each."""
 _EOD_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<eos>", "<|im_end|>")
@@ -191,6 +192,7 @@ class HuggingFaceTokenizer(Tokenizer):
         except ImportError:
             raise MissingDependency("tokenizers", f"the tokenizer {name}", "pip install 'megatron-sky[hf]'") from None
         super().__init__(data, name)
+        _check_ids(parse_json(data))
         self.library = Library.from_str(data.decode("utf-8"))
         self.library.no_truncation()
         self.library.no_padding()
@@ -383,6 +385,19 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"tokenizer {path} is no {what} that can be read: {error}\n  fix: fetch or copy it again, or give a "
             "SentencePiece .model, a tokenizer.json or a .tiktoken file"
         ) from error
+
+
+def _check_ids(content: object) -> None:
+    """Raises ValueError for an id that the library would make room for: it ends the process where there is none."""
+    pending, largest = [content], 0
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict | list):
+            pending += [node[key] for key in node if key not in _LENGTHS] if isinstance(node, dict) else node
+        elif type(node) is int:
+            largest = max(largest, node)
+    if largest >= MAX_VOCAB_SIZE:
+        raise ValueError(f"it holds the number {largest:,}, and ids go to {MAX_VOCAB_SIZE - 1:,}")
 
 
 def _open(path: Path) -> Tokenizer:

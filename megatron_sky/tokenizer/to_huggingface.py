@@ -127,7 +127,7 @@ def _write_fast(tokenizer: SentencePieceTokenizer, folder: Path, adds_begin: boo
         fast.post_processor = TemplateProcessing(
             single=f"{begin}:0 $A:0", pair=f"{begin}:0 $A:0 {begin}:1 $B:1", special_tokens=[(begin, tokenizer.bos_id)]
         )
-    fast.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(fast.to_str(pretty=True), encoding="utf-8")
     return True
 
 

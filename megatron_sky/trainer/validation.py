@@ -1,6 +1,7 @@
 """The loss on every named validation set, each by its own, equal in every layout."""
 
 import csv
+import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from megatron_sky.data.reference import token_ratio
 from megatron_sky.data.tokens.sources import OpenSource
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.files import read_bytes
 from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
 from megatron_sky.trainer.batches import validation_requests
 from megatron_sky.trainer.step import StepRunner
@@ -43,8 +45,7 @@ def read_references(config: ValidationConfig) -> list[dict]:
         return []
     fix = "give a CSV file with the columns model, domain and loss, as `eval loss` writes it"
     try:
-        with open(config.references, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_bytes(config.references).decode("utf-8-sig"), newline="")))
         references = [
             Reference(row["model"], row["domain"], float(row.get("normalised_loss") or row["loss"])) for row in rows
         ]

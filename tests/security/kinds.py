@@ -36,6 +36,9 @@ def make(folder: Path) -> Path:
     _write_torch_files(folder)
     _write_tokenizers(folder)
     _write_texts(folder)
+    score = {"model": "a", "step": 3, "consumed_tokens": 9, "task": "t", "metric": "acc", "value": 0.5, "stderr": None}
+    tasks = {"kind": "tasks", "format_version": 1, "scores": [score | {"samples": 2}]}
+    (folder / "tasks.json").write_text(json.dumps(tasks))
     (folder / "site.yaml").write_text("gpus_per_node: 8\npartition: a\nsetup: [module load x]\ntime: '24:00:00'\n")
     (folder / "references.csv").write_text("set,name,lm_loss\nen,other,3.5\n")
     (folder / "published.csv").write_text("model,L_test,L_train,L_ref\na,1,2,3\nb,1,1,1\n")
@@ -54,7 +57,9 @@ def _write_torch_files(folder: Path) -> None:
     from megatron_sky.convert.sources import open_source
 
     source = open_source(folder / STEP)
-    arrays = {name: torch.from_numpy(np.array(tensor.load())) for name, tensor in source.weights.items()}
+    arrays = {
+        name: torch.from_numpy(np.array(tensor.load()).view(np.float32)) for name, tensor in source.weights.items()
+    }
     model = source.model
     args = argparse.Namespace(
         hidden_size=model.hidden_size, ffn_hidden_size=model.ffn_hidden_size, num_layers=model.num_layers,
@@ -74,7 +79,10 @@ def _write_torch_files(folder: Path) -> None:
 
     tensors = {n: t for file in sorted((folder / "hf").glob("*.safetensors")) for n, t in read_tensors(file).items()}
     assert hf.weights and tensors
-    torch.save({name: torch.from_numpy(np.array(t.load())) for name, t in tensors.items()}, other / "pytorch_model.bin")
+    torch.save(
+        {name: torch.from_numpy(np.array(t.load()).view(np.float32)) for name, t in tensors.items()},
+        other / "pytorch_model.bin",
+    )
 
 
 def _write_tokenizers(folder: Path) -> None:
@@ -178,7 +186,7 @@ def _evaluations(folder: Path) -> None:
     from megatron_sky.evaluate.tasks import read_tasks
 
     told(lambda: read_loss(folder / "run/eval"))
-    told(lambda: read_tasks(folder / "run/eval/loss.json"))
+    told(lambda: read_tasks(folder / "tasks.json"))
     told(lambda: read_documents(folder / "run/eval/documents/run_step_0000003.jsonl"))
     told(lambda: _report(folder / "run"))
 
@@ -206,10 +214,10 @@ def _checkpoint(folder: Path) -> None:
         told(read)
 
 
-def _load_all(path: Path) -> None:
+def _load_all(path: Path, **given: object) -> None:
     from megatron_sky.convert.sources import open_source
 
-    source = open_source(path)
+    source = open_source(path, **given)
     for tensor in source.weights.values():
         tensor.load()
 
@@ -220,10 +228,11 @@ def _foreign(name: str) -> Callable[[Path], object]:
         from megatron_sky.convert.native import write_native
         from megatron_sky.convert.sources import open_source
 
-        told(lambda: _load_all(folder / name))
+        given = {"vocab_size": 560} if name == "megatron" else {}
+        told(lambda: _load_all(folder / name, **given))
         for write in (write_native, write_hf):
             shutil.rmtree(folder / "converted", ignore_errors=True)
-            told(lambda write=write: write(open_source(folder / name), folder / "converted"))
+            told(lambda write=write: write(open_source(folder / name, **given), folder / "converted"))
 
     return read
 
@@ -276,6 +285,10 @@ def _tables(folder: Path) -> None:
     published_leakage(folder / "published.csv")
 
 
+refusals: list[str] = []
+"""What `told` has met."""
+
+
 def told(read: Callable[[], object]) -> None:
     """Reads; our own errors are what a damaged file is to end in."""
     from megatron_sky.errors import SkyError
@@ -284,6 +297,7 @@ def told(read: Callable[[], object]) -> None:
         read()
     except SkyError as error:
         assert "weights_only" not in str(error), error
+        refusals.append(str(error))
 
 
 KINDS = {
@@ -297,6 +311,7 @@ KINDS = {
     "metrics": Kind("run/metrics.jsonl", damages.damage_lines, _run),
     "config": Kind("run/config.yaml", damages.damage_yaml, _run),
     "loss": Kind("run/eval/loss.json", damages.damage_json, _evaluations),
+    "tasks": Kind("tasks.json", damages.damage_json, _evaluations),
     "documents": Kind("run/eval/documents/run_step_0000003.jsonl", damages.damage_lines, _evaluations),
     "manifest": Kind(f"{STEP}/manifest.json", damages.damage_json, _checkpoint),
     "train_state": Kind(f"{STEP}/train_state.json", damages.damage_json, _checkpoint),

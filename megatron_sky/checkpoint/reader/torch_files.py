@@ -15,6 +15,7 @@ import numpy as np
 from megatron_sky.checkpoint.reader.lazy import ITEM_SIZE, LazyTensor, bits_dtype, read_into
 from megatron_sky.checkpoint.reader.pickles import Inert, Settings, TensorRef, read_pickle
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import open_regular
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, then lengths of name and extra field
 
@@ -23,7 +24,7 @@ class _Slice(io.RawIOBase):
     """`length` bytes of a file from `start` on, as a file of their own."""
 
     def __init__(self, path: Path, start: int, length: int):
-        self._file = open(path, "rb")  # noqa: SIM115 (closed with this object)
+        self._file = open_regular(path)  # closed with this object
         self._start, self._length, self._position = start, length, 0
 
     def readable(self) -> bool:

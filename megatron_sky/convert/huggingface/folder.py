@@ -20,6 +20,7 @@ from megatron_sky.convert.output import DEFAULT_FILE_SIZE, Converted, Output, co
 from megatron_sky.convert.sources import Source
 from megatron_sky.convert.weight_file import Expected, WeightFile
 from megatron_sky.errors import CheckpointError
+from megatron_sky.inference.hf_folder import check_name
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import to_huggingface
 
@@ -42,6 +43,7 @@ def write_hf(
     `architecture` None: the one of transformers that computes the same (`families.architecture_for`). `card` gives the
     text of README.md from the folder whose weight files are written.
     """
+    check_name(out)
     architecture = architecture or families.architecture_for(source.model)
     families.check_architecture(source.model, architecture)
     conversion = {"to": architecture, "file_size": file_size}

@@ -19,7 +19,7 @@ from megatron_sky.checkpoint.reader.lazy import ITEM_SIZE, LazyTensor, in_file
 from megatron_sky.checkpoint.reader.pickles import counts
 from megatron_sky.convert.json_object import only_once
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import parse_json
+from megatron_sky.files import open_regular, parse_json
 
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 100_000_000  # the format's own limit, bytes
@@ -88,7 +88,7 @@ def read_tensors(path: Path) -> dict[str, LazyTensor]:
 def _read_header(path: Path) -> tuple[dict, int]:
     """(the header, where the tensors begin)."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             prefix = file.read(_LENGTH.size)
             length = _LENGTH.unpack(prefix)[0] if len(prefix) == _LENGTH.size else _MAX_HEADER + 1
             if length > min(_MAX_HEADER, os.fstat(file.fileno()).st_size):

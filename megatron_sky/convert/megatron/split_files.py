@@ -78,6 +78,10 @@ def open_split(folder: Path) -> SplitCheckpoint:
     for entry in folder.iterdir():
         if match := _FOLDER.fullmatch(entry.name):
             paths[int(match[1]), int(match[2] or 0)] = entry / FILE
+            if not (entry / FILE).resolve().is_relative_to(folder.resolve()):
+                raise CheckpointError(
+                    f"{entry / FILE}: is a link that leads out of {folder}\n  fix: put the file itself there"
+                )
     tp_size, pp_size = (1 + max(key[axis] for key in paths) for axis in (0, 1))
     if len(paths) != tp_size * pp_size:
         every = itertools.product(range(tp_size), range(pp_size))

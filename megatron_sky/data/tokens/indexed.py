@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_sky.errors import DataError
+from megatron_sky.files import open_handle
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -328,7 +329,7 @@ class IndexedTokens:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDONLY)
+        return open_handle(path)
     except FileNotFoundError:
         raise DataError(
             f"{path} does not exist\n  fix: give the path prefix of the pair, without .bin or .idx; "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path
 from megatron_sky.data.tokens.meta import Meta, check_tokens
+from megatron_sky.files import open_handle
 
 _PLACE = 4096  # bytes
 _AT_ONCE = 16  # pairs
@@ -51,7 +52,7 @@ def fingerprint(prefix: str | Path) -> str:
 
     digest = xxhash.xxh3_128()
     for path in (bin_path(prefix), idx_path(prefix)):
-        handle = os.open(path, os.O_RDONLY)
+        handle = open_handle(path)
         try:
             size = os.fstat(handle).st_size
             digest.update(size.to_bytes(8, "little"))
