@@ -49,7 +49,7 @@ def find_changes(saved: Config, recipe: Config, consumed_samples: int) -> Change
         if old.get(key) == new.get(key):
             continue
         text = f"{key}: {_shown(old.get(key))} -> {_shown(new.get(key))}"
-        reason = _kept_because(key, recipe) or next((past[part] for part in past if key.startswith(part)), None)
+        reason = _kept_because(key, saved, recipe) or next((past[part] for part in past if key.startswith(part)), None)
         if reason is None:
             changes.applied.append(text)
         else:
@@ -84,7 +84,9 @@ def _holds(path: Path, content: bytes) -> bool:
     return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
 
 
-def _kept_because(key: str, recipe: Config) -> str | None:
+def _kept_because(key: str, saved: Config, recipe: Config) -> str | None:
+    if key == "precision.initial_loss_scale" and recipe.precision.dtype == "fp16" != saved.precision.dtype:
+        return None  # the checkpoint has no loss scale to go on from
     if key == "train.seed" and not (recipe.model.hidden_dropout or recipe.model.attention_dropout):
         return f"{_WEIGHTS}, and there is no dropout"
     return KEPT.get(key)

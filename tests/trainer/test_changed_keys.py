@@ -270,6 +270,13 @@ def test_the_seed_counts_where_there_is_dropout(recipe):
     assert change.applied == ["train.seed: 1234 -> 7"] and change.kept == []
 
 
+def test_the_loss_scale_counts_where_the_checkpoint_has_none(recipe):
+    edit = "precision.initial_loss_scale=8"
+    assert len(find_changes(recipe(), recipe("precision.dtype=fp16", edit), 8).applied) == 2
+    (kept,) = find_changes(recipe("precision.dtype=fp16"), recipe("precision.dtype=fp16", edit), 8).kept
+    assert kept.startswith("precision.initial_loss_scale: 65536.0 -> 8.0 (")
+
+
 def test_parts_of_lists_are_told_by_their_names(recipe):
     change = find_changes(
         recipe("validation.interval=null"), recipe("validation.interval=5 steps", "data.train.1.weight=2"), 8
