@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.record import RECORDED
+
 ROOT = Path(__file__).parents[2]
 # Asks this process to end before the first file gets its name.
 ASK = """
@@ -38,18 +40,26 @@ def verb(corpus, tmp_path):
     verbs = {
         "merge": ["data", "merge", tokens / "en_web", tokens / "zh_web", "--out", out / "all"],
         "build": ["tokenizer", "build", *files, "--out", out / "tokenizer.model", "--vocab-size", 600],
+        "report": ["report", RECORDED / "run", "--out", out / "report.html"],
+        "to-hf": ["convert", "to-hf", RECORDED / "run", out / "hf"],
         "tokenize": ["data", "tokenize", files[0], "--tokenizer", corpus / "tokenizer.model", "--out", out / "pair"],
     }
     return lambda name: verbs[name]
 
 
 @pytest.mark.parametrize(("number", "name"), [(15, "SIGTERM"), (1, "SIGHUP"), (2, "interrupted")])
-@pytest.mark.parametrize("which", ["merge", "build"])
+@pytest.mark.parametrize("which", ["merge", "build", "report"])
 def test_a_verb_that_is_asked_to_end_takes_away_what_it_was_writing(which, number, name, verb, tmp_path):
     done = ended(tmp_path / "out", number, *verb(which))
     assert done.returncode == 128 + number, done.stderr
     assert name in done.stderr and "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_conversion_keeps_what_it_can_go_on_from_under_another_name(verb, tmp_path):
+    done = ended(tmp_path / "out", 15, *verb("to-hf"))
+    assert done.returncode == 143, done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["hf.partial"]
 
 
 def test_tokenize_keeps_what_it_can_go_on_from(verb, tmp_path):
