@@ -124,7 +124,7 @@ def layer_seconds(job: Job, c: hardware.Coefficients) -> tuple[Seconds, Seconds]
     gpu, t = job.cluster.gpu, job.tokens
     forward_products = backward_products = 0.0
     kind = job.dtype if job.product_format == "none" else job.product_format
-    for n, k in _linears(job):
+    for n, k in linears(job):
         forward_products += kernels.matmul(t, n, k, kind, gpu, c)
         backward_products += kernels.matmul(t, k, n, kind, gpu, c) + kernels.matmul(n, k, t, kind, gpu, c)
     forward_attention, backward_attention = _attention(job, c)
@@ -147,7 +147,7 @@ def layer_seconds(job: Job, c: hardware.Coefficients) -> tuple[Seconds, Seconds]
     return forward, backward
 
 
-def _linears(job: Job) -> list[tuple[float, float]]:
+def linears(job: Job) -> list[tuple[float, float]]:
     """(columns, rows) of the products of a layer on one rank."""
     m, tp = job.model, job.layout.tp_size
     q, kv = m.num_attention_heads * m.head_size, 2 * m.query_groups * m.head_size
@@ -199,14 +199,20 @@ def _tensor_parallel(job: Job, c: hardware.Coefficients) -> tuple[float, float]:
     """(forward, backward) of one layer: two all-reduces each way, or with sequence parallelism two all-gathers and two
     reduce-scatters, in backward two all-gathers more, which run beside the products (Korthikanti et al. 2022, section
     4.2.2). The backward all-reduces run beside the products of the weights."""
-    tp = job.layout.tp_size
-    if tp == 1:
+    if job.layout.tp_size == 1:
         return 0.0, 0.0
-    group, size = Group(tp, 1), job.tokens * job.model.hidden_size * job.element
-    one = 2 * collectives.all_reduce(size, group, job.cluster, c) + 4 * c["collective_start_s"]
+    one = 2 * _one_all_reduce(job, c)
     if job.overlap_tp:
         return one * (1 - c["tp_overlap"]), one * (1 - c["tp_overlap"])
     return one, one * (1 - c["tp_backward_overlap"])
+
+
+def _one_all_reduce(job: Job, c: hardware.Coefficients) -> float:
+    """Of one micro batch's residual stream, or a reduce-scatter and an all-gather of it."""
+    if job.layout.tp_size == 1:
+        return 0.0
+    size = job.tokens * job.model.hidden_size * job.element
+    return collectives.all_reduce(size, Group(job.layout.tp_size, 1), job.cluster, c) + 2 * c["collective_start_s"]
 
 
 def _context_parallel(job: Job, c: hardware.Coefficients) -> float:
@@ -237,7 +243,10 @@ def _sharded_weights(job: Job, forward: float, backward: float, c: hardware.Coef
 def embedding_seconds(job: Job, c: hardware.Coefficients) -> Seconds:
     """Both passes of the input embedding: its rows read, and a dense gradient made and added."""
     rows = job.tokens * job.model.hidden_size * job.element
-    return Seconds(memory_kernels=kernels.memory(4 * rows + 14 * embedding_parameters(job), job.cluster.gpu, c, 4))
+    return Seconds(
+        memory_kernels=kernels.memory(4 * rows + 14 * embedding_parameters(job), job.cluster.gpu, c, 4),
+        tensor_parallel=_one_all_reduce(job, c),
+    )
 
 
 def head_seconds(job: Job, c: hardware.Coefficients) -> Seconds:
@@ -248,7 +257,7 @@ def head_seconds(job: Job, c: hardware.Coefficients) -> Seconds:
     products = kernels.matmul(t, v, h, kind, gpu, c) + kernels.matmul(t, h, v, kind, gpu, c)
     products += kernels.matmul(v, h, t, kind, gpu, c)
     moved = t * v * c["logit_bytes"] + v * h * (8 if job.fused_gradient_sums else 12)
-    return Seconds(products=products, memory_kernels=kernels.memory(moved, gpu, c, 10))
+    return Seconds(products, 0.0, kernels.memory(moved, gpu, c, 10), _one_all_reduce(job, c))
 
 
 def _recomputed(job: Job, forward: Seconds, c: hardware.Coefficients) -> Seconds:
