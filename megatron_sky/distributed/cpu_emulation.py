@@ -120,7 +120,10 @@ def _answer_with(target) -> None:
             kwargs["device"] = target
         return tensor_to(self, *args, **kwargs)
 
-    compat.replace_members(torch.Tensor, type=type_, to=to, cuda=lambda self, *args, **kwargs: tensor_to(self, target))
+    def cuda(self, device=None, non_blocking=False, **kwargs):
+        return tensor_to(self, target, non_blocking=non_blocking)
+
+    compat.replace_members(torch.Tensor, type=type_, to=to, cuda=cuda)
     compat.replace_members(torch.nn.Module, cuda=lambda self, *args, **kwargs: self.to(target))
     _answer_cuda_module(torch, target)
 

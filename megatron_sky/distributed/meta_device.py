@@ -35,6 +35,10 @@ _FILLS_ITS_FIRST = ("reduce_scatter_tensor", "all_gather_into_tensor", "_reduce_
 class Watch:
     """Who is told of what a GPU would do and torch does not see."""
 
+    def waits(self, operator: str, why: str) -> None:
+        """The CPU would wait for the GPU in `operator`, which `why`."""
+        raise NotImplementedError
+
     def phase(self, name: str) -> contextlib.AbstractContextManager:
         """What runs within is a part of the step that has a name (`device.named_range`)."""
         raise NotImplementedError
@@ -65,6 +69,38 @@ def install(watch: Watch) -> None:
     compat.replace_members(torch.Tensor, is_cuda=property(lambda self: self.is_meta))
     compat.replace_members(F, rms_norm=_rms_norm(watch), scaled_dot_product_attention=_attention)
     cpu_emulation.redirect(torch.device("meta"), compiled=compiled)
+    _report_numbers_of_the_cpu(watch)
+
+
+def _report_numbers_of_the_cpu(watch: Watch) -> None:
+    """A GPU's tensor made of Python's numbers, or indexed by them: torch copies them and waits for what is queued."""
+
+    def from_numbers(factory):
+        @functools.wraps(factory)
+        def wrapped(data, *args, **kwargs):
+            result = factory(data, *args, **kwargs)
+            if result.is_meta and not isinstance(data, torch.Tensor):
+                watch.waits(factory.__name__, "makes a tensor on the GPU of numbers that the CPU has")
+            return result
+
+        return wrapped
+
+    def by_index(method):
+        @functools.wraps(method)
+        def wrapped(self, index, *values):
+            if self.is_meta and any(map(_is_list_of_numbers, index if isinstance(index, tuple) else (index,))):
+                watch.waits(method.__name__, "indexes a tensor on the GPU by numbers that the CPU has")
+            return method(self, index, *values)
+
+        return wrapped
+
+    compat.replace_members(torch, tensor=from_numbers(torch.tensor), as_tensor=from_numbers(torch.as_tensor))
+    methods = {name: by_index(getattr(torch.Tensor, name)) for name in ("__getitem__", "__setitem__")}
+    compat.replace_members(torch.Tensor, **methods)
+
+
+def _is_list_of_numbers(index) -> bool:
+    return isinstance(index, list) or (isinstance(index, torch.Tensor) and not index.is_meta and index.dim() > 0)
 
 
 def _weight_gradients(watch: Watch) -> type:

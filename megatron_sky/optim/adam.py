@@ -55,7 +55,7 @@ class FusedAdam(torch.optim.Optimizer):
                 [self.state[p]["exp_avg"] for p in params],
                 [self.state[p]["exp_avg_sq"] for p in params],
                 [],
-                [torch.tensor(float(steps_done), device=p.device) for p in params],
+                [torch.full((), float(steps_done), device=p.device) for p in params],
                 fused=True,
                 amsgrad=False,
                 beta1=beta1,

@@ -208,11 +208,10 @@ class _AllGather(torch.autograd.Function):
 def _whole_sequence(part, group):
     """`[s / cp, ...]` of every rank -> `[s, ...]` in the sequence's own order."""
     size = group.size()
-    gathered = _AllGather.apply(part, group)
-    chunks = gathered.view(2 * size, -1, *gathered.shape[1:])
+    chunks = _AllGather.apply(part, group).chunk(2 * size)
     # rank r's half-slices are chunks r and 2 * size - 1 - r, so chunk c lies at 2r or 2r + 1
     where = [2 * c if c < size else 2 * (2 * size - 1 - c) + 1 for c in range(2 * size)]
-    return chunks[where].reshape(gathered.shape)
+    return torch.cat([chunks[place] for place in where])
 
 
 def _positions_of_chunks(length: int, rank: int, size: int, device):

@@ -118,13 +118,15 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
         kwargs = kwargs or {}
         self.operator = work.name_of(func)
         if func is _aten._local_scalar_dense.default and args[0].is_meta:
-            self._wait("reads a number of the GPU")
+            self.waits(self.operator, "reads a number of the GPU")
             return _good_number(args[0].dtype)
         if func in _COPIES and _leaves_the_gpu(func, args, kwargs):
-            self._wait("copies from the GPU")
+            self.waits(self.operator, "copies from the GPU")
             if func is _aten.copy_.default:
                 return args[0].fill_(1)
             return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if func in _COPIES and _comes_to_the_gpu(func, args, kwargs):
+            self.waits(self.operator, "copies to the GPU without non_blocking=True")
         result = func(*args, **kwargs)
         if isinstance(result, torch.Tensor):
             self._meet(result)
@@ -138,9 +140,10 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
             self._pass(work.workspace(func, args))
         return result
 
-    def _wait(self, what: str) -> None:
+    def waits(self, operator: str, why: str) -> None:
         if self.current_phase in _COMPUTES:
-            raise Waits(f"{what} while it computes, so that the CPU waits for it at each micro batch")
+            self.operator = operator
+            raise Waits(f"{why} while it computes, so that the CPU waits for it at each micro batch")
 
     def _meet(self, tensor: torch.Tensor) -> None:
         """Takes note of a tensor that an operator gave."""
@@ -220,6 +223,17 @@ def _leaves_the_gpu(func, args, kwargs) -> bool:
         return args[1].is_meta and not args[0].is_meta
     target = kwargs.get("device")
     return args[0].is_meta and target is not None and torch.device(target).type == "cpu"
+
+
+def _comes_to_the_gpu(func, args, kwargs) -> bool:
+    """Whether numbers of the CPU are copied in a way that waits."""
+    if func is _aten.copy_.default:
+        return (
+            args[0].is_meta and not args[1].is_meta and not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+        )
+    target = kwargs.get("device")
+    comes = not args[0].is_meta and target is not None and torch.device(target).type == "meta"
+    return comes and not kwargs.get("non_blocking")
 
 
 def _good_number(dtype: torch.dtype) -> float | int | bool:

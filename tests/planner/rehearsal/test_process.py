@@ -31,6 +31,34 @@ def copies_to_the_cpu() -> None:
     step._sum_loss = lambda mask, losses: sum_loss(mask, losses.cpu())
 
 
+def makes_a_tensor_of_numbers() -> None:
+    """A weight of the loss: copied to the GPU, which is waited for, at each micro batch."""
+    import torch
+
+    from megatron_sky.trainer import step
+
+    sum_loss = step._sum_loss
+    step._sum_loss = lambda mask, losses: sum_loss(mask, losses * torch.tensor([0.5], device=losses.device))
+
+
+def indexes_by_a_list() -> None:
+    from megatron_sky.trainer import step
+
+    sum_loss = step._sum_loss
+    step._sum_loss = lambda mask, losses: sum_loss(mask[:, [0, 1]], losses[:, [0, 1]])
+
+
+def copies_and_waits() -> None:
+    from megatron_sky.trainer.step import StepRunner
+
+    on_this_rank = StepRunner._on_this_rank
+
+    def waiting(self, batch):
+        return on_this_rank(self, batch) | {"loss_mask": batch.loss_mask.to(self.context.device)}
+
+    StepRunner._on_this_rank = waiting
+
+
 def leaves_a_tensor_on_the_cpu() -> None:
     """A mask that nobody moved: on a CPU alone nothing would be seen of it."""
     from megatron_sky.trainer.step import StepRunner
@@ -49,7 +77,9 @@ def has_a_shape_that_fits_one_layout() -> None:
     on_this_rank = StepRunner._on_this_rank
 
     def whole(self, batch):
-        return on_this_rank(self, batch) | {"loss_mask": batch.loss_mask[:, :64].to(self.context.device)}
+        return on_this_rank(self, batch) | {
+            "loss_mask": batch.loss_mask[:, :64].to(self.context.device, non_blocking=True)
+        }
 
     StepRunner._on_this_rank = whole
 
@@ -57,6 +87,9 @@ def has_a_shape_that_fits_one_layout() -> None:
 FAULTS = {
     reads_a_number: "operator _local_scalar_dense: reads a number of the GPU while it computes",
     copies_to_the_cpu: "operator _to_copy: copies from the GPU while it computes",
+    makes_a_tensor_of_numbers: "operator tensor: makes a tensor on the GPU of numbers that the CPU has",
+    indexes_by_a_list: "operator __getitem__: indexes a tensor on the GPU by numbers that the CPU has",
+    copies_and_waits: "operator _to_copy: copies to the GPU without non_blocking=True while it computes",
     leaves_a_tensor_on_the_cpu: "operator mul: Tensor on device cpu is not on the expected device meta",
     has_a_shape_that_fits_one_layout: "operator mul: ",  # and torch's words, which change
 }
