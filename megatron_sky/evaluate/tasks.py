@@ -129,7 +129,8 @@ def _task_manager(tasks: Sequence[str], include_path: Path | None):
         raise ConfigError(Problem("--include-path", "is no folder", "give the folder of the tasks' YAML", include_path))
     manager = None
     for defaults in (False, True) if include_path is not None else (True,):
-        manager = TaskManager(include_path=str(include_path) if include_path else None, include_defaults=defaults)
+        with _failures_told(tasks):
+            manager = TaskManager(include_path=str(include_path) if include_path else None, include_defaults=defaults)
         unknown = [task for task in tasks if task not in manager.all_tasks]
         if not unknown:
             return manager
@@ -141,6 +142,19 @@ def _task_manager(tasks: Sequence[str], include_path: Path | None):
             ", ".join(unknown),
         )
     )
+
+
+@contextlib.contextmanager
+def _failures_told(tasks: Sequence[str]) -> Iterator[None]:
+    """Whatever a task's file of another shape causes within the harness, or data that are not there, as DataError."""
+    try:
+        yield
+    except Exception as error:
+        cause = str(error).partition("\n")[0] or "no more is told"
+        raise DataError(
+            f"--tasks {', '.join(tasks)}: the harness can't load them: {type(error).__name__}: {cause}\n"
+            "  fix: mend the tasks' YAML files in --include-path, and see that their data are there or can be fetched"
+        ) from error
 
 
 def _load_tasks(manager, tasks: Sequence[str], num_fewshot: int | None) -> dict:
@@ -200,7 +214,8 @@ def _evaluate(
     log.info("%s: %s", checkpoint.name, ", ".join(tasks))
     try:
         with _silence():
-            loaded = _load_tasks(manager, tasks, num_fewshot)
+            with _failures_told(tasks):
+                loaded = _load_tasks(manager, tasks, num_fewshot)
             # The harness's simple_evaluate does the same, asks git for a version and answers on local rank 0 alone.
             answer = evaluate(model, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
     except CheckpointError as error:

@@ -158,6 +158,27 @@ def test_what_can_not_be_asked_is_said(native, ranks, folder, tmp_path):
         ranks(1, texts_in_a_rank, str(native("tp2")), ["a"], {"top_p": 0.9})
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("task: sums_choice", "task: [sums_choice"), ("dataset_path: json", "dataset_path: 3"),
+        ("output_type: multiple_choice", "output_type: \x1b"), ("test_split: test", "test_split: {a: b}"),
+        ("sums.jsonl", "nowhere.jsonl"), ("metric: acc", "metric: [acc]"),
+    ],
+)  # fmt: skip
+def test_a_task_of_another_shape_is_said(old, new, folder, tmp_path):
+    from megatron_sky.evaluate.tasks import _failures_told, _load_tasks, _task_manager
+
+    text = (folder / "sums_choice.yaml").read_text()
+    assert old in text
+    (tmp_path / "sums_choice.yaml").write_text(text.replace(old, new))
+    with pytest.raises(SkyError) as told:
+        manager = _task_manager(["sums_choice"], tmp_path)
+        with _failures_told(["sums_choice"]):
+            _load_tasks(manager, ["sums_choice"], None)
+    assert "sums_choice" in str(told.value) and "fix:" in str(told.value)
+
+
 def test_the_table_and_the_file(tmp_path):
     some = [
         TaskScore("a", 10, 1000, "t", "acc", 0.5, 0.1, 20),
