@@ -1,10 +1,13 @@
 """A rehearsal finds what would fail or stall on a GPU, names the line, and leaves the process that asked as it was."""
 
 import os
+import time
 from multiprocessing import get_context
 
+import psutil
 import pytest
 
+from megatron_sky.distributed.helpers import end_with
 from megatron_sky.errors import ConfigError, RunError
 from megatron_sky.planner.rehearsal import Request, process, rehearse, rehearse_all
 from tests.planner.rehearsal.jobs import tiny
@@ -134,6 +137,34 @@ def test_a_process_that_ends_is_an_error(monkeypatch):
     monkeypatch.setattr(process, "_serve", end_at_once)
     with pytest.raises(RunError, match="rank 0: the process that rehearsed it ended with exit code 3"):
         rehearse_all([Request(tiny(), 1, 0)])
+
+
+def sleep_for_long(answers, parent: int, requests: list[Request]) -> None:
+    end_with(parent)
+    time.sleep(600)
+
+
+def ask_and_wait() -> None:
+    process._serve = sleep_for_long
+    rehearse_all([Request(tiny(), 1, 0)])
+
+
+def test_a_rehearsal_ends_with_the_process_that_asks():
+    spawn = get_context("spawn")
+    asking = spawn.Process(target=ask_and_wait)
+    asking.start()
+    family = psutil.Process(asking.pid)
+    rehearsing: list[psutil.Process] = []
+    for _ in range(1200):
+        rehearsing = [child for child in family.children() if "spawn_main" in " ".join(child.cmdline())]
+        if rehearsing:
+            break
+        time.sleep(0.1)
+    time.sleep(1)  # it may be between its start and its request to end with the other, which looks for that itself
+    asking.kill()
+    asking.join()
+    gone, alive = psutil.wait_procs(rehearsing, timeout=60)
+    assert gone and not alive
 
 
 def test_the_process_that_asks_stays_as_it_was():
