@@ -79,6 +79,10 @@ def read_rows(path: str | Path = OWN) -> tuple[list[Row], list[str]]:
         )
     rows, passed = [], []
     for number, fields in enumerate(table, 2):
+        if (
+            _SHARDING.get(fields["sharding"]) == "zero3"
+        ):  # shards all that there is: other splits are told where there are
+            fields |= {name: fields[name] or "1" for name in ("tp", "pp")}
         missing = [name for name in _NEEDED if not fields[name]]
         if missing or _gpu_name(fields["gpu"]) is None:
             lacks = f"{', '.join(missing)} not published" if missing else f"{fields['gpu']} is not in the hardware file"

@@ -54,10 +54,17 @@ def table_of(tmp_path, *changes):
 
 
 def test_another_table_is_read(tmp_path):
-    changes = [("", ""), ("52,4608", ",4608"), ("A800-SXM-80GB", "MI300X"), ("A800-SXM-80GB", "H100-SXM-96GB")]
+    changes = [
+        ("", ""),
+        ("512,1,2,,1,256,zero1", "512,,,,1,512,fsdp"),
+        ("52,4608", ",4608"),
+        ("A800-SXM-80GB", "MI300X"),
+        ("A800-SXM-80GB", "H100-SXM-96GB"),
+    ]
     rows, passed_over = published.read_rows(table_of(tmp_path, *changes))
-    assert [row.tokens_per_s for row in rows] == [1873, 1873]
-    assert [row.job.cluster.gpu.name for row in rows] == ["a800", "h100-96gb"]
+    assert [row.tokens_per_s for row in rows] == [1873, 1873, 1873]
+    assert [row.job.cluster.gpu.name for row in rows] == ["a800", "a800", "h100-96gb"]
+    assert [row.job.sharding for row in rows] == ["zero1", "zero3", "zero1"] and rows[1].job.layout.dp_size == 512
     assert [each.partition(": ")[2] for each in passed_over] == [
         "num_layers not published",
         "MI300X is not in the hardware file",
