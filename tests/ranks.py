@@ -85,6 +85,7 @@ def _work(tasks, results) -> None:
         except Exception:
             results.put((False, traceback.format_exc()))
             _forget_groups()
+        _leave_groups()
         _release_models()
         gc.collect()
         gc.freeze()  # what is loaded by now stays, and is not looked at again
@@ -102,6 +103,19 @@ def _forget_groups() -> None:
         import torch.distributed
 
         torch.distributed.destroy_process_group()
+
+
+def _leave_groups() -> None:
+    """Those of a check that took an error for its answer: a run that fails leaves its groups as they are."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        return
+    if "megatron.core" in sys.modules:
+        from megatron_sky.distributed.context import close_context
+
+        close_context()
+    else:
+        distributed.destroy_process_group()
 
 
 def _release_models() -> None:

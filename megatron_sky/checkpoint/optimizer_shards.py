@@ -13,8 +13,13 @@ bucket is padded, as with several buckets and ZeRO-1, its own gathering also mis
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from megatron.core.optimizer import MegatronOptimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 KEYS = ("param", "exp_avg", "exp_avg_sq")
 SHARDING_TYPE = "fully_reshardable"
@@ -31,7 +36,7 @@ class _Piece:
     end: int
 
 
-def distributed_optimizer(optimizer):
+def distributed_optimizer(optimizer: "MegatronOptimizer") -> "DistributedOptimizer | None":
     """The one DistributedOptimizer behind megatron-core's optimizer; None where there is none, or several."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -39,7 +44,7 @@ def distributed_optimizer(optimizer):
     return inner[0] if len(inner) == 1 and isinstance(inner[0], DistributedOptimizer) else None
 
 
-def sharded_state(optimizer, model_state: dict, *, loading: bool) -> dict:
+def sharded_state(optimizer: "DistributedOptimizer", model_state: dict, *, loading: bool) -> dict:
     """What megatron-core is to save, or to fill, of a DistributedOptimizer.
 
     Args:
@@ -61,7 +66,7 @@ def sharded_state(optimizer, model_state: dict, *, loading: bool) -> dict:
 
 
 @torch.no_grad()
-def load_state(optimizer, loaded: dict) -> None:
+def load_state(optimizer: "DistributedOptimizer", loaded: dict) -> None:
     """Fills the DistributedOptimizer from `sharded_state(..., loading=True)` once megatron-core has filled that."""
     rest = {name: value for name, value in loaded.items() if not name.startswith("param_state")}
     optimizer.load_state_dict(rest)

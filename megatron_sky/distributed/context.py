@@ -21,7 +21,7 @@ from megatron_sky.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import Store
+    from torch.distributed import ProcessGroup, Store
 
 T = TypeVar("T")
 
@@ -59,38 +59,38 @@ class ParallelContext:
         return self.is_last_stage and chunk == self.layout.vpp_size - 1
 
     @property
-    def dp_cp_group(self):
+    def dp_cp_group(self) -> "ProcessGroup":
         from megatron.core import parallel_state
 
         return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
     @property
-    def cp_group(self):
+    def cp_group(self) -> "ProcessGroup":
         from megatron.core import parallel_state
 
         return parallel_state.get_context_parallel_group()
 
     @property
-    def pp_group(self):
+    def pp_group(self) -> "ProcessGroup":
         from megatron.core import parallel_state
 
         return parallel_state.get_pipeline_model_parallel_group()
 
     @property
-    def tp_group(self):
+    def tp_group(self) -> "ProcessGroup":
         from megatron.core import parallel_state
 
         return parallel_state.get_tensor_model_parallel_group()
 
     @property
-    def stage_group(self):
+    def stage_group(self) -> "ProcessGroup":
         """All ranks that hold parts of this pipeline stage's layers, or copies of them: TP x CP x DP."""
         from megatron.core import parallel_state
 
         return parallel_state.get_amax_reduction_group(with_context_parallel=True)
 
     @property
-    def group_names(self) -> dict:
+    def group_names(self) -> "dict[ProcessGroup, str]":
         """What each group of several ranks is called in reports; one that serves for several has the first's name."""
         from megatron.core import parallel_state
 
@@ -106,8 +106,8 @@ class ParallelContext:
         }
         return {group: name for name, group in reversed(named.items()) if hasattr(group, "size") and group.size() > 1}
 
-    def total_from_last_stage(self, values):
-        """`values` (a tensor, valid on the last pipeline stage only) summed over data and context ranks, everywhere.
+    def total_from_last_stage(self, values: "torch.Tensor") -> "torch.Tensor":
+        """`values` (valid on the last pipeline stage only) summed over data and context ranks, everywhere.
 
         One small all-reduce and one broadcast; on a GPU the caller's `.tolist()` is the sync point.
         """

@@ -12,12 +12,15 @@ import logging
 import os
 import secrets
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_sky.distributed import cpu_emulation, cpu_products
 from megatron_sky.errors import NodeError
 
 if TYPE_CHECKING:
+    import torch
     from torch.profiler import profile
 
 # What is set for a GPU, unless the user's environment says otherwise, and why.
@@ -58,7 +61,9 @@ def collective_backend() -> str:
     return "nccl" if has_gpu() else "gloo"
 
 
-def setup(local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1, deterministic: bool = False):
+def setup(
+    local_rank: int = 0, num_threads: int = 0, local_world_size: int = 1, deterministic: bool = False
+) -> "torch.device":
     """Makes this process ready for megatron-core and returns its torch.device; a second call only returns it.
 
     Must run before `megatron.core` is imported. `num_threads`: see `choose_threads`. `deterministic`: a GPU
@@ -142,7 +147,7 @@ def leave_gpus_out_below(num_processes: int) -> bool:
     return too_few
 
 
-def current():
+def current() -> "torch.device":
     """This process's torch.device."""
     import torch
 
@@ -151,7 +156,7 @@ def current():
     return torch.device("meta" if _state.get("rehearses") else "cpu")
 
 
-def cpu():
+def cpu() -> "torch.device":
     """The CPU as a torch.device, for what must not touch an accelerator."""
     import torch
 
@@ -164,7 +169,7 @@ def products_library() -> str | None:
 
 
 @functools.cache
-def product_dtype(dtype):
+def product_dtype(dtype: "torch.dtype") -> "torch.dtype":
     """The torch.dtype in which matrix products of `dtype` are to be computed here: its own, or fp32.
 
     A CPU without arithmetic of its own for bf16 or fp16 computes their products up to a hundred times slower than
@@ -195,7 +200,7 @@ def name() -> str:
     return torch.cuda.get_device_name() if has_gpu() else "cpu"
 
 
-def use(local_rank: int):
+def use(local_rank: int) -> "torch.device":
     """Makes the GPU of this local rank the current one, for what needs torch alone; its torch.device, or the CPU's."""
     import torch
 
@@ -267,7 +272,7 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def pin(tensor):
+def pin(tensor: "torch.Tensor") -> "torch.Tensor":
     """A CPU tensor in page-locked memory, from which a copy to a GPU runs beside the compute; as it is without a GPU.
 
     Pageable memory makes every copy wait, whatever `non_blocking` asks for.
@@ -291,7 +296,7 @@ def kernel_profile() -> "profile":
     return profile(activities=activities)
 
 
-def kernel_times(profile) -> list[tuple[str, int, float]]:
+def kernel_times(profile: "profile") -> list[tuple[str, int, float]]:
     """(name, calls, microseconds of its own) of a GPU's kernels, or of a CPU's operators.
 
     The ranges that we named hold others and are left out; so are, on a GPU, the operators that started the kernels.
@@ -307,7 +312,7 @@ def kernel_times(profile) -> list[tuple[str, int, float]]:
 
 
 @contextlib.contextmanager
-def named_range(name: str):
+def named_range(name: str) -> Iterator[None]:
     """Names what runs inside: in a profiler's trace, for Nsight Systems (NVTX) on a GPU, for a rehearsal's watch."""
     import torch
 
@@ -327,7 +332,7 @@ def record_allocations() -> None:
         torch.cuda.memory._record_memory_history(max_entries=100_000)
 
 
-def write_allocations(path) -> bool:
+def write_allocations(path: Path) -> bool:
     """Writes what `record_allocations` kept; whether there was anything."""
     import torch
 
@@ -348,7 +353,7 @@ def seed(value: int) -> None:
 
 
 @contextlib.contextmanager
-def on_meta():
+def on_meta() -> Iterator[None]:
     """Tensors made inside take no memory: for building a model only to look at its shapes."""
     import torch
 

@@ -13,9 +13,13 @@ import socket
 import time
 from collections.abc import Callable, MutableMapping
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from megatron_sky.distributed.launch import LOOPBACK, RankInfo
 from megatron_sky.errors import NodeError, RunError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 CLOCK_SECONDS = 30.0
 ANSWER_SECONDS = 60.0
@@ -74,7 +78,7 @@ def _interface_of(address: str | int | None) -> str | None:
     return None
 
 
-def meet(info: RankInfo, facts: dict, *, timeout_seconds: float, warn: Callable[[str], None]):
+def meet(info: RankInfo, facts: dict, *, timeout_seconds: float, warn: Callable[[str], None]) -> "Store":
     """The job's store, once all ranks have checked in with equal `facts` (plain JSON values).
 
     Raises on every rank: NodeError where a rank did not come in time, RunError where its facts are not rank 0's.

@@ -5,6 +5,10 @@ talk most, are neighbours on one node.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_sky.config.schema import ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Layout:
     vpp_size: int = 1
 
     @classmethod
-    def of(cls, parallel, world_size: int) -> "Layout":
+    def of(cls, parallel: "ParallelConfig", world_size: int) -> "Layout":
         """The layout that `parallel` (the recipe's section) gives `world_size` ranks, which must divide."""
         split = parallel.tp_size * parallel.pp_size * parallel.cp_size
         assert world_size % split == 0, "config.validate checks this before"

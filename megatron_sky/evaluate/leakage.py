@@ -6,7 +6,7 @@ whole confidence interval must lie beyond a margin, a fraction of L_ref. The thr
 document lengths and token by token, since short documents and rare tokens have higher losses. No torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,7 +132,9 @@ def verdict_train(comparison: Comparison, margin: float = MARGIN) -> Verdict:
     return Verdict(NOT_TRAINED, f"{shown} is not above {limit_shown}")
 
 
-def judge(comparisons: Sequence[Comparison], verdict, margin: float = MARGIN) -> Verdict:
+def judge(
+    comparisons: Sequence[Comparison], verdict: Callable[[Comparison, float], Verdict], margin: float = MARGIN
+) -> Verdict:
     """The verdict of the first comparison, tempered by the others that rest on at least half of the tokens.
 
     A finding that equal lengths or equal tokens do not bear out, or that only they show, is possible and not certain.

@@ -6,7 +6,7 @@ number.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,10 @@ class SpanScore:
     likeliest: np.ndarray
 
 
+Gather = Callable[[dict[int, SpanScore]], list[dict[int, SpanScore]]]
+"""Hands every rank's answers to every rank."""
+
+
 class Progress:
     """Log lines of how many batches of `what` are done, now and then."""
 
@@ -42,7 +46,9 @@ class Progress:
             log.info("%s: batch %d of %d", self._what, min(batch, self._num_batches), self._num_batches)
 
 
-def score_spans(model: Model, spans: Sequence[Span], *, batch_tokens: int, gather, what: str = "") -> list[SpanScore]:
+def score_spans(
+    model: Model, spans: Sequence[Span], *, batch_tokens: int, gather: Gather, what: str = ""
+) -> list[SpanScore]:
     """Every span's score, in order, on every rank.
 
     Args:

@@ -1,6 +1,7 @@
 """A Hugging Face folder's config.json, and the library that runs such folders."""
 
 from pathlib import Path
+from types import ModuleType
 
 from megatron_sky.errors import CheckpointError, MissingDependency
 from megatron_sky.files import read_json
@@ -70,7 +71,7 @@ def said(error: Exception) -> str:
     return type(error).__name__ if not text or "eights only" in text or "weights_only" in text else text
 
 
-def transformers_for(folder: Path):
+def transformers_for(folder: Path) -> ModuleType:
     """The transformers module, or MissingDependency with the install command; CheckpointError for `check_name`."""
     check_name(folder)
     try:

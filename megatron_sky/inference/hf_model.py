@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError
 from megatron_sky.inference.hf_folder import HF_CONFIG, check_size, hf_settings, is_skywork, said, transformers_for
 from megatron_sky.inference.logits import losses_of_logits, row_chunks
@@ -18,18 +20,19 @@ class HfModel:
 
     answers = True
 
-    def __init__(self, folder: Path, context):
+    def __init__(self, folder: Path, context: ParallelContext):
         self.device, self.share, self.shares = context.device, context.rank, context.world_size
         dtype = torch.float32 if context.device.type == "cpu" else _own_dtype(folder)
         self._model = load_model(folder, dtype).to(device=context.device)
 
-    def losses(self, tokens, places, targets):
+    def losses(self, tokens: Tensor, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._logits(tokens, places)
         chunks = row_chunks(len(places), self._model.config.vocab_size)
         parts = [losses_of_logits(logits(rows), targets[rows]) for rows in chunks]
-        return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        losses, likeliest = zip(*parts, strict=True)
+        return torch.cat(losses), torch.cat(likeliest)
 
-    def next_logits(self, tokens, places):
+    def next_logits(self, tokens: Tensor, places: Tensor) -> Tensor:
         return self._logits(tokens, places)(slice(None)).float()
 
     def _logits(self, tokens, places) -> Callable:

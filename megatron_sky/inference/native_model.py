@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor
 
 from megatron_sky.checkpoint import state
 from megatron_sky.checkpoint.description import CONFIG, read_description
 from megatron_sky.checkpoint.reader.index import METADATA
 from megatron_sky.checkpoint.reader.torch_dist import read_stored
 from megatron_sky.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
+from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError
 from megatron_sky.inference.logits import losses_of_logits, row_chunks
 from megatron_sky.model.build import build_model
@@ -24,7 +26,7 @@ class NativeModel:
     The embedding's padding rows are no tokens: they are left out of the softmax, as an exported model has none.
     """
 
-    def __init__(self, folder: Path, context):
+    def __init__(self, folder: Path, context: ParallelContext):
         saved = read_description(folder)
         config = saved.config
         _check_size(folder, config.model)
@@ -56,16 +58,17 @@ class NativeModel:
         self._vocab_size, self._hidden_size = config.model.vocab_size, config.model.hidden_size
         self._dtype = next(self._model.parameters()).dtype
 
-    def losses(self, tokens, places, targets):
+    def losses(self, tokens: Tensor, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         hidden = self._hidden(tokens)
         if hidden is None:
             return None
         assert self._output is not None, "the last stage has the output layer"
         hidden = hidden[_sequence_first(places, tokens)]
         parts = [self._losses(hidden[rows], targets[rows]) for rows in row_chunks(len(places), len(self._output))]
-        return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        losses, likeliest = zip(*parts, strict=True)
+        return torch.cat(losses), torch.cat(likeliest)
 
-    def next_logits(self, tokens, places):
+    def next_logits(self, tokens: Tensor, places: Tensor) -> Tensor:
         assert self._context.layout.tp_size == self._context.layout.pp_size == 1, "generation runs on whole models"
         hidden = self._hidden(tokens)[_sequence_first(places, tokens)]
         return self._logits(hidden)[:, : self._vocab_size].float()

@@ -13,7 +13,12 @@ for the format, and a layout that measures a shard instead of the whole changes 
 batches and ranks, so that it does not depend on the layout.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 INPUT, WEIGHT, GRAD = 0, 1, 2
@@ -108,7 +113,7 @@ class Tensorwise:
     def __init__(self, dtypes: tuple[torch.dtype, ...]):
         self.dtypes = dtypes
 
-    def scale(self, operand: int, x: torch.Tensor, group=None) -> torch.Tensor:
+    def scale(self, operand: int, x: torch.Tensor, group: "ProcessGroup | None" = None) -> torch.Tensor:
         """The scale of operand INPUT, WEIGHT or GRAD; `group`: the ranks that must use one scale for their parts."""
         amax = amax_of(x)
         if group is not None:
@@ -127,7 +132,7 @@ class Delayed:
         """Whether there is no history yet, and each tensor is scaled by its own amax."""
         return self._tables.is_empty
 
-    def scale(self, operand: int, x: torch.Tensor, group=None) -> torch.Tensor:
+    def scale(self, operand: int, x: torch.Tensor, group: "ProcessGroup | None" = None) -> torch.Tensor:
         if not self._tables.is_empty:
             return self._tables.scales[*self._row, operand]
         return Tensorwise(self.dtypes).scale(operand, x, group)
@@ -144,7 +149,9 @@ class AmaxHistory:
     Tables `[layer, linear, operand]`; `history` has the steps as a last dimension, newest first.
     """
 
-    def __init__(self, num_layers: int, num_linears: int, *, length: int, algorithm: str, format: str, device):
+    def __init__(
+        self, num_layers: int, num_linears: int, *, length: int, algorithm: str, format: str, device: torch.device
+    ):
         self.dtypes = formats(format)
         self._algorithm = algorithm
         self.history = torch.zeros(num_layers, num_linears, 3, length, dtype=torch.float32, device=device)
@@ -156,7 +163,7 @@ class AmaxHistory:
         """Forgets the amax of a step that was not applied."""
         self.amax.zero_()
 
-    def end_step(self, group) -> None:
+    def end_step(self, group: "ProcessGroup") -> None:
         """Moves the history by the step's amax over `group`: the ranks that hold parts of the same layers."""
         torch.distributed.all_reduce(self.amax, op=torch.distributed.ReduceOp.MAX, group=group)
         self._take(pushed(self.history, self.amax))

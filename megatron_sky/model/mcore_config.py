@@ -1,5 +1,7 @@
 """The one place that spells megatron-core's field names: the recipe's sections in, megatron-core's configs out."""
 
+from typing import TYPE_CHECKING
+
 from megatron_sky.config.schema import (
     Fp8Config,
     KernelsConfig,
@@ -10,8 +12,14 @@ from megatron_sky.config.schema import (
     TrainConfig,
 )
 
+if TYPE_CHECKING:
+    import torch
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+    from megatron.core.transformer import TransformerConfig
 
-def torch_dtype(precision: PrecisionConfig):
+
+def torch_dtype(precision: PrecisionConfig) -> "torch.dtype":
     """The torch dtype of weights and activations."""
     import torch
 
@@ -27,8 +35,8 @@ def transformer_config(
     kernels: KernelsConfig,
     on_gpu: bool,
     backend: str,
-):
-    """megatron-core's TransformerConfig. Weights are left unset: `model.init` draws them by global name.
+) -> "TransformerConfig":
+    """Weights are left unset: `model.init` draws them by global name.
 
     Its initialisation still runs, with functions that do nothing, since it alone marks the tensor-parallel parameters.
 
@@ -87,7 +95,7 @@ def transformer_config(
     )
 
 
-def ddp_config(parallel: ParallelConfig, precision: PrecisionConfig):
+def ddp_config(parallel: ParallelConfig, precision: PrecisionConfig) -> "DistributedDataParallelConfig":
     """megatron-core's DistributedDataParallelConfig."""
     from megatron.core.distributed import DistributedDataParallelConfig
 
@@ -104,8 +112,8 @@ def ddp_config(parallel: ParallelConfig, precision: PrecisionConfig):
 
 def optimizer_config(
     optimizer: OptimizerConfig, *, lr: float, min_lr: float, parallel: ParallelConfig, precision: PrecisionConfig
-):
-    """megatron-core's OptimizerConfig; `lr` and `min_lr` are only first values, the schedule sets each step's."""
+) -> "MegatronOptimizerConfig":
+    """`lr` and `min_lr` are only first values, the schedule sets each step's."""
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 
     return MegatronOptimizerConfig(

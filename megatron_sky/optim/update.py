@@ -5,11 +5,15 @@ updates. Here `measure` is the first half and `apply` the second.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 from megatron_sky.config.schema import OptimizerConfig
 
+if TYPE_CHECKING:
+    from megatron.core.optimizer import MegatronOptimizer
 
-def measure(optimizer) -> float | None:
+
+def measure(optimizer: "MegatronOptimizer") -> float | None:
     """Makes the gradients ready and returns their global norm.
 
     None where they overflowed fp16 and the loss scale has been lowered for the next step; infinite where they
@@ -21,7 +25,7 @@ def measure(optimizer) -> float | None:
     return float(optimizer.get_grad_norm())
 
 
-def apply(optimizer, grad_norm: float) -> bool:
+def apply(optimizer: "MegatronOptimizer", grad_norm: float) -> bool:
     """Clips by `grad_norm` and updates the weights; whether they were updated."""
     from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
@@ -32,12 +36,12 @@ def apply(optimizer, grad_norm: float) -> bool:
     return bool(optimizer.step_with_ready_grads())
 
 
-def _is_loss_scale_smallest(optimizer) -> bool:
+def _is_loss_scale_smallest(optimizer: "MegatronOptimizer") -> bool:
     scalers = [getattr(one, "grad_scaler", None) for one in getattr(optimizer, "chained_optimizers", [optimizer])]
     return any(scaler is not None and float(scaler.scale) <= float(scaler.min_scale) for scaler in scalers)
 
 
-def set_numbers(optimizer, recipe: OptimizerConfig, lr: float) -> None:
+def set_numbers(optimizer: "MegatronOptimizer", recipe: OptimizerConfig, lr: float) -> None:
     """Sets the step's learning rate and the recipe's numbers, whatever a loaded checkpoint had.
 
     Biases and norms carry a decay multiplier of 0.
@@ -48,7 +52,7 @@ def set_numbers(optimizer, recipe: OptimizerConfig, lr: float) -> None:
         group["betas"], group["eps"] = (recipe.adam_beta1, recipe.adam_beta2), recipe.adam_eps
 
 
-def forget_moments(optimizer) -> None:
+def forget_moments(optimizer: "MegatronOptimizer") -> None:
     """Back to a new optimizer's state: moments of zero, bias correction from the first step. Weights stay."""
     for one in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = getattr(one, "optimizer", None)

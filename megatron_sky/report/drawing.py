@@ -19,6 +19,7 @@ from megatron_sky.report.content import LegendEntry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ACCENT = COLOURS[0]
 _NAMES = ("blue", "orange", "green", "magenta", "violet", "olive", "red", "sky blue")
@@ -122,7 +123,7 @@ def colour_name(colour: str) -> str:
     return (names | {INK: "black", BOUND: "black", MUTED: "grey", PALE_GREY: "pale grey"})[colour]
 
 
-def new_figure(label: str):
+def new_figure(label: str) -> "tuple[Figure, Axes]":
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -256,7 +257,7 @@ def _marker(points: Numbers) -> str:
     return "o" if len(points) <= _FEW else ""
 
 
-def to_svg(figure, salt: str) -> bytes:
+def to_svg(figure: "Figure", salt: str) -> bytes:
     """The figure as SVG; the same run gives the same bytes."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 from megatron_sky.errors import DataError, MissingDependency, SkyError
 from megatron_sky.files import parse_json, read_bytes, read_json
@@ -437,7 +437,7 @@ def find_in_hugging_face(folder: Path) -> Path | None:
     return whole if tokenizer_files.json_size(whole) > load_tokenizer(named).vocab_size else named
 
 
-def gigatoken_for(needed_for: str):
+def gigatoken_for(needed_for: str) -> ModuleType:
     """The gigatoken module, or MissingDependency with the install command."""
     try:
         import gigatoken

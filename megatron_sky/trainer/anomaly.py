@@ -8,6 +8,7 @@ the median, so that a loss that hardly moves does not make a spike of every brea
 import math
 import statistics
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from megatron_sky.config.schema import ResilienceConfig
@@ -56,7 +57,7 @@ class AnomalyDetector:
         self._seen["grad_norm"].append(grad_norm)
 
 
-def robust_zscore(value: float, seen) -> float:
+def robust_zscore(value: float, seen: Collection[float]) -> float:
     """How far `value` lies above the median of `seen`, in robust standard deviations."""
     median = statistics.median(seen)
     deviation = 1.4826 * statistics.median(abs(value - median) for value in seen)

@@ -92,7 +92,7 @@ class Observer:
         batch_size: int,
         tokens: int,
         seconds: float,
-    ):
+    ) -> None:
         """A step was done: `state` already counts it."""
         if not self._active:
             return

@@ -5,7 +5,7 @@ Written to `<run_dir>/profile/`: `rank_00000_steps_10-12.json.gz` (for Perfetto 
 
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class Profiler:
             self._profile.stop()
 
     @contextlib.contextmanager
-    def step(self, number: int):
+    def step(self, number: int) -> Iterator[None]:
         """Around step `number`."""
         if self._profile is None and number in self._steps:
             self._profile = device.kernel_profile()
@@ -66,6 +66,6 @@ class Profiler:
         self._tell(f"profile of rank {self._rank} in {trace}; time by kernel class:\n{text}")
 
 
-def kernel_times(profile) -> list[KernelTime]:
+def kernel_times(profile: "profile") -> list[KernelTime]:
     """Own time of every kernel on a GPU, of every operator on a CPU."""
     return [KernelTime(*kernel) for kernel in device.kernel_times(profile)]

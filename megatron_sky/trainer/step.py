@@ -154,6 +154,7 @@ class StepRunner:
         if ids is None:
             return {"attention_mask": None}
         if self.model.backend == "te":
+            assert batch.cu_seqlens is not None, "a batch whose documents are kept apart has both"
             bounds = packed_documents(batch.cu_seqlens, self.context.device)
             return {"attention_mask": None, "packed_seq_params": bounds}
         return {"attention_mask": ids.to(self.context.device, non_blocking=True)}

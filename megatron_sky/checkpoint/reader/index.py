@@ -7,11 +7,15 @@ and generation load by, `as_torch` makes torch's classes of it, so that torch ne
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES
 from megatron_sky.checkpoint.reader.pickles import INDEX_NAMES, DtypeName, Plain, counts, read_pickle
 from megatron_sky.errors import CheckpointError
 from megatron_sky.files import lies_inside, read_bytes
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
 
 METADATA = ".metadata"
 MAX_BYTES = 1 << 30
@@ -137,7 +141,7 @@ def _place(key: str, info: Plain) -> Place:
     return Place(file, *counts((info.offset, info.length), f"{key}: offset and length"))
 
 
-def as_torch(path: Path):
+def as_torch(path: Path) -> "Metadata":
     """The index in `path` as torch's Metadata, whichever version of torch wrote it. Raises CheckpointError."""
     import torch
     from torch.distributed.checkpoint import metadata as dcp

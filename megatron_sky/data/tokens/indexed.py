@@ -11,7 +11,7 @@ is how they are handled:
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -339,7 +339,9 @@ def _open(path: Path) -> int:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
 
 
-def chunks(table, total: int, first: int = 0, size: int = 1 << 20) -> Iterator[np.ndarray]:
+def chunks(
+    table: Callable[[int, int], np.ndarray], total: int, first: int = 0, size: int = 1 << 20
+) -> Iterator[np.ndarray]:
     """`table(first, count)` of an `IndexedTokens`, `total` entries from `first` on in pieces of `size`."""
     for start in range(0, total, size):
         yield table(first + start, min(size, total - start))

@@ -32,7 +32,9 @@ class _Fp8:
     def forget_weight(self) -> None:
         self._weight = None
 
-    def quantize(self, operand: int, x: torch.Tensor, group=None) -> tuple[torch.Tensor, torch.Tensor]:
+    def quantize(
+        self, operand: int, x: torch.Tensor, group: dist.ProcessGroup | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(`x` in 8 bits, its scale); the amax is noted while training."""
         scale = self.scaling.scale(operand, x, group)
         dtype = self.scaling.dtypes[operand]
@@ -165,7 +167,7 @@ class Fp8Scaling:
         if self.amax is not None:
             self.amax.begin_step()
 
-    def end_step(self, group) -> None:
+    def end_step(self, group: dist.ProcessGroup) -> None:
         """After a step that was applied; `group`: all ranks that hold parts of the same layers."""
         if self.amax is not None:
             self.amax.end_step(group)

@@ -3,18 +3,25 @@
 GPU only. Its checkpoint names are the torch backend's, so either loads the other's weights.
 """
 
+from typing import TYPE_CHECKING
+
 from megatron_sky.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, TrainConfig
 from megatron_sky.distributed import compat
 
+if TYPE_CHECKING:
+    import torch
+    from megatron.core.packed_seq_params import PackedSeqParams
+    from megatron.core.transformer import ModuleSpec
 
-def layer_spec():
+
+def layer_spec() -> "ModuleSpec":
     """The spec of one layer, of megatron-core's Transformer Engine modules."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
     return get_gpt_layer_with_transformer_engine_spec()
 
 
-def final_norm():
+def final_norm() -> type:
     """The class of the norm behind the last layer."""
     from megatron.core.extensions.transformer_engine import TENorm
 
@@ -46,7 +53,7 @@ def open_user_buffers(
     )
 
 
-def packed_documents(cu_seqlens, device):
+def packed_documents(cu_seqlens: "torch.Tensor", device: "torch.device") -> "PackedSeqParams":
     """megatron-core's PackedSeqParams for one sequence of several documents: attention stays within each.
 
     `cu_seqlens`: int32 `[n + 1]` on the CPU, so that the longest document is known without waiting for a GPU.

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_sky.distributed import compat, device
 from megatron_sky.model.backends.fp8_linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear
 
 
-def layer_spec(normalization: str, fp8: bool = False):
+def layer_spec(normalization: str, fp8: bool = False) -> ModuleSpec:
     """The spec of one layer; `fp8`: its linears multiply in 8 bits."""
     spec = get_gpt_layer_local_spec(normalization="RMSNorm")
     parts = spec.submodules
@@ -30,7 +31,7 @@ def layer_spec(normalization: str, fp8: bool = False):
     return spec
 
 
-def final_norm(normalization: str):
+def final_norm(normalization: str) -> type:
     """The class of the norm behind the last layer."""
     return {"rmsnorm": FinalRMSNorm, "layernorm": FinalLayerNorm}[normalization]
 
@@ -47,7 +48,7 @@ class RMSNorm(torch.nn.RMSNorm):
         super().__init__(hidden_size, eps=eps)
         _mark(self.weight, config)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _CpuRMSNorm.apply(x, self.weight, self.eps) if x.device.type == "cpu" else super().forward(x)
 
 
