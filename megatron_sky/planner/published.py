@@ -23,6 +23,7 @@ from megatron_sky.planner.speed import step_seconds, tokens_per_second_per_gpu
 
 OWN = Path(__file__).parent / "published.csv"
 GB = 1e9  # the pages' unit of memory, where they say none
+_WORDS = ("source", "notes", "sharding", "sequence_parallel", "recompute", "attention", "precision")
 _NEEDED = ("num_layers", "hidden", "seq", "gpu", "nodes_or_gpus", "tp", "pp")
 _SHARDING: dict[str, Sharding] = {"ddp": "none", "zero2": "zero2", "zero3": "zero3", "fsdp": "zero3"}
 _RECOMPUTE: dict[str, Recompute] = {"full": "full", "selective": "selective"}
@@ -72,13 +73,14 @@ class Errors:
 def read_rows(path: str | Path = OWN) -> tuple[list[Row], list[str]]:
     """(rows that can be predicted, what the others lack) of a CSV file with the columns of `published.csv`."""
     table = csv.DictReader(io.StringIO(read_text(path)))
-    lacking = {"id", "notes", *_NEEDED} - set(table.fieldnames or ())
+    lacking = {"id", *_WORDS, *_NEEDED} - set(table.fieldnames or ())
     if lacking:
         raise DataError(
             f"{path}: has no column {', '.join(sorted(lacking))}\n  fix: name the columns as {OWN.name} does"
         )
     rows, passed = [], []
-    for number, fields in enumerate(table, 2):
+    for number, line in enumerate(table, 2):
+        fields = {name: text or "" for name, text in line.items() if name is not None}
         if (
             _SHARDING.get(fields["sharding"]) == "zero3"
         ):  # shards all that there is: other splits are told where there are

@@ -75,9 +75,12 @@ def test_a_table_that_cant_be_read_is_told(tmp_path):
     with pytest.raises(DataError, match=r"rows.csv:2 \(sky-skywork-dp256-pp2\): can't be read"):
         published.read_rows(table_of(tmp_path, ("52,4608", "52,many")))
     path = table_of(tmp_path, ("", ""))
-    path.write_text(path.read_text(encoding="utf-8").replace("num_layers", "layers"), encoding="utf-8")
-    with pytest.raises(DataError, match="has no column num_layers"):
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("num_layers", "layers").replace("sharding", "shards"), encoding="utf-8")
+    with pytest.raises(DataError, match="has no column num_layers, sharding"):
         published.read_rows(path)
+    path.write_text(text.splitlines()[0] + "\nshort,13B,40", encoding="utf-8")
+    assert published.read_rows(path) == ([], ["short: hidden, seq, gpu, nodes_or_gpus, tp, pp not published"])
 
 
 def test_every_row_names_its_source():
