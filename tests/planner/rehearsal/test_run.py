@@ -51,6 +51,15 @@ MORE: dict[str, tuple[int, list[str]]] = {
     "head of 20": (1, ["model.kv_channels=20"]),
     "rope scaling": (1, ["model.rope_scaling={kind: llama3, factor: 8}"]),
     "no clipping": (1, ["optimizer.clip_grad=0"]),
+    "one micro batch on four stages": (4, ["parallel.pp_size=4", "train.global_batch_size=1"]),
+    "as many micro batches as interleaved stages": (2, [PP2, VPP2, "train.global_batch_size=2"]),
+    "cp4, tp2 sp": (16, ["parallel.cp_size=4", TP2, SP]),
+    "documents, cp2, grouped queries": (4, [DOCUMENTS, CP2, GROUPS]),
+    "learned positions, cp2": (8, [PP2, CP2, TP2, "model.position_embedding=learned_absolute"]),
+    "small buckets": (4, [*OVERLAPS, "parallel.grad_bucket_size=20000"]),
+    "ends in 16 bits": (2, [PP2, "precision.fp8={recipe: delayed, first_last_layers_bf16: true}"]),
+    "gpt, tied, interleaved": (8, [*GPT, "model.tie_embeddings=true", PP2, VPP2, TP2, SP]),
+    "validation, interleaved": (4, [PP2, VPP2, "validation.sets=[{name: a, path: /nowhere}]", *OVERLAPS]),
 }
 
 
