@@ -144,7 +144,9 @@ guard(work, rank)
     ("work", "told", "code"),
     [
         (
-            "if rank == 1: raise ValueError('the first cause')\n"
+            "mark = os.path.join(os.environ['PYTHONPATH'].split(os.pathsep)[0], 'failed')\n"
+            "    if rank == 1: open(mark, 'w').close(); raise ValueError('the first cause')\n"
+            "    while not os.path.exists(mark): time.sleep(0.01)\n"
             "    time.sleep(0.3); raise RuntimeError('gloo: Connection closed by peer')",
             "LAST rank 1: ValueError: the first cause",
             1,
