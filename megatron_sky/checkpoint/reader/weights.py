@@ -103,7 +103,7 @@ def check_num_layers(model: ModelConfig, num_tensors: int, where: Path) -> None:
 
 
 def validate_and_trim(weights: dict[str, LazyTensor], model: ModelConfig, where: Path) -> dict[str, LazyTensor]:
-    """`found` with the vocabulary's padding rows cut off, which are then exactly the weights that `model` has.
+    """`weights` with the vocabulary's padding rows cut off, which are then exactly the weights that `model` has.
 
     Raises CheckpointError naming every tensor that is missing, unknown, or of a shape that contradicts the model.
     """
