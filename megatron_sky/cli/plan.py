@@ -1,5 +1,6 @@
 """`megatron-sky plan`: memory, speed and layout of a job, before a GPU is asked for."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,21 +12,44 @@ from megatron_sky.cli._common import with_options
 if TYPE_CHECKING:
     from megatron_sky.planner.run import Failures
 
+_ASKS = {
+    "--rows": ("--check",),
+    "--explain": ("--explain", "--goodput"),
+    "--top": ("the search",),
+    "--out": ("the search", "--explain"),
+    "--picture": ("the search", "--explain"),
+    "--node-mtbf-hours": ("--goodput",),
+    "--restart-minutes": ("--goodput",),
+    "--repair-hours": ("--goodput",),
+    "--checkpoint-stall": ("--goodput",),
+}
+"""What an option has an effect with, where that is not everything."""
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number.")
+    return value
+
 
 def _failures(
     node_mtbf_hours: Annotated[
-        float | None, typer.Option(min=1, help="--goodput: hours between failures of one node; default: 6335.")
+        float | None,
+        typer.Option(min=1, callback=_finite, help="--goodput: hours between failures of one node; default: 6335."),
     ] = None,
     restart_minutes: Annotated[
-        float | None, typer.Option(min=0, help="--goodput: from a failure to training again; default: 10.")
+        float | None,
+        typer.Option(min=0, callback=_finite, help="--goodput: from a failure to training again; default: 10."),
     ] = None,
     repair_hours: Annotated[
-        float | None, typer.Option(min=0, help="--goodput: until a failed node is back; default: 24.")
+        float | None, typer.Option(min=0, callback=_finite, help="--goodput: until a failed node is back; default: 24.")
     ] = None,
     checkpoint_stall: Annotated[
         float | None,
         typer.Option(
-            min=0.01, help="--goodput: seconds that a checkpoint stops training; default: copying to the host."
+            min=0.01,
+            callback=_finite,
+            help="--goodput: seconds that a checkpoint stops training; default: copying to the host.",
         ),
     ] = None,
 ) -> "Failures":
@@ -46,7 +70,7 @@ def plan(
     gpu: Annotated[str | None, typer.Option(help="Kind of GPU, as a800, h100 or b200, or a .yaml file of one.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Default: as the GPU is usually built in.")] = None,
     network: Annotated[
-        float | None, typer.Option(min=0.1, help="Gbit/s of one node's network; default: as usually built.")
+        float | None, typer.Option(min=0.1, callback=_finite, help="Gbit/s of a node; default: as usually built.")
     ] = None,
     explain: Annotated[
         str | None,
@@ -56,10 +80,8 @@ def plan(
             "'own' is the recipe's.",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Show this many layouts.")] = 10,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the best layout, or the explained one, as a recipe to layer over this.")
-    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Show this many layouts; default: 10.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the best or explained layout, to layer over RECIPE.")] = None,
     picture: Annotated[
         Path | None,
         typer.Option(help="Draw memory against speed of all layouts, or with --explain the pipeline (.png, .svg)."),
@@ -69,9 +91,7 @@ def plan(
     ] = None,
     goodput: Annotated[
         bool,
-        typer.Option(
-            "--goodput", help="Failures too: share of time that trains, best checkpoint interval, spare nodes."
-        ),
+        typer.Option("--goodput", help="Failures too: share of time that trains, checkpoint interval, spare nodes."),
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Predict published measurements and show the errors.")] = False,
     rows: Annotated[
@@ -81,6 +101,9 @@ def plan(
     """Find the best layout for a number of GPUs of a kind: its memory, speed and cost, before a GPU is asked for."""
     from megatron_sky.planner import run
 
+    failures = options()
+    given = {"--rows": rows, "--explain": explain, "--top": top, "--out": out, "--picture": picture}
+    _check_effects(given | _given(failures), check=check, scale=scale is not None, goodput=goodput)
     if check:
         run.print_check(rows)
         return
@@ -91,8 +114,34 @@ def plan(
     if numbers is not None:
         run.print_scale(job, numbers)
     elif goodput:
-        run.print_goodput(job, explain, options())
+        run.print_goodput(job, explain, failures)
     elif explain is None:
-        run.print_search(job, top=top, out=out, picture=picture)
+        run.print_search(job, top=top or 10, out=out, picture=picture)
     else:
         run.print_layout(job, explain, out=out, picture=picture)
+
+
+def _given(failures: "Failures") -> dict[str, object]:
+    return {
+        "--node-mtbf-hours": failures.node_mtbf_hours,
+        "--restart-minutes": failures.restart_minutes,
+        "--repair-hours": failures.repair_hours,
+        "--checkpoint-stall": failures.checkpoint_stall_seconds,
+    }
+
+
+def _check_effects(given: dict[str, object], *, check: bool, scale: bool, goodput: bool) -> None:
+    """Raises ConfigError of options of `given` that are not None and have no effect with what is asked for."""
+    from megatron_sky.errors import ConfigError, Problem
+
+    asked = [name for name, is_asked in (("--check", check), ("--scale", scale), ("--goodput", goodput)) if is_asked]
+    if len(asked) > 1:
+        raise ConfigError(Problem(asked[1], f"can't go with {asked[0]}", "give one of them"))
+    kind = asked[0] if asked else "--explain" if given["--explain"] is not None else "the search"
+    problems = [
+        Problem(name, f"has an effect with {' and '.join(_ASKS[name])} only", "leave it out")
+        for name, value in given.items()
+        if value is not None and kind not in _ASKS[name]
+    ]
+    if problems:
+        raise ConfigError(problems)

@@ -11,6 +11,8 @@ import random
 from dataclasses import dataclass, replace
 
 HOUR = 3600.0
+_MOST_STOPPED = 3.0
+"""Restart and checkpoint beside the time between failures, where a job still gets on."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,20 @@ class Reliability:
     @property
     def job_mtbf_seconds(self) -> float:
         return self.node_mtbf_hours * HOUR / self.num_nodes
+
+
+def too_often(r: Reliability) -> str:
+    """Why next to nothing trains: failures come faster than restarts and checkpoints end. Empty where that is not so.
+
+    At most e^(-(R + stall) / M) of the time trains, for failures M apart and restarts R long.
+    """
+    stopped = r.restart_seconds + r.checkpoint_stall_seconds
+    if stopped <= _MOST_STOPPED * r.job_mtbf_seconds:
+        return ""
+    return (
+        f"one of {r.num_nodes:,} nodes fails every {r.job_mtbf_seconds:,.0f} s, and a restart and a checkpoint take "
+        f"{stopped:,.0f} s: less than {math.exp(-_MOST_STOPPED):.0%} of the time would train"
+    )
 
 
 def goodput(interval_seconds: float, r: Reliability) -> float:

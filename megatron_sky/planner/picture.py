@@ -42,12 +42,12 @@ def draw_frontier(found: Found, path: Path) -> None:
     axes.axvline(room, color=COLOURS[6], linestyle="--", linewidth=1, label=f"{room:.1f} GiB can be used")
     for number, each in enumerate(front[:1] + front[-1:]):
         x, y = each.forecast.memory.total / GIB, each.forecast.tokens_per_second_per_gpu
-        place = {"xytext": (-6, 8), "ha": "right"} if number == 0 else {"xytext": (6, 4), "ha": "left"}
+        place = {"xytext": (-6, 8), "ha": "right"} if number == 0 else {"xytext": (0, -14), "ha": "left"}
         axes.annotate(each.words, (x, y), textcoords="offset points", fontsize=8, color=INK, **place)
     axes.set_xlabel("GiB of a GPU at its peak")
     axes.set_ylabel("tokens/s a GPU")
     axes.set_ylim(bottom=0, top=best.forecast.tokens_per_second_per_gpu * 1.12)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     _save(figure, path)
 
 
@@ -91,4 +91,5 @@ def _figure(width: float, height: float):
 def _save(figure: "Figure", path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:])
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, content.getvalue())

@@ -12,7 +12,7 @@ from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.files import write_text
 from megatron_sky.planner import hardware, published, show
 from megatron_sky.planner.forecast import Forecast
-from megatron_sky.planner.goodput import Reliability
+from megatron_sky.planner.goodput import Reliability, too_often
 from megatron_sky.planner.hardware import Cluster, cluster_of, find_gpu
 from megatron_sky.planner.job import Job
 from megatron_sky.planner.layout_text import apply_layout, layout_words, overlay
@@ -38,7 +38,7 @@ def read_job(
     """What the command line says. Raises ConfigError of all that is missing. `network`: Gbit/s of a node."""
     problems = []
     if not recipe:
-        problems.append(Problem("--check", "or a recipe is needed", "name a recipe's files, or ask for --check"))
+        problems.append(Problem("RECIPE", "is needed", "name a recipe's files, or ask for --check"))
     if gpus is None:
         problems.append(Problem("--gpus", "is needed", "say how many GPUs the job has"))
     if gpu is None:
@@ -73,7 +73,7 @@ def print_scale(asked: Asked, numbers: Sequence[int]) -> None:
         points = scale(asked.config, asked.cluster, numbers, weak=weak)
         print("\n".join(show.scale_lines(points, weak=weak)))
     if all(point.best is None for point in points):
-        raise ConfigError(Problem("--scale", points[0].limit, "see that line"))
+        raise ConfigError(Problem("--scale", points[0].limit, "use other numbers of GPUs, or another batch"))
 
 
 def print_goodput(asked: Asked, layout: str | None, said: Failures) -> None:
@@ -91,6 +91,8 @@ def print_goodput(asked: Asked, layout: str | None, said: Failures) -> None:
         checkpoint_stall_seconds=said.checkpoint_stall_seconds or copied,
         repair_hours=c["repair_hours"] if said.repair_hours is None else said.repair_hours,
     )
+    if lost := too_often(reliability):
+        raise ConfigError(Problem("--goodput", lost, "give a larger --node-mtbf-hours, or shorter times"))
     print(f"layout      {layout_words(config, asked.num_gpus)} on {asked.num_gpus} {asked.cluster.gpu.name}")
     print("\n".join(show.goodput_lines(forecast, reliability, config.train.tokens)))
 
@@ -146,12 +148,13 @@ def print_layout(asked: Asked, layout: str, *, out: Path | None, picture: Path |
         draw_timeline(play(forecast.job), picture)
         print(f"picture     {picture}")
     if not forecast.fits:
-        raise ConfigError(show.does_not_fit(forecast, fixes(config, asked.cluster, asked.num_gpus)))
+        raise ConfigError(show.does_not_fit(layout, forecast, fixes(config, asked.cluster, asked.num_gpus)))
     _write(out, config, asked)
 
 
 def _write(out: Path | None, config: Config, asked: Asked) -> None:
     if out is not None:
         words = f"{layout_words(config, asked.num_gpus)} on {asked.num_gpus} {asked.cluster.gpu.name}"
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, f"# {words}\n{overlay(config)}")
         print(f"written     {out}, to be layered over the recipe: megatron-sky train RECIPE {out}")

@@ -110,7 +110,7 @@ def _sizes(candidate: Candidate) -> tuple:
     return job.layout, job.micro_batch_size, job.sequence_parallel, job.product_format
 
 
-def does_not_fit(forecast: Forecast, fixes: Sequence[Candidate]) -> Problem:
+def does_not_fit(layout: str, forecast: Forecast, fixes: Sequence[Candidate]) -> Problem:
     """The part that is too large, and changes that make the layout fit, with what they would do."""
     memory, job = forecast.memory, forecast.job
     part = largest_part(memory)
@@ -124,14 +124,14 @@ def does_not_fit(forecast: Forecast, fixes: Sequence[Candidate]) -> Problem:
         for each in fixes
     ]
     none = "no single change makes it fit; leave --explain out to search all layouts"
-    return Problem("--explain", rule, "; or ".join(changes) or none, str(job.layout))
+    return Problem("--explain", rule, "; or ".join(changes) or none, layout)
 
 
 def scale_lines(points: Sequence[Point], *, weak: bool) -> list[str]:
     """A line for each number of GPUs: the best layout, its speed beside the first, and what limits it."""
     kind = "weak scaling: the batch grows with the GPUs" if weak else "strong scaling: the recipe's batch"
     lines = [
-        f"{kind}",
+        kind,
         f"{'GPUs':>8}{'batch':>9}{'tokens/s':>10}{'of first':>10}{'MFU %':>7}{'GiB':>7}   layout; limit",
     ]
     for point in points:

@@ -79,6 +79,15 @@ def test_check(plan):
         (["--gpus", 512, "--gpu", "a800", "--explain", "pp3"], "must divide the number of ranks"),
         (["--gpus", 8, "--gpu", "a800", "--picture", "x.gif"], "a picture is a .png or .svg file"),
         (["--gpu", "a800", "--scale", "512,x"], "must be numbers of GPUs"),
+        (["--gpu", "a800", "--scale", "500"], "use other numbers of GPUs"),
+        (["--gpu", "a800", "--scale", "8", "--goodput"], "can't go with --scale"),
+        (["--gpu", "a800", "--scale", "8", "--out", "x.yaml"], "--out: has an effect with the search and --explain"),
+        (["--gpus", 8, "--gpu", "a800", "--repair-hours", "3"], "--repair-hours: has an effect with --goodput only"),
+        (["--gpus", 8, "--gpu", "a800", "--explain", "own", "--top", "3"], "--top: has an effect with the search only"),
+        (
+            ["--gpus", 8, "--gpu", "a800", "--goodput", "--node-mtbf-hours", "1", "--restart-minutes", "9e9"],
+            "would train",
+        ),
         (["--gpus", 384, "--gpu", "a800", "--explain", "dp384"], "must be a multiple of train.micro_batch_size"),
     ],
 )

@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_sky.planner.goodput import Reliability, best_interval, goodput, simulate, spares_worth_having, young_daly
+from megatron_sky.planner.goodput import (
+    Reliability,
+    best_interval,
+    goodput,
+    simulate,
+    spares_worth_having,
+    too_often,
+    young_daly,
+)
 
 # 16,384 GPUs with the interruptions of the Llama 3 report (arXiv 2407.21783, section 3.3.4).
 LARGE = Reliability(
@@ -55,3 +63,9 @@ def test_spares_pay_until_they_stand_idle():
 def test_the_same_seed_gives_the_same_job():
     assert simulate(600, LARGE, num_failures=100, seed=1) == simulate(600, LARGE, num_failures=100, seed=1)
     assert simulate(600, LARGE, num_failures=100, seed=1) != simulate(600, LARGE, num_failures=100, seed=2)
+
+
+def test_failures_faster_than_restarts_are_told():
+    assert not too_often(LARGE)
+    assert "2,048 nodes fails every 2 s" in too_often(replace(LARGE, node_mtbf_hours=1))
+    assert too_often(replace(LARGE, checkpoint_stall_seconds=1e9))
