@@ -2,9 +2,9 @@
 
 import re
 
-# C0, DEL and C1, and what reorders the text around it or ends a line in some readers; tabs and line ends among them.
-# U+DC80 to U+DC9F stand for bytes of C1 in a file's name that is no UTF-8.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\udc80-\udc9f]")
+# C0, DEL and C1, and what reorders the text around it (marks of direction too) or ends a line in some readers; tabs and
+# line ends among them. U+DC80 to U+DC9F stand for bytes of C1 in a file's name that is no UTF-8.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\udc80-\udc9f]")
 
 
 def find_control(text: str) -> str | None:

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 _TEMPORARY = re.compile(r"\.(.*)\.[0-9a-f]{16}\.tmp")
 _LONGEST_STEM = 58  # characters of a name, of up to 4 bytes, in its temporary name, which has at most 255 bytes
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems without locks
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE = 0.5  # seconds: another process that only asks whether a lock is free has it for less
 _READ_BYTES = 4 << 20
 MAX_BYTES = 256 << 20
@@ -48,8 +49,10 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None:
+            error.filename = str(path)  # a write knows its descriptor alone
         raise
     if sync:
         sync_to_disk(path.parent)
@@ -142,9 +145,21 @@ def not_a_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
+def real_path(path: str | Path) -> Path:
+    """The path without links. Of links that lead in a circle, `Path.resolve` makes a RuntimeError before Python 3.13;
+    here they stay as they are, and whoever opens them gets the OSError.
+    """
+    return Path(os.path.realpath(path))
+
+
+def stays_inside(path: str | Path, home: str | Path) -> bool:
+    """Whether no link leads `path` out of the folder `home`, which may be reached by links itself."""
+    return real_path(path).is_relative_to(real_path(home))
+
+
 def check_inside(path: str | Path, home: str | Path) -> None:
-    """Raises OSError where links lead `path` out of the folder `home`, which may be reached by links itself."""
-    if not Path(path).resolve().is_relative_to(Path(home).resolve()):
+    """Raises OSError where `path` does not lie in the folder `home`, as `stays_inside` sees it."""
+    if not stays_inside(path, home):
         raise OSError(errno.ELOOP, "is a link out of its folder", str(path))
 
 

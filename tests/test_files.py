@@ -40,7 +40,11 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         f"files.write_bytes({str(path)!r}, bytes(1000))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "File too large" in done.stderr and path.read_text() == "old" and names_in(tmp_path) == ["a.txt"]
+    assert (
+        f"File too large: {str(path)!r}" in done.stderr
+        and path.read_text() == "old"
+        and names_in(tmp_path) == ["a.txt"]
+    )
 
 
 def test_a_new_file_has_the_usual_permissions_and_follows_no_link(tmp_path):
@@ -185,6 +189,22 @@ def test_a_name_that_lies_inside(name):
 @pytest.mark.parametrize("name", ["", ".", "/a", "../a", "a/../../b", "a/..", "a\0b", "a" * 300, "\ud800"])
 def test_a_name_that_leads_elsewhere(name):
     assert not files.lies_inside(name)
+
+
+def test_a_link_that_leads_out_or_in_a_circle(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "other").symlink_to(home)
+    for name, target in {"in": "file", "out": "../elsewhere", "circle": "circle"}.items():
+        (home / name).symlink_to(target)
+    assert [files.stays_inside(tmp_path / "other" / name, home) for name in ("in", "out", "circle")] == [
+        True,
+        False,
+        True,
+    ]
+    assert files.real_path(tmp_path / "other/in") == home.resolve() / "file"
+    with pytest.raises(OSError, match="symbolic links"):
+        files.read_bytes(home / "circle")
 
 
 def test_what_is_read_whole_has_an_end(tmp_path):

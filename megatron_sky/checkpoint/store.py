@@ -19,7 +19,15 @@ from typing import Literal, get_args
 import xxhash
 
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import is_foreign_link, lies_inside, read_json, remove_tree, sync_to_disk, write_json
+from megatron_sky.files import (
+    is_foreign_link,
+    lies_inside,
+    read_json,
+    remove_tree,
+    stays_inside,
+    sync_to_disk,
+    write_json,
+)
 from megatron_sky.records import read_record
 
 FORMAT_VERSION = 1
@@ -85,12 +93,12 @@ def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
 
 def check_sizes(folder: Path) -> dict[str, FileRecord]:
     """The manifest's files; raises CheckpointError naming the first that is missing or has another size."""
-    records, home = read_manifest(folder), folder.resolve()
+    records = read_manifest(folder)
     for name, record in records.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing")
-        if not path.resolve().is_relative_to(home):
+        if not stays_inside(path, folder):
             raise CheckpointError(f"{path}: is a link out of the checkpoint\n  fix: put the file itself there")
         if path.stat().st_size != record.size:
             raise CheckpointError(f"{path}: has {path.stat().st_size:,} bytes, the manifest says {record.size:,}")

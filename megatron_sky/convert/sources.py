@@ -23,7 +23,7 @@ from megatron_sky.convert.megatron import args as megatron_args
 from megatron_sky.convert.megatron import split_files
 from megatron_sky.convert.model_section import build_model
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import read_bytes, read_text
+from megatron_sky.files import read_bytes, read_text, real_path
 from megatron_sky.tokenizer import files as tokenizer_files
 from megatron_sky.tokenizer.kinds import find_in_hugging_face
 
@@ -297,5 +297,5 @@ def _identity(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         stat = path.stat()
-        digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        digest.update(f"{real_path(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from megatron_sky.checkpoint import description, store
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import real_path
 from megatron_sky.inference.hf_folder import HF_CONFIG, hf_settings, is_skywork, said, transformers_for
 from megatron_sky.inference.model import Model
 from megatron_sky.log import get_logger
@@ -77,7 +78,7 @@ def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is no folder\n  fix: give a checkpoint, a run or a Hugging Face folder")
     if (folder / HF_CONFIG).is_file() and not (folder / store.MANIFEST).is_file():
-        return Checkpoint(name or folder.resolve().name, folder, HF, _hf_context(folder), None, None)
+        return Checkpoint(name or real_path(folder).name, folder, HF, _hf_context(folder), None, None)
     is_run = not store.is_checkpoint(folder)
     while True:
         resolved = store.resolve(folder, log.warning)
@@ -126,7 +127,7 @@ def load_latest(checkpoint: Checkpoint, context: "ParallelContext") -> tuple[Che
 
 def _native_name(folder: Path) -> str:
     """`run/step_0000240` for a checkpoint in a run folder, else the folder's own name."""
-    folder = folder.resolve()
+    folder = real_path(folder)
     return f"{folder.parents[1].name}/{folder.name}" if folder.parent.name == "checkpoints" else folder.name
 
 

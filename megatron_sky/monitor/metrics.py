@@ -28,7 +28,7 @@ from typing import Any
 from megatron_sky.appender import Appender
 from megatron_sky.config.schema import WandbConfig
 from megatron_sky.errors import MissingDependency, RunError
-from megatron_sky.files import json_text, parse_json, read_numbers, read_text, write_text
+from megatron_sky.files import json_text, parse_json, read_numbers, read_text, real_path, write_text
 from megatron_sky.log import get_logger
 from megatron_sky.records import read_record
 
@@ -238,7 +238,7 @@ class _WandbSink:
         with self._told("is left out of this job"):
             run = library.init(
                 project=wandb.project,
-                name=wandb.name or run_dir.resolve().name,
+                name=wandb.name or real_path(run_dir).name,
                 id=_wandb_id(run_dir),
                 resume="allow",
                 mode=wandb.mode,

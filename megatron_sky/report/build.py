@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from megatron_sky.errors import ConfigError, Problem, RunError
-from megatron_sky.files import write_bytes, write_text
+from megatron_sky.files import real_path, write_bytes, write_text
 from megatron_sky.report.comparison import describe_comparison, named_apart
 from megatron_sky.report.content import Document, Pictures
 from megatron_sky.report.evaluations import load_evaluations
@@ -45,7 +45,7 @@ def build_report(
 
 
 def _check_different(folders: Sequence[Path]) -> None:
-    resolved = [folder.resolve() for folder in folders]
+    resolved = [real_path(folder) for folder in folders]
     twice = [str(folder) for number, folder in enumerate(folders) if resolved[number] in resolved[:number]]
     if twice:
         raise ConfigError(Problem("RUN", "is given twice", "give each run folder once", ", ".join(twice)))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_sky.config.units import format_count
+from megatron_sky.files import real_path
 from megatron_sky.monitor.console import format_seconds
 from megatron_sky.report.content import Block, Cell, Change, Document, Pictures, Section, table
 from megatron_sky.report.evaluations import Evaluations, evaluation_sections
@@ -16,7 +17,7 @@ from megatron_sky.report.run import RunData, compared_loss
 
 def named_apart(runs: Sequence[RunData], folders: Sequence[Path]) -> list[RunData]:
     """The runs under names that differ: as much of the end of each folder's path as that takes."""
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [real_path(folder).parts for folder in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

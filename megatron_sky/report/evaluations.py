@@ -23,7 +23,7 @@ from megatron_sky.evaluate.results import (
 )
 from megatron_sky.evaluate.tables import leakage_rows, loss_rows, setting_words
 from megatron_sky.evaluate.tasks import TaskScore, read_tasks, task_rows
-from megatron_sky.files import read_json
+from megatron_sky.files import read_json, real_path, stays_inside
 from megatron_sky.log import get_logger
 from megatron_sky.report.content import Block, Notes, Section, Table, table
 
@@ -83,12 +83,12 @@ def _all_files(run_dirs: Sequence[Path], given: Sequence[Path]) -> list[Path]:
     """Each file once."""
     own = sorted((file for folder in run_dirs for file in _json_files(folder / EVAL_FOLDER)), key=_newest_first)
     asked = [file for path in given for file in (_json_files(path) if path.is_dir() else [path])]
-    return list({path.resolve(): path for path in reversed([*own, *asked])}.values())[::-1]
+    return list({real_path(path): path for path in reversed([*own, *asked])}.values())[::-1]
 
 
 def _json_files(folder: Path) -> list[Path]:
     paths = [path for path in sorted(folder.rglob("*.json")) if path.is_file()]
-    inside = [path for path in paths if path.resolve().is_relative_to(folder.resolve())]
+    inside = [path for path in paths if stays_inside(path, folder)]
     for path in sorted(set(paths) - set(inside)):
         log.warning("%s: is a link out of its folder, and left out", path)
     return inside

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_sky.errors import RunError
-from megatron_sky.files import check_inside, parse_json, read_text
+from megatron_sky.files import check_inside, parse_json, read_text, real_path
 from megatron_sky.monitor.metrics import (
     METRICS_FILE,
     Metrics,
@@ -179,7 +179,7 @@ def load_run(run_dir: Path) -> RunData:
     references, mixture = read_references(data, lines), read_mixture(data, lines)
     notes = [f"{METRICS_FILE}: {note}" for note in lines]
     return RunData(
-        name=run_dir.resolve().name,
+        name=real_path(run_dir).name,
         metrics=metrics,
         samples=_read_samples(run_dir / "samples.json", notes),
         config=_read_text(run_dir / "config.yaml", notes),

@@ -52,7 +52,7 @@ class Wanted:
 
 def name_of(run_dir: Path) -> str:
     """What a run's jobs are called where the user gives no name: as its folder, with _ for what a name may not have."""
-    return re.sub(r"[^\w.\-]+", "_", run_dir.resolve().name)
+    return re.sub(r"[^\w.\-]+", "_", files.real_path(run_dir).name)
 
 
 def world_size(site: Site, nodes: int) -> int:

@@ -84,6 +84,16 @@ def test_a_link_of_another_user_is_refused(hurt, run_dir, tmp_path):  # noqa: F8
     assert os.listdir(tmp_path / "disk") == []
 
 
+def test_links_that_lead_in_a_circle_are_told(hurt, run_dir, sky):  # noqa: F811
+    assert hurt("train.max_steps=2").code == 0
+    for name in ("run.json", "config.yaml", "samples.json", "metrics.jsonl"):
+        (run_dir / name).unlink(missing_ok=True)
+        (run_dir / name).symlink_to(name)
+        code, _, err = sky("report", run_dir)
+        assert code == (5 if name == "metrics.jsonl" else 0) and "Traceback" not in err, err
+    assert "metrics.jsonl" in err
+
+
 def test_a_report_reads_through_no_link(hurt, run_dir, tmp_path, sky):  # noqa: F811
     assert hurt("train.max_steps=2").code == 0
     secret = tmp_path / "secret"

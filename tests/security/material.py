@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tests.trainer.record import RECORDED
 
-EVIL = "e\x1b[31mv\r\x9b2J\u202el\x07"
+EVIL = "e\x1b[31mv\r\x9b2J\u202el\u200f\x07"
 """Turns a terminal red, goes back to the line's begin, clears the screen, turns the direction of writing, rings."""
-RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """What no verb may print."""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES
 from megatron_sky.checkpoint.reader.pickles import INDEX_NAMES, DtypeName, Plain, counts, read_pickle
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import lies_inside, read_bytes
+from megatron_sky.files import lies_inside, read_bytes, stays_inside
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
@@ -86,9 +86,8 @@ def read_index(path: Path) -> Index:
 def _check_links(folder: Path, index: Index) -> None:
     """Raises ValueError where a file of the folder is a link that leads out of it."""
     places = [*index.objects.values(), *(chunk.place for tensor in index.tensors.values() for chunk in tensor.chunks)]
-    real = folder.resolve()
     for file in sorted({place.file for place in places}):
-        if not (real / file).resolve().is_relative_to(real):
+        if not stays_inside(folder / file, folder):
             raise ValueError(f"{file} is a link that leads out of the folder")
 
 

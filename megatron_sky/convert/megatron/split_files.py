@@ -21,6 +21,7 @@ from megatron_sky.checkpoint.reader.lazy import LazyTensor, same_numbers
 from megatron_sky.checkpoint.reader.pickles import TensorRef
 from megatron_sky.checkpoint.reader.torch_files import TorchArchive, settings_of
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import stays_inside
 
 FILE = "model_optim_rng.pt"
 _FOLDER = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")
@@ -78,7 +79,7 @@ def open_split(folder: Path) -> SplitCheckpoint:
     for entry in folder.iterdir():
         if match := _FOLDER.fullmatch(entry.name):
             paths[int(match[1]), int(match[2] or 0)] = entry / FILE
-            if not (entry / FILE).resolve().is_relative_to(folder.resolve()):
+            if not stays_inside(entry / FILE, folder):
                 raise CheckpointError(
                     f"{entry / FILE}: is a link that leads out of {folder}\n  fix: put the file itself there"
                 )

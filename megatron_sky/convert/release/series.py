@@ -19,7 +19,7 @@ from megatron_sky.convert.release.model_card import Facts, build_card
 from megatron_sky.convert.sources import open_source
 from megatron_sky.data.sampling.run_plan import tokens_given
 from megatron_sky.errors import CheckpointError, MissingDependency
-from megatron_sky.files import read_json, write_json
+from megatron_sky.files import read_json, real_path, write_json
 from megatron_sky.log import get_logger
 from megatron_sky.monitor.metrics import METRICS_FILE, read_metrics
 
@@ -66,7 +66,7 @@ def release_run(
     Returns the folders, earliest mark first. `push` names a Hugging Face repository to upload to, a revision a mark.
     Raises CheckpointError when there is no mark, or none that a checkpoint stands for.
     """
-    name = name or (_name_before(run_dir / "release") if out is None else None) or run_dir.resolve().name
+    name = name or (_name_before(run_dir / "release") if out is None else None) or real_path(run_dir).name
     out = out or run_dir / "release"
     checkpoints = _readable_checkpoints(run_dir)
     due = _due_marks(run_dir, checkpoints, marks)
