@@ -81,11 +81,7 @@ def _tried(config: Config, cluster: Cluster, world_size: int) -> str:
     found = search(config, cluster, world_size)
     if not found.fitting:
         return ""
-    best = found.fitting[0]
-    return (
-        f"use {world_size} {cluster.gpu.name} ({best.words}: {best.forecast.memory.total / GIB:.1f} GiB, "
-        f"{best.forecast.tokens_per_second_per_gpu:,.0f} tokens/s a GPU)"
-    )
+    return f"use {world_size} {cluster.gpu.name} ({found.fitting[0].summary})"
 
 
 def _batches_near(config: Config, world_size: int) -> list[int]:

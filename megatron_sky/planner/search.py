@@ -15,7 +15,7 @@ from megatron_sky.planner.forecast import Forecast
 from megatron_sky.planner.hardware import Cluster
 from megatron_sky.planner.job import Job
 from megatron_sky.planner.layout_text import layout_words, with_updates
-from megatron_sky.planner.memory import Memory
+from megatron_sky.planner.memory import GIB, Memory
 
 RECOMPUTE = ("none", "selective", "full")
 BATCH = "train.global_batch_size"
@@ -31,6 +31,11 @@ class Candidate:
     @property
     def words(self) -> str:
         return layout_words(self.config, self.forecast.job.layout.world_size)
+
+    @property
+    def summary(self) -> str:
+        f = self.forecast
+        return f"{self.words}: {f.memory.total / GIB:.1f} GiB, {f.tokens_per_second_per_gpu:,.0f} tokens/s a GPU"
 
 
 @dataclass

@@ -118,11 +118,7 @@ def does_not_fit(layout: str, forecast: Forecast, fixes: Sequence[Candidate]) ->
         f"needs {memory.total / GIB:.1f} GiB of the {usable_bytes(job) / GIB:.1f} that a program can use of "
         f"{job.cluster.gpu.name}; most of it is {part}, {getattr(memory, part) / GIB:.1f}"
     )
-    changes = [
-        f"{each.words}: {each.forecast.memory.total / GIB:.1f} GiB, "
-        f"{each.forecast.tokens_per_second_per_gpu:,.0f} tokens/s a GPU"
-        for each in fixes
-    ]
+    changes = [candidate.summary for candidate in fixes]
     none = "no single change makes it fit; leave --explain out to search all layouts"
     return Problem("--explain", rule, "; or ".join(changes) or none, layout)
 
