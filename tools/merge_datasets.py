@@ -22,7 +22,7 @@ def main(given: list[str] | None = None) -> int:
     except SkyError as error:
         print(f"merge_datasets: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{args.output_prefix}: {len(prefixes)} pairs joined")
+    print(f"{args.output_prefix}: {len(prefixes)} pairs merged")
     return 0
 
 

@@ -160,7 +160,7 @@ def test_a_terminal_has_our_colours_and_no_others(evil):
     assert job.wait(60) == 0
     shown = os.read(main, 1 << 16).decode()
     os.close(main), os.close(side)
-    assert "\x1b[33m" in shown and "WARNING e\\x1b[31mv\\r\\x9b2J\\u202el\\x07\x1b[0m" in shown, ascii(shown)
+    assert "\x1b[33m" in shown and "WARNING e\\x1b[31mv\\r\\x9b2J\\u202el\\u200f\\x07\x1b[0m" in shown, ascii(shown)
 
 
 def test_json_stays_json(sky, tmp_path):
