@@ -51,7 +51,9 @@ def pytest_xdist_auto_num_workers(config) -> int:
 
     import psutil
 
-    cores, room = len(os.sched_getaffinity(0)), psutil.virtual_memory().total // (GB_PER_WORKER * 10**9)
+    from megatron_sky.distributed.device import available_cores
+
+    cores, room = available_cores(), psutil.virtual_memory().total // (GB_PER_WORKER * 10**9)
     waits = shutil.which("slurmctld") is not None
     return max(2, min(min(cores, 8) + waits, room))
 
