@@ -32,7 +32,7 @@ def prepare(run_dir: Path) -> None:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         probe = run_dir / ".probe"
         files.write_bytes(probe, b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another rank may have taken it away
     except OSError as error:
         raise _not_writable(run_dir, error.strerror) from None
 

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -81,3 +82,9 @@ def test_a_file_system_without_locks_of_folders(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     with files.hold_folder(tmp_path), files.hold_folder(tmp_path):
         pass
+
+
+def test_all_ranks_prepare_one_folder_at_the_same_time(tmp_path):
+    with ThreadPoolExecutor(8) as ranks:
+        list(ranks.map(run_folder.prepare, [tmp_path / "run"] * 400))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoints"]
