@@ -58,8 +58,17 @@ def pytest_xdist_auto_num_workers(config) -> int:
     return max(2, min(min(cores, 8) + waits, room))
 
 
-REAL_RUNS = ("faults/", "security/test_listeners.py")
-"""Where every test starts a training or more: seconds each."""
+REAL_RUNS = (
+    "faults/",
+    "planner/rehearsal/test_command.py",
+    "planner/rehearsal/test_examples.py",
+    "planner/rehearsal/test_process.py",
+    "planner/rehearsal/test_run.py",
+    "security/test_listeners.py",
+    "trainer/test_changed_keys.py",
+    "trainer/test_parity.py",
+)
+"""Where every test starts a training or more, or a rehearsal: seconds each."""
 
 
 def pytest_collection_modifyitems(items: list) -> None:
