@@ -10,6 +10,7 @@ from megatron_sky.checkpoint.manager import CheckpointManager
 from megatron_sky.checkpoint.saver import SaveOutcome
 from megatron_sky.config.schema import CheckpointConfig
 from megatron_sky.errors import CheckpointError
+from tests.checkpoint.folders import write_checkpoint
 
 
 @dataclass
@@ -56,23 +57,6 @@ class FakeSaver:
             return [SaveOutcome(progress["step"], final, 0.0, "the disk is full")]
         write_checkpoint(self.run_dir, progress["step"], progress["consumed_tokens"])
         return [SaveOutcome(progress["step"], final, 0.1)]
-
-
-def write_checkpoint(run_dir: Path, step: int, tokens: int, num_files: int = 3) -> Path:
-    """A whole checkpoint folder without tensors."""
-    from megatron_sky.checkpoint.description import write_description
-    from tests.checkpoint.record import small
-
-    final = store.folder_of(run_dir, step)
-    temporary = final.with_name(final.name + ".tmp")
-    temporary.mkdir(parents=True)
-    for number in range(num_files):
-        (temporary / f"shard_{number}").write_bytes(bytes([step, number]) * (1000 + 100 * number))
-    progress = {"step": step, "consumed_tokens": tokens}
-    write_description(temporary, small("run"), {"progress": progress, "data": {}, "layout": "one process"}, {})
-    names = store.files_of(temporary)
-    store.finish(temporary, final, step, store.hash_files(temporary, names, "xxh3"))
-    return final
 
 
 class Run:

@@ -3,27 +3,22 @@
 import pytest
 
 from megatron_sky.config import dump_config
+from tests.recipes import config_of
 
 
 def collect_and_give_back(info, config_text: str) -> dict:
     """On each rank: how many parameters it owns and its group holds, and which are not whole, misnamed or lost."""
-    import tempfile
-    from pathlib import Path
 
     import torch
 
     from megatron_sky.checkpoint import optimizer_shards as shards
     from megatron_sky.checkpoint.state import _bare
-    from megatron_sky.config import load_config
     from megatron_sky.distributed import device
     from megatron_sky.distributed.context import open_context
     from megatron_sky.model.build import build_model
     from megatron_sky.optim.build import build_optimizer
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.yaml"
-        path.write_text(config_text)
-        config = load_config([path])
+    config = config_of(config_text)
     device.setup()
     sections = {"parallel": config.parallel, "precision": config.precision}
     with open_context(config.parallel, info) as context:

@@ -7,23 +7,7 @@ import pytest
 
 from megatron_sky.checkpoint import store
 from megatron_sky.errors import CheckpointError
-
-
-def write_checkpoint(run_dir: Path, step: int, tokens: int, num_files: int = 3) -> Path:
-    """A whole checkpoint folder without tensors."""
-    from megatron_sky.checkpoint.description import write_description
-    from tests.checkpoint.record import small
-
-    final = store.folder_of(run_dir, step)
-    temporary = final.with_name(final.name + ".tmp")
-    temporary.mkdir(parents=True)
-    for number in range(num_files):
-        (temporary / f"shard_{number}").write_bytes(bytes([step, number]) * (1000 + 100 * number))
-    progress = {"step": step, "consumed_tokens": tokens}
-    write_description(temporary, small("run"), {"progress": progress, "data": {}, "layout": "one process"}, {})
-    names = store.files_of(temporary)
-    store.finish(temporary, final, step, store.hash_files(temporary, names, "xxh3"))
-    return final
+from tests.checkpoint.folders import write_checkpoint
 
 
 def found_together(info, run_dir: str, blind: int | None = None) -> tuple[str, list[str], int]:

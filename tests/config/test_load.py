@@ -11,32 +11,9 @@ from megatron_sky.config import Config, dump_config, load_config, strict_yaml
 from megatron_sky.config.load import load_recipe
 from megatron_sky.control import find_control
 from megatron_sky.errors import ConfigError
+from tests.config.recipes import BASE, problems
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-BASE = {
-    "model": {"preset": "tiny"},
-    "schedule": {"lr": 1e-3},
-    "train": {"run_dir": "runs/x", "tokens": 1000, "global_batch_size": 8},
-}
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text: str | dict, name: str = "recipe.yaml") -> Path:
-        path = tmp_path / name
-        path.write_text(text if isinstance(text, str) else yaml.safe_dump(text), encoding="utf-8")
-        return path
-
-    return write
-
-
-def problems(files, overrides=()) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        load_config(files, overrides)
-    assert caught.value.exit_code != 0
-    return [str(problem) for problem in caught.value.problems]
 
 
 def test_layers_merge_left_to_right_then_overrides(write):

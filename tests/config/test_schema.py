@@ -1,29 +1,12 @@
 """The recipe's sections: frozen, described, and as a JSON schema."""
 
 import json
-from pathlib import Path
 
 import pytest
-import yaml
 
 from megatron_sky.config import Config, json_schema, load_config
 from megatron_sky.config.schema import Section
-
-BASE = {
-    "model": {"preset": "tiny"},
-    "schedule": {"lr": 1e-3},
-    "train": {"run_dir": "runs/x", "tokens": 1000, "global_batch_size": 8},
-}
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text: str | dict, name: str = "recipe.yaml") -> Path:
-        path = tmp_path / name
-        path.write_text(text if isinstance(text, str) else yaml.safe_dump(text), encoding="utf-8")
-        return path
-
-    return write
+from tests.config.recipes import BASE
 
 
 def test_configs_are_frozen(write):

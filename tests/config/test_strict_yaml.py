@@ -1,29 +1,8 @@
 """YAML of plain values within limits."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 
-from megatron_sky.config import load_config
-from megatron_sky.errors import ConfigError
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text: str | dict, name: str = "recipe.yaml") -> Path:
-        path = tmp_path / name
-        path.write_text(text if isinstance(text, str) else yaml.safe_dump(text), encoding="utf-8")
-        return path
-
-    return write
-
-
-def problems(files, overrides=()) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        load_config(files, overrides)
-    assert caught.value.exit_code != 0
-    return [str(problem) for problem in caught.value.problems]
+from tests.config.recipes import problems
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,16 @@
 import pytest
 
 from megatron_sky.config import dump_config
+from tests.recipes import config_of
 
 
 def groups(info, config_text: str) -> dict:
-    import tempfile
-    from pathlib import Path
 
-    from megatron_sky.config import load_config
     from megatron_sky.distributed.context import open_context
     from megatron_sky.model.build import build_model
     from megatron_sky.optim.build import build_optimizer
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.yaml"
-        path.write_text(config_text)
-        config = load_config([path])
+    config = config_of(config_text)
     with open_context(config.parallel, info) as context:
         context.seed_step(1, 0)
         built = build_model(

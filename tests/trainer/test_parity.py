@@ -2,8 +2,9 @@
 
 import pytest
 
-from megatron_sky.config import Config, load_config
+from megatron_sky.config import Config
 from megatron_sky.monitor.metrics import read_metrics
+from tests.recipes import config_of
 from tests.slow import slow_except
 
 STEPS = 6
@@ -11,15 +12,10 @@ STEPS = 6
 
 def run_training(info, config_text: str) -> list[tuple[float, float]]:
     """Trains as one rank; on rank 0 (lm_loss, grad_norm) of every step and the last validation loss."""
-    import tempfile
-    from pathlib import Path
 
     from megatron_sky.trainer.run import train
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.yaml"
-        path.write_text(config_text)
-        config = load_config([path])
+    config = config_of(config_text)
     train(config, info)
     return numbers(config) if info.rank == 0 else []
 
@@ -155,18 +151,13 @@ def test_a_document_does_not_see_the_one_before(ranks, recipe, tmp_path):
 
 def leak(info, config_text: str) -> float:
     """How much the second document's losses move when the first one's tokens change."""
-    import tempfile
-    from pathlib import Path
 
     import torch
 
     from megatron_sky.distributed.context import open_context
     from megatron_sky.model.build import build_model
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.yaml"
-        path.write_text(config_text)
-        config = load_config([path])
+    config = config_of(config_text)
     with open_context(config.parallel, info) as context:
         context.seed_step(1, 0)
         sections = {"parallel": config.parallel, "precision": config.precision, "train": config.train}

@@ -6,6 +6,7 @@ import pytest
 
 from megatron_sky.config import dump_config
 from tests.faults.harness import run_hurt
+from tests.recipes import config_of
 
 
 def demand_another_numpy(config):
@@ -26,15 +27,10 @@ def test_a_run_outside_of_the_tested_versions_says_so_once(recipe, never_a_rank)
 def models_left_by_a_run(info, config_text: str) -> int:
     """How many more wrapped models there are in this process after a run than before."""
     import gc
-    import tempfile
 
-    from megatron_sky.config import load_config
     from megatron_sky.trainer.run import train
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.yaml"
-        path.write_text(config_text, encoding="utf-8")
-        config = load_config([path])
+    config = config_of(config_text)
 
     def num_models() -> int:
         gc.collect()

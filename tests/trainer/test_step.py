@@ -5,26 +5,21 @@ import math
 import pytest
 
 from megatron_sky.config import dump_config
+from tests.recipes import config_of
 
 
 def steps_of_one_rank(info, config_text: str) -> dict:
     """What a rank's runner does with eight samples: cut in two ways, evaluated, applied, forgotten."""
-    import tempfile
-    from pathlib import Path
 
     import torch
 
-    from megatron_sky.config import load_config
     from megatron_sky.data.loader import TrainData
     from megatron_sky.data.sampling.mixture import SessionMixture
     from megatron_sky.data.tokens.sources import open_source
     from megatron_sky.distributed.context import open_context
     from megatron_sky.trainer.build import build_runner
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.yaml"
-        path.write_text(config_text)
-        config = load_config([path])
+    config = config_of(config_text)
     model = config.model
     sources = [open_source(source.path, vocab_size=model.vocab_size) for source in config.data.train]
     data = TrainData(

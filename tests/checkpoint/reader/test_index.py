@@ -1,9 +1,5 @@
 """The index of a torch_dist folder: checked once, for conversion, diff, generation and training alike."""
 
-import pickle
-import shutil
-from pathlib import Path
-
 import pytest
 from torch.distributed.checkpoint.metadata import Metadata
 
@@ -12,30 +8,10 @@ from megatron_sky.checkpoint.reader.diff import differences
 from megatron_sky.checkpoint.reader.torch_dist import read_stored
 from megatron_sky.convert.sources import open_source
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import write_json
+from tests.checkpoint.folders import rewrite
 from tests.checkpoint.reader.test_pickles import told_when_loaded
-from tests.checkpoint.record import RECORDED
 
 NORM = "decoder.final_layernorm.weight"
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """A copy of a recorded checkpoint, to be damaged."""
-    (recorded,) = [each for each in RECORDED.iterdir() if each.name.startswith("0.16")]
-    return shutil.copytree(recorded / "checkpoint", tmp_path / "step_0000001")
-
-
-def rewrite(folder: Path, change) -> None:
-    """Has `change(metadata)` change the index; the manifest is made to agree."""
-    from megatron_sky.checkpoint import store
-
-    path = folder / ".metadata"
-    metadata = pickle.loads(path.read_bytes())
-    change(metadata)
-    path.write_bytes(pickle.dumps(metadata))
-    records = store.read_manifest(folder) | store.hash_files(folder, [".metadata"])
-    write_json(folder / store.MANIFEST, store.manifest_of(1, records))
 
 
 def place_of(metadata: Metadata, key: str = NORM):

@@ -1,9 +1,7 @@
 """A native checkpoint's tensors, put together of their chunks."""
 
 import pickle
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,27 +10,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 
 from megatron_sky.checkpoint.reader.torch_dist import read_stored, weight_tensors
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import write_json
-from tests.checkpoint.record import RECORDED
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """A copy of a recorded checkpoint, to be damaged."""
-    (recorded,) = [each for each in RECORDED.iterdir() if each.name.startswith("0.16")]
-    return shutil.copytree(recorded / "checkpoint", tmp_path / "step_0000001")
-
-
-def rewrite(folder: Path, change) -> None:
-    """Has `change(metadata)` change the index; the manifest is made to agree."""
-    from megatron_sky.checkpoint import store
-
-    path = folder / ".metadata"
-    metadata = pickle.loads(path.read_bytes())
-    change(metadata)
-    path.write_bytes(pickle.dumps(metadata))
-    records = store.read_manifest(folder) | store.hash_files(folder, [".metadata"])
-    write_json(folder / store.MANIFEST, store.manifest_of(1, records))
+from tests.checkpoint.folders import rewrite
 
 
 def stored(shape: tuple, *boxes: tuple[tuple, tuple], length: int = 4096) -> Metadata:
