@@ -85,13 +85,13 @@ def _content_metadata(folder: Path) -> dict:
 
     with _failures_told(folder):
         try:
-            found = dist_checkpointing.load_content_metadata(folder)
+            metadata = dist_checkpointing.load_content_metadata(folder)
         except (CheckpointingException, AttributeError) as error:  # the latter where 0.16 makes its own message
             raise CheckpointError(
                 f"{folder}: megatron-core {installed('megatron-core')} finds no {compat.COMMON_FILE} in it: {error}\n"
                 f"  fix: a newer megatron-core wrote it; load it with that one and save it again"
             ) from None
-    return found if isinstance(found, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 @contextlib.contextmanager

@@ -71,13 +71,13 @@ def end_by(number: int) -> None:
 def temporary_folder() -> Iterator[Path]:
     """A folder that only this user can open, under TMPDIR. Raises RunError naming that place where it can't be made."""
     try:
-        made = tempfile.TemporaryDirectory(prefix="megatron_sky_", ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix="megatron_sky_", ignore_cleanup_errors=True)
     except OSError as error:
         place = os.environ.get("TMPDIR", "/tmp")
         fix = "free space there, or set TMPDIR to a folder that has some and that you may write to"
         reason = error.strerror or error
         raise RunError(f"TMPDIR ({place}): no folder for temporary files can be made: {reason}\n  fix: {fix}") from None
-    with made as name:
+    with folder as name:
         yield Path(name)
 
 

@@ -208,8 +208,8 @@ def _replace_collectives(watch: Watch) -> None:
 
     def collective(name: str):
         def call(*args, group=None, async_op=False, **kwargs):
-            tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
-            largest = max(tensors, key=lambda each: each.nbytes)
+            tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor)]
+            largest = max(tensors, key=lambda tensor: tensor.nbytes)
             watch.communicated(name, largest, group, tensors[:1] if name in _FILLS_ITS_FIRST else ())
             return _Work() if async_op else None
 
@@ -224,7 +224,7 @@ def _replace_collectives(watch: Watch) -> None:
         return _Work()
 
     def batch(transfers):
-        return [each.op(each.tensor, group=each.group) for each in transfers]
+        return [transfer.op(transfer.tensor, group=transfer.group) for transfer in transfers]
 
     def gather_objects(gathered, value, group=None):
         gathered[:] = [value] * len(gathered)

@@ -24,7 +24,7 @@ class Forecast:
     @cached_property
     def memory(self) -> Memory:
         """Of the stage that needs most."""
-        return max(self.stages, key=lambda each: each.total)
+        return max(self.stages, key=lambda stage: stage.total)
 
     @cached_property
     def step(self) -> Step:

@@ -104,10 +104,10 @@ def _restarted(clock: float, away: list[float], r: Reliability, draw: random.Ran
 
 def spares_worth_having(interval_seconds: float, r: Reliability, *, most: int = 16, num_failures: int = 4000) -> list:
     """`(spares, goodput, goodput for all nodes paid for)` from none up to `most`, or to where more help no further."""
-    found: list[tuple[int, float, float]] = []
+    choices: list[tuple[int, float, float]] = []
     for spares in range(most + 1):
         share = simulate(interval_seconds, replace(r, num_spares=spares), num_failures=num_failures)
-        found.append((spares, share, share * r.num_nodes / (r.num_nodes + spares)))
-        if spares >= 2 and found[-1][1] - found[-3][1] < 1e-4:
+        choices.append((spares, share, share * r.num_nodes / (r.num_nodes + spares)))
+        if spares >= 2 and choices[-1][1] - choices[-3][1] < 1e-4:
             break
-    return found
+    return choices

@@ -100,31 +100,31 @@ def _own_gpu(path: Path) -> Gpu:
         raise ConfigError(
             Problem("--gpu", "is no file", "name a GPU, or a file of one as hardware.yaml has them", str(path))
         )
-    found = _read(path)
+    entry = _read(path)
     wanted = {each.name: each.type for each in fields(Gpu)}
     problems = [
-        Problem(f"{path}: {name}", "is missing", "give it, as in hardware.yaml") for name in wanted.keys() - found
+        Problem(f"{path}: {name}", "is missing", "give it, as in hardware.yaml") for name in wanted.keys() - entry
     ]
     problems += [
-        Problem(f"{path}: {name}", "is no field", f"known: {', '.join(wanted)}") for name in found.keys() - wanted
+        Problem(f"{path}: {name}", "is no field", f"known: {', '.join(wanted)}") for name in entry.keys() - wanted
     ]
     texts = ("name", "architecture", "source")
-    numbers = [name for name in wanted if name not in (*texts, "tflops") and name in found]
+    numbers = [name for name in wanted if name not in (*texts, "tflops") and name in entry]
     for name in numbers:
-        if isinstance(found[name], bool) or not isinstance(found[name], int | float) or found[name] <= 0:
-            problems.append(Problem(f"{path}: {name}", "must be a number above 0", value=found[name]))
-    peaks = found.get("tflops", {"bf16": 1})
+        if isinstance(entry[name], bool) or not isinstance(entry[name], int | float) or entry[name] <= 0:
+            problems.append(Problem(f"{path}: {name}", "must be a number above 0", value=entry[name]))
+    peaks = entry.get("tflops", {"bf16": 1})
     if (
         not isinstance(peaks, dict)
         or not peaks
-        or not all(isinstance(each, int | float) and each > 0 for each in peaks.values())
+        or not all(isinstance(peak, int | float) and peak > 0 for peak in peaks.values())
     ):
         problems.append(Problem(f"{path}: tflops", "must be TFLOP/s by format", "as {bf16: 312, fp16: 312}", peaks))
     elif not set(peaks) & {"bf16", "fp16"}:
         problems.append(Problem(f"{path}: tflops", "lacks bf16 and fp16", "give one of them", peaks))
     if problems:
-        raise ConfigError(sorted(problems, key=lambda each: each.where))
-    return Gpu(**found)
+        raise ConfigError(sorted(problems, key=lambda problem: problem.where))
+    return Gpu(**entry)
 
 
 def cluster_of(gpu: Gpu, gpus_per_node: int | None = None, node_gb_per_s: float | None = None) -> Cluster:
@@ -135,7 +135,7 @@ def cluster_of(gpu: Gpu, gpus_per_node: int | None = None, node_gb_per_s: float 
 
 
 def _read(path: Path) -> dict:
-    found = strict_yaml.load(read_text(path), str(path))
-    if not isinstance(found, dict):
+    content = strict_yaml.load(read_text(path), str(path))
+    if not isinstance(content, dict):
         raise DataError(f"{path}: must be a mapping of names")
-    return found
+    return content

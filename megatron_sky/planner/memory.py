@@ -32,7 +32,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, each.name) for each in fields(self))
+        return sum(getattr(self, field.name) for field in fields(self))
 
     @property
     def state(self) -> float:

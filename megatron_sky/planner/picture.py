@@ -9,7 +9,7 @@ from megatron_sky.files import write_bytes
 from megatron_sky.palette import COLOURS, GRID, INK, MUTED
 from megatron_sky.planner.forecast import usable_bytes
 from megatron_sky.planner.memory import GIB
-from megatron_sky.planner.search import Found
+from megatron_sky.planner.search import SearchOutcome
 from megatron_sky.planner.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -31,19 +31,19 @@ def check_ending(path: Path, option: str) -> None:
         raise ConfigError(Problem(option, "a picture is a .png or .svg file", "end it so", str(path)))
 
 
-def draw_frontier(found: Found, path: Path) -> None:
+def draw_frontier(outcome: SearchOutcome, path: Path) -> None:
     """Memory against speed: a dot for each layout that fits, a line through those that none beats in both."""
     figure, axes = _figure(7.2, 4.6)
-    axes.scatter(*_points(found.fitting), s=9, color=MUTED, alpha=0.5, linewidths=0, label="fits")
-    front = found.frontier()
+    axes.scatter(*_points(outcome.fitting), s=9, color=MUTED, alpha=0.5, linewidths=0, label="fits")
+    front = outcome.frontier()
     axes.plot(*_points(front), "o-", color=COLOURS[0], markersize=4, linewidth=1.2, label="smallest for its speed")
-    best = found.fitting[0]
+    best = outcome.fitting[0]
     room = usable_bytes(best.forecast.job) / GIB
     axes.axvline(room, color=COLOURS[6], linestyle="--", linewidth=1, label=f"{room:.1f} GiB can be used")
-    for number, each in enumerate(front[:1] + front[-1:]):
-        x, y = each.forecast.memory.total / GIB, each.forecast.tokens_per_second_per_gpu
+    for number, candidate in enumerate(front[:1] + front[-1:]):
+        x, y = candidate.forecast.memory.total / GIB, candidate.forecast.tokens_per_second_per_gpu
         place = {"xytext": (-6, 8), "ha": "right"} if number == 0 else {"xytext": (0, -14), "ha": "left"}
-        axes.annotate(each.words, (x, y), textcoords="offset points", fontsize=8, color=INK, **place)
+        axes.annotate(candidate.words, (x, y), textcoords="offset points", fontsize=8, color=INK, **place)
     axes.set_xlabel("GiB of a GPU at its peak")
     axes.set_ylabel("tokens/s a GPU")
     axes.set_ylim(bottom=0, top=best.forecast.tokens_per_second_per_gpu * 1.12)
@@ -53,13 +53,13 @@ def draw_frontier(found: Found, path: Path) -> None:
 
 def draw_timeline(timeline: Timeline, path: Path) -> None:
     """What each pipeline stage does when; white is waiting."""
-    stages = 1 + max(each.stage for each in timeline.spans)
+    stages = 1 + max(span.stage for span in timeline.spans)
     figure, axes = _figure(10, 1.6 + 0.45 * stages)
     edge = 0.3 if len(timeline.spans) < 150 * stages else 0.0  # more passes than there is room for edges
     for kind, colour in _KINDS.items():
         named = kind
         for stage in range(stages):
-            spans = [(each.start, each.seconds) for each in timeline.spans if each.stage == stage and each.kind == kind]
+            spans = [(span.start, span.seconds) for span in timeline.spans if span.stage == stage and span.kind == kind]
             if spans:
                 axes.broken_barh(
                     spans, (stage - 0.4, 0.8), facecolor=colour, edgecolor="white", linewidth=edge, label=named
@@ -73,8 +73,8 @@ def draw_timeline(timeline: Timeline, path: Path) -> None:
 
 
 def _points(candidates: list) -> tuple[list[float], list[float]]:
-    memory = [each.forecast.memory.total / GIB for each in candidates]
-    return memory, [each.forecast.tokens_per_second_per_gpu for each in candidates]
+    memory = [candidate.forecast.memory.total / GIB for candidate in candidates]
+    return memory, [candidate.forecast.tokens_per_second_per_gpu for candidate in candidates]
 
 
 def _figure(width: float, height: float):

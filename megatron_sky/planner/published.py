@@ -203,7 +203,7 @@ def _gpu_name(text: str) -> str | None:
 
 
 def _product_format(precision: str) -> ProductFormat:
-    return next((each for each in _FORMATS if each in precision.replace("float8", "fp8")), "none")
+    return next((kind for kind in _FORMATS if kind in precision.replace("float8", "fp8")), "none")
 
 
 def _number(text: str | None) -> float | None:

@@ -8,28 +8,28 @@ from megatron_sky.planner.hardware import Cluster, cluster_of, gpus
 from megatron_sky.planner.job import Job
 from megatron_sky.planner.layout_text import with_updates
 from megatron_sky.planner.memory import GIB
-from megatron_sky.planner.search import BATCH, RECOMPUTE, Candidate, Found, divisors, largest_part, search
+from megatron_sky.planner.search import BATCH, RECOMPUTE, Candidate, SearchOutcome, divisors, largest_part, search
 
 _ENOUGH = 3
 
 
-def nothing_fits(config: Config, cluster: Cluster, world_size: int, found: Found) -> Problem:
+def nothing_fits(config: Config, cluster: Cluster, world_size: int, outcome: SearchOutcome) -> Problem:
     """Why a search found nothing, with the nearest batches, GPU numbers and GPUs that would do."""
-    if found.smallest is not None:
-        memory, gpu = found.smallest.forecast.memory, cluster.gpu
+    if outcome.smallest is not None:
+        memory, gpu = outcome.smallest.forecast.memory, cluster.gpu
         part = largest_part(memory)
         rule = (
-            f"no layout of {world_size} {gpu.name} fits: the smallest, {found.smallest.words}, needs "
+            f"no layout of {world_size} {gpu.name} fits: the smallest, {outcome.smallest.words}, needs "
             f"{memory.total / GIB:.1f} GiB of {gpu.memory_gib:g}, most of it {part} ({getattr(memory, part) / GIB:.1f})"
         )
         offered = machines_that_fit(config, cluster, world_size)
         return Problem("--gpus", rule, "; or ".join(offered) or "use a smaller model or a shorter context", world_size)
-    if found.batch_breaks:
+    if outcome.batch_breaks:
         near = _batches_near(config, world_size)
         rule = f"no layout of {world_size} GPUs divides it: it must be a multiple of micro batch x data-parallel size"
         fix = f"use {' or '.join(map(str, near))}, or another --gpus"
         return Problem(BATCH, rule, fix, config.train.global_batch_size)
-    worst = found.broken.most_common(3)
+    worst = outcome.broken.most_common(3)
     rule = "no layout keeps the recipe's rules; most often broken: " + "; ".join(each for each, _ in worst)
     return Problem("--gpus", rule, "use a number of GPUs with divisors that the model's sizes have", world_size)
 
@@ -44,7 +44,7 @@ def machines_that_fit(config: Config, cluster: Cluster, world_size: int) -> list
             offered.append(said)
             break
     larger = sorted(
-        (each for each in gpus().values() if each.memory_gib > cluster.gpu.memory_gib), key=lambda each: each.memory_gib
+        (gpu for gpu in gpus().values() if gpu.memory_gib > cluster.gpu.memory_gib), key=lambda gpu: gpu.memory_gib
     )
     for gpu in larger:
         if said := _tried(config, cluster_of(gpu), world_size):
@@ -72,16 +72,16 @@ def fixes(config: Config, cluster: Cluster, world_size: int) -> list[Candidate]:
             candidate = Candidate(changed, Forecast(Job.of(changed, cluster, world_size)))
             if candidate.forecast.fits:
                 fitting.append(candidate)
-    fitting.sort(key=lambda each: -each.forecast.tokens_per_second_per_gpu)
+    fitting.sort(key=lambda candidate: -candidate.forecast.tokens_per_second_per_gpu)
     return fitting[:_ENOUGH]
 
 
 def _tried(config: Config, cluster: Cluster, world_size: int) -> str:
     """What the best layout on this machine needs and does; empty where none fits."""
-    found = search(config, cluster, world_size)
-    if not found.fitting:
+    outcome = search(config, cluster, world_size)
+    if not outcome.fitting:
         return ""
-    return f"use {world_size} {cluster.gpu.name} ({found.fitting[0].summary})"
+    return f"use {world_size} {cluster.gpu.name} ({outcome.fitting[0].summary})"
 
 
 def _batches_near(config: Config, world_size: int) -> list[int]:
@@ -95,4 +95,4 @@ def _batches_near(config: Config, world_size: int) -> list[int]:
     ]
     smallest = world_size // max(split)
     below, above = batch // smallest * smallest, -(-batch // smallest) * smallest
-    return sorted({each for each in (below, above) if each > 0 and each != batch})
+    return sorted({size for size in (below, above) if size > 0 and size != batch})

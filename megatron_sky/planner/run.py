@@ -100,10 +100,10 @@ def print_goodput(asked: Asked, layout: str | None, said: Failures) -> None:
 def _layout(asked: Asked, layout: str | None) -> Config:
     """The recipe in the layout that is named, else in the best that there is."""
     if layout is None:
-        found = search(asked.config, asked.cluster, asked.num_gpus)
-        if not found.fitting:
-            raise ConfigError(nothing_fits(asked.config, asked.cluster, asked.num_gpus, found))
-        return found.fitting[0].config
+        outcome = search(asked.config, asked.cluster, asked.num_gpus)
+        if not outcome.fitting:
+            raise ConfigError(nothing_fits(asked.config, asked.cluster, asked.num_gpus, outcome))
+        return outcome.fitting[0].config
     config = asked.config if layout == OWN else apply_layout(asked.config, layout, asked.num_gpus)
     check(config, asked.num_gpus)
     return config
@@ -111,8 +111,8 @@ def _layout(asked: Asked, layout: str | None) -> Config:
 
 def print_check(rows: Path | None) -> None:
     """The predictions beside published measurements: the project's own, or those of a file."""
-    found, passed_over = published.read_rows(rows or published.OWN)
-    print("\n".join(show.check_lines(found, passed_over)))
+    rows_read, passed_over = published.read_rows(rows or published.OWN)
+    print("\n".join(show.check_lines(rows_read, passed_over)))
 
 
 def print_search(asked: Asked, *, top: int, out: Path | None, picture: Path | None) -> None:
@@ -122,15 +122,15 @@ def print_search(asked: Asked, *, top: int, out: Path | None, picture: Path | No
 
         check_ending(picture, "--picture")
     start = time.perf_counter()
-    found = search(asked.config, asked.cluster, asked.num_gpus)
+    outcome = search(asked.config, asked.cluster, asked.num_gpus)
     seconds = time.perf_counter() - start
-    if not found.fitting:
-        raise ConfigError(nothing_fits(asked.config, asked.cluster, asked.num_gpus, found))
-    print("\n".join(show.search_lines(found, asked.config, top=top, seconds=seconds)))
+    if not outcome.fitting:
+        raise ConfigError(nothing_fits(asked.config, asked.cluster, asked.num_gpus, outcome))
+    print("\n".join(show.search_lines(outcome, asked.config, top=top, seconds=seconds)))
     if picture is not None:
-        draw_frontier(found, picture)
+        draw_frontier(outcome, picture)
         print(f"picture     {picture}")
-    _write(out, found.fitting[0].config, asked)
+    _write(out, outcome.fitting[0].config, asked)
 
 
 def print_layout(asked: Asked, layout: str, *, out: Path | None, picture: Path | None) -> None:

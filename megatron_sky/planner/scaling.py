@@ -44,11 +44,11 @@ def scale(config: Config, cluster: Cluster, numbers: Sequence[int], *, weak: boo
         if weak:
             batch = batch * number // min(numbers)
         sized = with_updates(config, {}, {"global_batch_size": batch}, {})
-        found = search(sized, cluster, number)
-        if not found.fitting:
-            points.append(Point(number, batch, None, 0.0, nothing_fits(sized, cluster, number, found).rule))
+        outcome = search(sized, cluster, number)
+        if not outcome.fitting:
+            points.append(Point(number, batch, None, 0.0, nothing_fits(sized, cluster, number, outcome).rule))
             continue
-        best = found.fitting[0]
+        best = outcome.fitting[0]
         first = first or best.forecast
         efficiency = best.forecast.tokens_per_second_per_gpu / first.tokens_per_second_per_gpu
         points.append(Point(number, batch, best, efficiency, _limit(best.forecast, first)))
@@ -59,7 +59,7 @@ def _limit(forecast: Forecast, first: Forecast) -> str:
     """The kind of loss whose seconds a token and GPU grew most."""
     now, then = _seconds_a_token(forecast), _seconds_a_token(first)
     growth = {name: sum(now[part] - then[part] for part in parts) for name, parts in LIMITS.items()}
-    name = max(growth, key=lambda each: growth[each])
+    name = max(growth, key=lambda part: growth[part])
     return name if growth[name] > _NOTICED * sum(then.values()) else "none"
 
 

@@ -39,7 +39,7 @@ class Candidate:
 
 
 @dataclass
-class Found:
+class SearchOutcome:
     """What came out: `fitting` the fastest first; `broken` counts rules, `too_large` the part that is largest."""
 
     fitting: list[Candidate] = field(default_factory=list)
@@ -57,40 +57,42 @@ class Found:
     def frontier(self) -> list[Candidate]:
         """Those of which none is both smaller and faster, the fastest first."""
         front: list[Candidate] = []
-        for each in self.fitting:
-            if not front or each.forecast.memory.total < front[-1].forecast.memory.total:
-                front.append(each)
+        for candidate in self.fitting:
+            if not front or candidate.forecast.memory.total < front[-1].forecast.memory.total:
+                front.append(candidate)
         return front
 
 
-def search(config: Config, cluster: Cluster, world_size: int) -> Found:
+def search(config: Config, cluster: Cluster, world_size: int) -> SearchOutcome:
     """All layouts of the recipe; where none fits, `remedies.nothing_fits` says why."""
-    found = Found()
+    outcome = SearchOutcome()
     for parallel, micro_batch_size, fp8 in _layouts(config, cluster, world_size):
         tried = with_updates(config, parallel, {"micro_batch_size": micro_batch_size}, {"fp8": fp8})
         variants = list(_variants(tried))
         problems = find_problems(tried, world_size)
         if problems:
-            found.broken[f"{problems[0].where} {problems[0].rule}"] += len(variants)
-            found.batch_breaks += all(each.where == BATCH for each in problems)
+            outcome.broken[f"{problems[0].where} {problems[0].rule}"] += len(variants)
+            outcome.batch_breaks += all(problem.where == BATCH for problem in problems)
             continue
         for variant in variants:
-            _weigh(found, Candidate(variant, Forecast(Job.of(variant, cluster, world_size))))
-    found.fitting.sort(key=lambda each: (-each.forecast.tokens_per_second_per_gpu, each.forecast.memory.total))
-    return found
+            _weigh(outcome, Candidate(variant, Forecast(Job.of(variant, cluster, world_size))))
+    outcome.fitting.sort(
+        key=lambda candidate: (-candidate.forecast.tokens_per_second_per_gpu, candidate.forecast.memory.total)
+    )
+    return outcome
 
 
 def largest_part(memory: Memory) -> str:
     """The name of the part that takes most."""
-    return max((each.name for each in fields(memory)), key=lambda name: getattr(memory, name))
+    return max((part.name for part in fields(memory)), key=lambda name: getattr(memory, name))
 
 
 def _layouts(config: Config, cluster: Cluster, world_size: int) -> Iterator[tuple[dict, int, Fp8Config | None]]:
     """(parallel section, micro batch, 8-bit products): sizes that divide what they split."""
     m = config.model
-    tensor = [each for each in divisors(cluster.gpus_per_node) if each & (each - 1) == 0]
-    pipeline = [each for each in divisors(m.num_layers) if each <= world_size]
-    context = [each for each in (1, 2, 4, 8, 16, 32) if each == 1 or m.seq_length // each >= 2048]
+    tensor = [divisor for divisor in divisors(cluster.gpus_per_node) if divisor & (divisor - 1) == 0]
+    pipeline = [divisor for divisor in divisors(m.num_layers) if divisor <= world_size]
+    context = [size for size in (1, 2, 4, 8, 16, 32) if size == 1 or m.seq_length // size >= 2048]
     formats: list[Fp8Config | None] = [config.precision.fp8]
     if config.precision.fp8 is None and "fp8" in cluster.gpu.tflops and config.precision.dtype == "bf16":
         formats.append(Fp8Config())
@@ -119,15 +121,15 @@ def _variants(config: Config) -> Iterator[Config]:
         yield with_updates(config, parallel, {"recompute": recompute}, {})
 
 
-def _weigh(found: Found, candidate: Candidate) -> None:
+def _weigh(outcome: SearchOutcome, candidate: Candidate) -> None:
     memory = candidate.forecast.memory
     if candidate.forecast.fits:
-        found.fitting.append(candidate)
+        outcome.fitting.append(candidate)
         return
-    found.too_large[largest_part(memory)] += 1
-    if found.smallest is None or memory.total < found.smallest.forecast.memory.total:
-        found.smallest = candidate
+    outcome.too_large[largest_part(memory)] += 1
+    if outcome.smallest is None or memory.total < outcome.smallest.forecast.memory.total:
+        outcome.smallest = candidate
 
 
 def divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]
+    return [index for index in range(1, number + 1) if number % index == 0]

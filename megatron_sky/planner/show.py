@@ -18,7 +18,7 @@ from megatron_sky.planner.goodput import (
 from megatron_sky.planner.memory import GIB, Memory
 from megatron_sky.planner.published import Row, by_source, memory_errors, speed_errors
 from megatron_sky.planner.scaling import Point
-from megatron_sky.planner.search import Candidate, Found, largest_part
+from megatron_sky.planner.search import Candidate, SearchOutcome, largest_part
 
 _PARTS = {
     "products": "matrix products",
@@ -43,7 +43,7 @@ def explain(forecast: Forecast, tokens: int) -> list[str]:
 
 
 def _memory_lines(forecast: Forecast) -> list[str]:
-    names = [each.name for each in fields(Memory)]
+    names = [field.name for field in fields(Memory)]
     room = usable_bytes(forecast.job) / GIB
     lines = [f"memory      GiB of a GPU at its peak, by pipeline stage; {room:.1f} can be used"]
     lines.append("  stage  " + "".join(f"{name:>12}" for name in (*names, "total")))
@@ -74,32 +74,34 @@ def _budget_lines(forecast: Forecast, tokens: int) -> list[str]:
     ]
 
 
-def search_lines(found: Found, config: Config, *, top: int, seconds: float) -> list[str]:
+def search_lines(outcome: SearchOutcome, config: Config, *, top: int, seconds: float) -> list[str]:
     """The best layouts, what the best costs, and why the others fell."""
-    best = found.fitting[0].forecast
+    best = outcome.fitting[0].forecast
     job, tokens = best.job, config.train.tokens
     lines = [
         f"{job.layout.world_size} {job.cluster.gpu.name}, {job.global_batch_size:,} sequences of "
-        f"{job.model.seq_length:,} tokens a step: {found.tried:,} layouts in {seconds:.1f} s",
+        f"{job.model.seq_length:,} tokens a step: {outcome.tried:,} layouts in {seconds:.1f} s",
         f"{'':5}{'tokens/s':>9}{'MFU %':>7}{'GiB':>7}{'days':>8}   layout",
     ]
-    for number, each in enumerate(_worth_showing(found.fitting, top), 1):
-        f = each.forecast
+    for number, candidate in enumerate(_worth_showing(outcome.fitting, top), 1):
+        f = candidate.forecast
         speed, memory = f.tokens_per_second_per_gpu, f.memory.total / GIB
-        lines.append(f"{number:4} {speed:9,.0f}{100 * f.mfu():7.1f}{memory:7.1f}{f.days(tokens):8.1f}   {each.words}")
+        lines.append(
+            f"{number:4} {speed:9,.0f}{100 * f.mfu():7.1f}{memory:7.1f}{f.days(tokens):8.1f}   {candidate.words}"
+        )
     lines += ["", *_budget_lines(best, tokens), "", "fell"]
-    lines += [f"  {count:6,} break a rule: {rule}" for rule, count in found.broken.most_common(8)]
-    lines += [f"  {count:6,} do not fit, most of it {part}" for part, count in found.too_large.most_common()]
-    return [*lines, f"  {len(found.fitting) - 1:6,} fit and are slower"]
+    lines += [f"  {count:6,} break a rule: {rule}" for rule, count in outcome.broken.most_common(8)]
+    lines += [f"  {count:6,} do not fit, most of it {part}" for part, count in outcome.too_large.most_common()]
+    return [*lines, f"  {len(outcome.fitting) - 1:6,} fit and are slower"]
 
 
 def _worth_showing(fitting: Sequence[Candidate], top: int) -> list[Candidate]:
     """The fastest, without those that differ in recomputation or sharding alone and save no memory by it."""
     shown: list[Candidate] = []
-    for each in fitting:
-        same = [other for other in shown if _sizes(other) == _sizes(each)]
-        if all(each.forecast.memory.total < other.forecast.memory.total for other in same):
-            shown.append(each)
+    for candidate in fitting:
+        same = [other for other in shown if _sizes(other) == _sizes(candidate)]
+        if all(candidate.forecast.memory.total < other.forecast.memory.total for other in same):
+            shown.append(candidate)
         if len(shown) == top:
             break
     return shown
@@ -147,7 +149,7 @@ def goodput_lines(forecast: Forecast, r: Reliability, tokens: int) -> list[str]:
     steps = max(1, round(interval / seconds))
     spares = spares_worth_having(interval, r)
     share = goodput(steps * seconds, r)
-    worth, _, _ = max(spares, key=lambda each: each[2])
+    worth, _, _ = max(spares, key=lambda item: item[2])
     lines = [
         f"failures    {r.num_nodes} nodes, each {r.node_mtbf_hours:,.0f} hours apart: one every "
         f"{r.job_mtbf_seconds / HOUR:.1f} hours; {r.restart_seconds / 60:g} minutes to train again, "
@@ -177,7 +179,7 @@ def check_lines(rows: Sequence[Row], passed_over: Sequence[str]) -> list[str]:
         shown = f"{speed.mean:15.1%}{speed.bias:+8.1%}{speed.worst:+8.1%}" if speed.values else f"{'-':>31}"
         shown += f"  {memory.mean:9.1%}{memory.worst:+8.1%}" if memory.values else ""
         lines.append(f"{source[:65]:66}{len(group):5}  {shown}")
-    lines += [f"passed over {each}" for each in passed_over]
+    lines += [f"passed over {row}" for row in passed_over]
     return lines
 
 

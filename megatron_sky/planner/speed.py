@@ -29,13 +29,13 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, each.name) for each in fields(self))
+        return sum(getattr(self, field.name) for field in fields(self))
 
     def __add__(self, other: "Seconds") -> "Seconds":
-        return Seconds(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
+        return Seconds(**{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)})
 
     def __mul__(self, factor: float) -> "Seconds":
-        return Seconds(**{each.name: getattr(self, each.name) * factor for each in fields(self)})
+        return Seconds(**{field.name: getattr(self, field.name) * factor for field in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Step:
     def parts(self) -> Mapping[str, float]:
         """Every part by name, in the order in which they are told."""
         named = {
-            each.name: getattr(self.forward, each.name) + getattr(self.backward, each.name) for each in fields(Seconds)
+            field.name: getattr(self.forward, field.name) + getattr(self.backward, field.name)
+            for field in fields(Seconds)
         }
         rest = ("imbalance", "bubble", "p2p", "data_parallel", "optimizer", "host")
         return named | {"recompute": self.recompute.total} | {name: getattr(self, name) for name in rest}

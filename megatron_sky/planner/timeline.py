@@ -30,12 +30,12 @@ class Timeline:
 
     @property
     def seconds(self) -> float:
-        return max(each.start + each.seconds for each in self.spans)
+        return max(span.start + span.seconds for span in self.spans)
 
     def idle_share(self) -> float:
         """Of all stages' time, what is spent waiting."""
-        stages = 1 + max(each.stage for each in self.spans)
-        busy = sum(each.seconds for each in self.spans if each.kind != "send")
+        stages = 1 + max(span.stage for span in self.spans)
+        busy = sum(span.seconds for span in self.spans if span.kind != "send")
         return 1 - busy / (stages * self.seconds)
 
 
@@ -80,8 +80,8 @@ def order_of_passes(job: Job, stage: int) -> list[Pass]:
     total = micro * vpp
     forward = [("forward", *_micro_and_chunk(number, pp, vpp)) for number in range(total)]
     backward = [
-        ("backward", each, vpp - 1 - chunk)
-        for each, chunk in (_micro_and_chunk(number, pp, vpp) for number in range(total))
+        ("backward", turn, vpp - 1 - chunk)
+        for turn, chunk in (_micro_and_chunk(number, pp, vpp) for number in range(total))
     ]
     warmup = min(job.chunks_in_flight(stage) - 1, total)
     passes = forward[:warmup]

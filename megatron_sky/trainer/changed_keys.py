@@ -95,11 +95,11 @@ def _kept_because(key: str, saved: Config, recipe: Config) -> str | None:
 def _past_sessions(recipe: Config, consumed_samples: int) -> dict[str, str]:
     """Beginnings of keys that speak of what is past in the recipe's sessions, with the reason."""
     past = {}
-    for each in sessions_of(recipe).every if recipe.sessions else ():
-        if each.end_sample <= consumed_samples:
-            past[f"sessions[{each.name}]."] = "the session is over"
-        elif each.first_sample < consumed_samples:
-            past[f"sessions[{each.name}].start"] = "the session has begun"
+    for session in sessions_of(recipe).every if recipe.sessions else ():
+        if session.end_sample <= consumed_samples:
+            past[f"sessions[{session.name}]."] = "the session is over"
+        elif session.first_sample < consumed_samples:
+            past[f"sessions[{session.name}].start"] = "the session has begun"
     return past
 
 

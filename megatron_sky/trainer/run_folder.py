@@ -90,10 +90,10 @@ class Lock:
 
     def _file(self) -> tuple[int, int] | None:
         try:
-            found = os.stat(self._run_dir / _LOCK)
+            status = os.stat(self._run_dir / _LOCK)
         except FileNotFoundError:
             return None
-        return found.st_dev, found.st_ino
+        return status.st_dev, status.st_ino
 
     def check(self) -> None:
         """Takes the lock anew where its file was deleted. Raises RunError where another job has taken it meanwhile."""

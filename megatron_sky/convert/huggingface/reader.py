@@ -76,9 +76,9 @@ def read_weights(folder: Path, model: ModelConfig, architecture: str) -> Opened:
     mixed: list[str] = []
     for name in (name for unit in weights.units(model) for name in unit):
         rule = families.rule_for(name, model, architecture)
-        found = [tensors.pop(part, None) for part in rule.names]
-        problems = [_problem(*part) for part in zip(rule.names, found, rule.shapes, strict=True)]
-        parts = [part for part in found if part is not None]
+        tensors_of_rule = [tensors.pop(part, None) for part in rule.names]
+        problems = [_problem(*part) for part in zip(rule.names, tensors_of_rule, rule.shapes, strict=True)]
+        parts = [part for part in tensors_of_rule if part is not None]
         if any(problems):
             wrong += [problem for problem in problems if problem]
             continue

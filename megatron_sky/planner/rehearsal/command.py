@@ -19,7 +19,7 @@ def print_rehearsal(
     ranks = _ranks(config, world_size, rank, stage)
     if not as_json:
         dry_run.print_job(config, world_size, seen)
-    results = process.rehearse_all([process.Request(config, world_size, each) for each in ranks])
+    results = process.rehearse_all([process.Request(config, world_size, rank) for rank in ranks])
     print(table.as_json(results) if as_json else table.as_text(results))
     seen.raise_errors()
     if not as_json:

@@ -78,13 +78,13 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
 
     @contextlib.contextmanager
     def fused(self, name: str) -> Iterator[None]:
-        made: list = []
-        self._fused.append((name, made))
+        storages: list = []
+        self._fused.append((name, storages))
         try:
             yield
         finally:
             self._fused.pop()
-        for reference, part in made:
+        for reference, part in storages:
             storage = reference()
             if storage is not None:
                 self._hold(storage, part, name)
@@ -131,9 +131,9 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
         if isinstance(result, torch.Tensor):
             self._meet(result)
         elif isinstance(result, tuple | list):
-            for each in result:
-                if isinstance(each, torch.Tensor):
-                    self._meet(each)
+            for item in result:
+                if isinstance(item, torch.Tensor):
+                    self._meet(item)
         done = work.operation(func, args, result)
         if done is not None:
             self.operations[self.current_phase, done] += 1
@@ -204,8 +204,8 @@ class Waits(Exception):
 
 def own_line(frames: Iterator[tuple[str, int]] | None = None) -> str:
     """The innermost line of this package, the rehearsal's own aside, as `trainer/step.py:99`."""
-    found = frames or _stack()
-    for name, line in found:
+    known = frames or _stack()
+    for name, line in known:
         if name.startswith(str(PACKAGE)) and not name.startswith(_OWN):
             return f"{Path(name).relative_to(PACKAGE.parent)}:{line}"
     return "?"

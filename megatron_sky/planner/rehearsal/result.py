@@ -83,8 +83,8 @@ class Rehearsal:
     def flops(self) -> dict[str, int]:
         """Operations of the step by operator."""
         total: dict[str, int] = {}
-        for each in self.operations:
-            total[each.operator] = total.get(each.operator, 0) + each.flops
+        for operation in self.operations:
+            total[operation.operator] = total.get(operation.operator, 0) + operation.flops
         return total
 
     def as_dict(self) -> dict:

@@ -105,15 +105,15 @@ def _batch(config: Config, size: int) -> Batch:
 def _sort(runner: StepRunner, ledger: Ledger) -> None:
     """Tells the ledger what is the optimizer's, the gradients' and the weights'; what two share is the last's."""
     ledger.assign(list(_optimizer_tensors(runner.optimizer)), OPTIMIZER)
-    buffers = [each for chunk in runner.model.chunks for each in chunk.buffers]
-    ledger.assign([each.grad_data for each in buffers], GRADIENTS)
-    ledger.assign([each.param_data for each in buffers if each.param_data is not None], WEIGHTS)
+    buffers = [buffer for chunk in runner.model.chunks for buffer in chunk.buffers]
+    ledger.assign([buffer.grad_data for buffer in buffers], GRADIENTS)
+    ledger.assign([buffer.param_data for buffer in buffers if buffer.param_data is not None], WEIGHTS)
     ledger.assign([p.data for chunk in runner.model.chunks for p in chunk.parameters()], WEIGHTS)
 
 
 def _optimizer_tensors(optimizer) -> Iterator[torch.Tensor]:
-    for each in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(each, "optimizer", None)
+    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = getattr(one, "optimizer", None)
         if inner is None:  # a rank without parameters of this kind
             continue
         for group in inner.param_groups:
@@ -142,7 +142,7 @@ def _result(ledger: Ledger, context: ParallelContext, repeats: float) -> dict:
         "peaks": {phase: size for phase, size in ledger.peaks.items() if phase},
         "operations": tuple(
             Operation(name, shape, dtype, calls, calls * flops)
-            for (name, shape, dtype, flops), calls in sorted(operations.items(), key=lambda each: -each[1] * each[0][3])
+            for (name, shape, dtype, flops), calls in sorted(operations.items(), key=lambda item: -item[1] * item[0][3])
         ),
         "traffic": _traffic(ledger, context, repeats),
     }

@@ -10,13 +10,13 @@ _GIB, _TERA = 1 << 30, 1e12
 
 
 def as_json(results: Sequence[Rehearsal]) -> str:
-    return json.dumps({"backend": "torch", "ranks": [each.as_dict() for each in results]}, indent=2)
+    return json.dumps({"backend": "torch", "ranks": [result.as_dict() for result in results]}, indent=2)
 
 
 def as_text(results: Sequence[Rehearsal]) -> str:
     """Tables of up to eight ranks: the peak and its parts, what made them, operations, traffic."""
     first = results[0]
-    seconds = sum(each.seconds for each in results)
+    seconds = sum(result.seconds for result in results)
     lines = [
         f"rehearsed   {first.layout} on {first.world_size:,} rank(s) with the torch backend, "
         f"{first.rehearsed_microbatches} of a step's {first.num_microbatches} micro batches, in {seconds:.1f} s"
@@ -34,23 +34,23 @@ def _table(results: Sequence[Rehearsal]) -> list[str]:
         return row(name, [f"{value / _GIB:,.2f}" for value in values])
 
     lines = [
-        row("", [f"stage {each.stage}" for each in results]),
-        row("", [f"rank {each.rank}" for each in results]),
-        row("parameters, millions", [f"{each.parameters / 1e6:,.1f}" for each in results]),
-        gib("memory at the peak, GiB", [each.peak_bytes for each in results]),
+        row("", [f"stage {result.stage}" for result in results]),
+        row("", [f"rank {result.rank}" for result in results]),
+        row("parameters, millions", [f"{result.parameters / 1e6:,.1f}" for result in results]),
+        gib("memory at the peak, GiB", [result.peak_bytes for result in results]),
     ]
-    lines += [gib(f"  {part}", [each.peak_by_part.get(part, 0) for each in results]) for part in PARTS]
+    lines += [gib(f"  {part}", [result.peak_by_part.get(part, 0) for result in results]) for part in PARTS]
     lines += ["peak of each phase, GiB"]
-    for phase in dict.fromkeys(phase for each in results for phase in each.peaks):
-        lines.append(gib(f"  {phase}", [each.peaks.get(phase, 0) for each in results]))
+    for phase in dict.fromkeys(phase for result in results for phase in result.peaks):
+        lines.append(gib(f"  {phase}", [result.peaks.get(phase, 0) for result in results]))
     lines += ["what made the last five parts, GiB"]
-    for operator in _largest([each.peak_by_operator for each in results]):
-        lines.append(gib(f"  {operator}", [each.peak_by_operator.get(operator, 0) for each in results]))
+    for operator in _largest([result.peak_by_operator for result in results]):
+        lines.append(gib(f"  {operator}", [result.peak_by_operator.get(operator, 0) for result in results]))
     lines += ["operations of a step, TFLOP"]
-    for operator in _largest([each.flops for each in results]):
-        lines.append(row(f"  {operator}", [f"{each.flops.get(operator, 0) / _TERA:,.2f}" for each in results]))
+    for operator in _largest([result.flops for result in results]):
+        lines.append(row(f"  {operator}", [f"{result.flops.get(operator, 0) / _TERA:,.2f}" for result in results]))
     lines += ["traffic of a step, GiB"]
-    moved = [{(t.collective, t.group, t.group_size): t.bytes for t in each.traffic} for each in results]
+    moved = [{(t.collective, t.group, t.group_size): t.bytes for t in result.traffic} for result in results]
     for key in _largest(moved):
         lines.append(gib("  {} {} ({:,})".format(*key), [table.get(key, 0) for table in moved]))
     return lines
@@ -59,8 +59,8 @@ def _table(results: Sequence[Rehearsal]) -> list[str]:
 def _largest(counts: Sequence[dict]) -> list:
     """The keys with the largest sums, down to a thousandth of the first's."""
     total: dict = {}
-    for each in counts:
-        for key, value in each.items():
+    for count in counts:
+        for key, value in count.items():
             total[key] = total.get(key, 0) + value
     first = max(total.values(), default=0)
     return sorted((key for key in total if total[key] * 1000 >= first), key=lambda key: -total[key])[:_ROWS]

@@ -21,7 +21,7 @@ def operation(func, args, result) -> Done | None:
     if find is None:
         return None
     shape, passes = find(args)
-    dtype = next(each.dtype for each in args if isinstance(each, torch.Tensor))
+    dtype = next(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
     return name_of(func), shape, str(dtype).removeprefix("torch."), passes * 2 * math.prod(shape)
 
 
