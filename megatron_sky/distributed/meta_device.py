@@ -6,6 +6,7 @@ operators (`F.rms_norm`, attention, functions marked for torch.compile, apex's w
 names by which megatron-core knows a CUDA tensor. All of it lasts for the process's life: see `device.rehearse`.
 """
 
+import abc
 import contextlib
 import functools
 import sys
@@ -32,24 +33,24 @@ _COLLECTIVES = (
 _FILLS_ITS_FIRST = ("reduce_scatter_tensor", "all_gather_into_tensor", "_reduce_scatter_base", "_all_gather_base")
 
 
-class Watch:
+class Watch(abc.ABC):
     """Who is told of what a GPU would do and torch does not see."""
 
+    @abc.abstractmethod
     def waits(self, operator: str, why: str) -> None:
         """The CPU would wait for the GPU in `operator`, which `why`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def phase(self, name: str) -> contextlib.AbstractContextManager:
         """What runs within is a part of the step that has a name (`device.named_range`)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def fused(self, name: str) -> contextlib.AbstractContextManager:
         """Within it one kernel runs: what is made there and does not outlive it takes no memory."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def communicated(self, collective: str, tensor: torch.Tensor, group, received: Sequence[torch.Tensor]) -> None:
         """A collective over `group` (None: all ranks) whose largest tensor is `tensor`; it fills `received`."""
-        raise NotImplementedError
 
 
 def install(watch: Watch) -> None:

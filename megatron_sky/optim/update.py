@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from megatron.core.optimizer import MegatronOptimizer
 
 
+def parts_of(optimizer: "MegatronOptimizer") -> "list[MegatronOptimizer]":
+    """The optimizers of which megatron-core's is made, or it alone."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
+
+
 def measure(optimizer: "MegatronOptimizer") -> float | None:
     """Makes the gradients ready and returns their global norm.
 
@@ -29,7 +34,7 @@ def apply(optimizer: "MegatronOptimizer", grad_norm: float) -> bool:
     """Clips by `grad_norm` and updates the weights; whether they were updated."""
     from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 
-    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for one in parts_of(optimizer):
         parameters = [] if getattr(one, "is_stub_optimizer", False) else one.get_parameters()
         if parameters and one.config.clip_grad > 0.0:
             clip_grad_by_total_norm_fp32(parameters, max_norm=one.config.clip_grad, total_norm=grad_norm)
@@ -37,7 +42,7 @@ def apply(optimizer: "MegatronOptimizer", grad_norm: float) -> bool:
 
 
 def _is_loss_scale_smallest(optimizer: "MegatronOptimizer") -> bool:
-    scalers = [getattr(one, "grad_scaler", None) for one in getattr(optimizer, "chained_optimizers", [optimizer])]
+    scalers = [getattr(one, "grad_scaler", None) for one in parts_of(optimizer)]
     return any(scaler is not None and float(scaler.scale) <= float(scaler.min_scale) for scaler in scalers)
 
 
@@ -54,7 +59,7 @@ def set_numbers(optimizer: "MegatronOptimizer", recipe: OptimizerConfig, lr: flo
 
 def forget_moments(optimizer: "MegatronOptimizer") -> None:
     """Back to a new optimizer's state: moments of zero, bias correction from the first step. Weights stay."""
-    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for one in parts_of(optimizer):
         inner = getattr(one, "optimizer", None)
         if inner is None:  # a rank without parameters of this kind
             continue

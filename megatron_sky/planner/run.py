@@ -31,6 +31,10 @@ class Asked:
     cluster: Cluster
     num_gpus: int
 
+    def words(self, config: Config) -> str:
+        """The recipe's layout, as in `config`, on these GPUs."""
+        return f"{layout_words(config, self.num_gpus)} on {self.num_gpus} {self.cluster.gpu.name}"
+
 
 def read_job(
     recipe: Sequence[str], *, gpus: int | None, gpu: str | None, gpus_per_node: int | None, network: float | None
@@ -93,7 +97,7 @@ def print_goodput(asked: Asked, layout: str | None, said: Failures) -> None:
     )
     if lost := too_often(reliability):
         raise ConfigError(Problem("--goodput", lost, "give a larger --node-mtbf-hours, or shorter times"))
-    print(f"layout      {layout_words(config, asked.num_gpus)} on {asked.num_gpus} {asked.cluster.gpu.name}")
+    print(f"layout      {asked.words(config)}")
     print("\n".join(show.goodput_lines(forecast, reliability, config.train.tokens)))
 
 
@@ -142,7 +146,7 @@ def print_layout(asked: Asked, layout: str, *, out: Path | None, picture: Path |
         check_ending(picture, "--picture")
     config = _layout(asked, layout)
     forecast = Forecast(Job.of(config, asked.cluster, asked.num_gpus))
-    print(f"layout      {layout_words(config, asked.num_gpus)} on {asked.num_gpus} {asked.cluster.gpu.name}")
+    print(f"layout      {asked.words(config)}")
     print("\n".join(show.explain(forecast, config.train.tokens)))
     if picture is not None:
         draw_timeline(play(forecast.job), picture)
@@ -154,7 +158,6 @@ def print_layout(asked: Asked, layout: str, *, out: Path | None, picture: Path |
 
 def _write(out: Path | None, config: Config, asked: Asked) -> None:
     if out is not None:
-        words = f"{layout_words(config, asked.num_gpus)} on {asked.num_gpus} {asked.cluster.gpu.name}"
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, f"# {words}\n{overlay(config)}")
+        write_text(out, f"# {asked.words(config)}\n{overlay(config)}")
         print(f"written     {out}, to be layered over the recipe: megatron-sky train RECIPE {out}")

@@ -16,6 +16,7 @@ from megatron_sky.data.loader import Batch, DocumentBounds, make_batch
 from megatron_sky.distributed.context import ParallelContext, open_fake_context
 from megatron_sky.distributed.topology import Layout
 from megatron_sky.optim.schedule import global_batch_size_at
+from megatron_sky.optim.update import parts_of
 from megatron_sky.planner.rehearsal.ledger import Ledger
 from megatron_sky.planner.rehearsal.result import GRADIENTS, OPTIMIZER, OTHER, WEIGHTS, Operation, Rehearsal, Traffic
 from megatron_sky.trainer.build import build_runner
@@ -112,7 +113,7 @@ def _sort(runner: StepRunner, ledger: Ledger) -> None:
 
 
 def _optimizer_tensors(optimizer) -> Iterator[torch.Tensor]:
-    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for one in parts_of(optimizer):
         inner = getattr(one, "optimizer", None)
         if inner is None:  # a rank without parameters of this kind
             continue
