@@ -40,7 +40,7 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[BinaryIO]:
     `sync`: its content, and its new name, are on the disk when the block has ended. Raises OSError.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:_LONGEST_STEM]}.{secrets.token_hex(8)}.tmp")
+    temporary = _beside(path, ".tmp")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         with open(handle, "wb") as file:
@@ -56,6 +56,23 @@ def replacing(path: str | Path, *, sync: bool = False) -> Iterator[BinaryIO]:
         raise
     if sync:
         sync_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def replacing_by_name(path: str | Path, ending: str = ".tmp") -> Iterator[str]:
+    """`replacing` for a library that writes to a path alone, and goes by its `ending`: that path."""
+    path = Path(path)
+    temporary = _beside(path, ending)
+    try:
+        yield str(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name[:_LONGEST_STEM]}.{secrets.token_hex(8)}{ending}")
 
 
 def write_bytes(path: str | Path, content: bytes, *, sync: bool = False) -> None:

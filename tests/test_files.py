@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import xxhash
@@ -226,3 +227,15 @@ def test_what_is_read_whole_has_an_end(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError):
             files.read_json(path)
+
+
+def test_a_file_that_a_library_writes_by_name_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "trace.json.gz"
+    with files.replacing_by_name(path, ".json.gz") as name:
+        assert name.endswith(".json.gz") and not path.exists()
+        Path(name).write_text("whole")
+    assert path.read_text() == "whole"
+    with pytest.raises(OSError, match="full"), files.replacing_by_name(path) as name:
+        Path(name).write_text("half")
+        raise OSError("full")
+    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]

@@ -10,7 +10,6 @@ import importlib.abc
 import importlib.util
 import logging
 import os
-import secrets
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_sky.distributed import cpu_emulation, cpu_products
 from megatron_sky.errors import NodeError
+from megatron_sky.files import replacing_by_name
 
 if TYPE_CHECKING:
     import torch
@@ -339,9 +339,8 @@ def write_allocations(path: Path) -> bool:
     if not has_gpu():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    torch.cuda.memory._dump_snapshot(str(beside))
-    beside.replace(path)
+    with replacing_by_name(path) as beside:
+        torch.cuda.memory._dump_snapshot(beside)
     return True
 
 

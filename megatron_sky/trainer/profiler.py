@@ -4,14 +4,13 @@ Written to `<run_dir>/profile/`: `rank_00000_steps_10-12.json.gz` (for Perfetto 
 """
 
 import contextlib
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_sky.config.schema import ProfileConfig
 from megatron_sky.distributed import device
-from megatron_sky.files import write_text
+from megatron_sky.files import replacing_by_name, write_text
 from megatron_sky.monitor.kernels import KernelTime, table
 
 if TYPE_CHECKING:
@@ -57,9 +56,8 @@ class Profiler:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / f"{name}.txt", text)
-            beside = self._folder / f".{secrets.token_hex(8)}.json.gz"  # the ending says that it is to be compressed
-            traced.export_chrome_trace(str(beside))
-            beside.replace(trace)
+            with replacing_by_name(trace, ".json.gz") as beside:  # the ending says that it is to be compressed
+                traced.export_chrome_trace(beside)
         except OSError as error:
             self._tell(f"{trace}: can't be written, the run goes on without: {error.strerror or error}\n{text}")
             return
