@@ -16,22 +16,14 @@ from megatron_sky.errors import MissingDependency
 from megatron_sky.files import read_json
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
+from megatron_sky.tokenizer.chat_template import SKYWORK, SYMBOLS, without_generation
 from megatron_sky.tokenizer.kinds import SentencePieceTokenizer, load_tokenizer
 from megatron_sky.tokenizer.sample_text import SAMPLES
 
 log = get_logger(__name__)
 
-CHAT_SYMBOLS = ("[USER]", "[BOT]", "[SEP]")
-# `[USER]question[SEP][BOT]answer[SEP]...`, begun with eos then bos.
-CHAT_TEMPLATE = (
-    "{{ eos_token }}{{ bos_token }}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}[USER]{{ message['content'] }}[SEP]"
-    "{% elif message['role'] == 'assistant' %}[BOT]{{ message['content'] }}[SEP]"
-    "{% else %}{{ raise_exception('a conversation has the roles user and assistant, not ' + message['role']) }}"
-    "{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}[BOT]{% endif %}"
-)
+CHAT_SYMBOLS = SYMBOLS["skywork"]
+CHAT_TEMPLATE = without_generation(SKYWORK)  # older readers of templates do not know the tag
 
 
 def write(path: Path, folder: Path, *, adds_begin: bool) -> dict[str, int]:

@@ -122,8 +122,8 @@ def test_chat_symbols_are_tokens_and_the_template_uses_them(hf, corpus, tmp_path
         sep,
         bot,
     ]
-    with pytest.raises(Exception, match="roles user and assistant"):
-        loaded.apply_chat_template([{"role": "tool", "content": ""}], tokenize=False)
+    with pytest.raises(Exception, match="roles user, assistant and tool"):
+        loaded.apply_chat_template([{"role": "critic", "content": ""}], tokenize=False)
 
 
 def with_begin(folder):
