@@ -1,4 +1,4 @@
-"""`megatron-sky data ...`: tokenize, verify, merge, inspect, mix. Each verb imports its package when it is called."""
+"""`megatron-sky data ...`: tokenize, chat, verify, merge, inspect, mix. A verb imports its package when called."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from megatron_sky.cli._common import INPUTS_HELP, ProgressBar, Recipe, verb_group
+from megatron_sky.control import visible
 
-app = verb_group("Token files: tokenize, verify, merge, inspect, and plan the mixture.")
+app = verb_group("Token files: tokenize texts and conversations, verify, merge, inspect, and plan the mixture.")
 
 Prefixes = Annotated[list[str], typer.Argument(help="Path prefixes of .bin/.idx pairs, without the ending.")]
 TokenizerPath = Annotated[
@@ -62,6 +63,32 @@ def tokenize(
 
 
 @app.command()
+def chat(
+    inputs: Annotated[list[str], typer.Argument(help="Conversations: JSONL (also compressed), JSON, Parquet files.")],
+    out: Annotated[Path, typer.Option(help="Path prefix of the pair to write.")],
+    tokenizer: Annotated[Path, typer.Option(help="SentencePiece .model, tokenizer.json or .tiktoken file.")],
+    seq_length: Annotated[int, typer.Option(min=2, help="Tokens in a row: the model.seq_length of the run.")],
+    template: Annotated[
+        str | None, typer.Option(help="skywork, chatml, llama2, or a Jinja file; left out: the tokenizer's own.")
+    ] = None,
+    too_long: Annotated[str, typer.Option(help="Of what is longer than a row: drop it, or cut its end.")] = "drop",
+    strict: Annotated[bool, typer.Option(help="Stop at the first conversation that can't be used.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
+) -> None:
+    """Turn conversations into packed samples with a loss mask: a .bin/.idx pair and a .mask file."""
+    from megatron_sky.data.chat.build import ChatOptions, write_chat
+    from megatron_sky.data.chat.samples import choose_template
+    from megatron_sky.tokenizer.kinds import load_tokenizer
+
+    loaded, chosen = load_tokenizer(tokenizer), choose_template(template, tokenizer)
+    cuts = _parse_choice(too_long, {"drop": False, "cut": True})
+    options = ChatOptions(row_length=seq_length, cuts_long=cuts, strict=strict, overwrite=overwrite)
+    with ProgressBar("reading conversations") as bar:
+        meta = write_chat(inputs, out, loaded, chosen, options, report=bar)
+    _print_counts(meta)
+
+
+@app.command()
 def verify(
     prefixes: Prefixes,
     tokenizer: TokenizerPath = None,
@@ -83,6 +110,11 @@ def verify(
         known = "agrees with its meta file" if pair.meta else "has no meta file to agree with: structure and ids only"
         ends = "" if pair.num_unended is None else f", {pair.num_unended:,} not ended by the end-of-document id"
         print(f"{prefix}: whole; {pair.num_documents:,} documents{ends}, {pair.num_tokens:,} tokens; {known}")
+        if (mask := pair.mask) is not None:
+            print(
+                f"  mask: {mask.rows:,} rows of {mask.row_length:,}; {mask.answer_tokens:,} tokens of answers, "
+                f"{mask.context_tokens:,} of context, {mask.padding_tokens:,} of padding"
+            )
         if write_meta and pair.meta is None and loaded is not None:
             write_meta_of(pair, loaded)
             print(f"{prefix}.meta.json written")
@@ -117,7 +149,7 @@ def inspect(
     picture: Annotated[Path | None, typer.Option(help="Write a PNG of lengths and languages.")] = None,
 ) -> None:
     """Show pairs: counts, lengths of documents, languages, texts."""
-    from megatron_sky.data.tokens.inspection import draw, overview, show_document
+    from megatron_sky.data.tokens.inspection import draw, overview
     from megatron_sky.tokenizer.kinds import load_tokenizer
 
     loaded = None if tokenizer is None else load_tokenizer(tokenizer)
@@ -128,7 +160,7 @@ def inspect(
         _print_overview(view)
         if loaded is not None:
             for number in document or ():
-                print(f"--- document {number:,}\n{show_document(view.prefix, number, loaded)}")
+                _print_document(view.prefix, number, loaded)
     if picture is not None:
         draw(views, picture)
         print(f"{picture} written")
@@ -204,7 +236,46 @@ def _print_counts(meta) -> None:
     )
     for what, counts in (("rejected", meta.rejected), ("note", meta.notes)):
         for name, count in counts.items():
-            print(f"  {what}: {name} {count:,}")
+            print(f"  {what}: {name} {count:,}{_reason(name)}")
+    if meta.mask is not None:
+        _print_mask(meta)
+
+
+def _reason(name: str) -> str:
+    from megatron_sky.data.chat.conversations import REASONS
+
+    return f" ({REASONS[name]})" if name in REASONS else ""
+
+
+def _print_mask(meta) -> None:
+    mask = meta.mask
+    print(
+        f"  template {mask.template} ({mask.template_sha256[:12]}); {mask.rows:,} rows of {mask.row_length:,} tokens: "
+        f"answers {mask.answer_tokens / meta.num_tokens:.1%}, padding {mask.padding_tokens / meta.num_tokens:.1%}"
+    )
+    if mask.cut_samples:
+        print(f"  cut: {mask.cut_samples:,} conversations lost {mask.cut_tokens:,} tokens at their end")
+
+
+def _print_document(prefix: str, number: int, tokenizer) -> None:
+    """A document's text; of a packed sample its tokens, answers apart from what they answer."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from megatron_sky.data.tokens.inspection import show_document, show_sample
+    from megatron_sky.data.tokens.mask import ANSWER, CONTEXT, PADDING
+
+    print(f"--- document {number:,}")
+    runs = show_sample(prefix, number, tokenizer)
+    if runs is None:
+        print(show_document(prefix, number, tokenizer))
+        return
+    looks = {CONTEXT: ("context", "cyan"), ANSWER: ("answer", "bold green"), PADDING: ("padding", "dim")}
+    console = Console(highlight=False, soft_wrap=True)
+    for run in runs:
+        name, style = looks[run.kind]
+        shown = f"{len(run.pieces):,} tokens" if run.kind == PADDING else " ".join(map(visible, run.pieces))
+        console.print(Text(f"{name:<8}"), Text(shown, style))
 
 
 def _print_overview(view) -> None:
@@ -214,6 +285,8 @@ def _print_overview(view) -> None:
             f"  tokenizer {view.meta.tokenizer.name} ({view.meta.tokenizer.sha256[:12]}), "
             f"unigram entropy {view.meta.unigram_entropy:.3f} nats"
         )
+        if view.meta.mask is not None:
+            _print_counts(view.meta)
     most = max(view.documents)
     for low, count in zip(view.edges, view.documents, strict=False):
         print(f"  {low:>10,} tokens or more {count:>12,} {'#' * round(40 * count / most)}")

@@ -1,4 +1,4 @@
-"""`megatron-sky tokenizer ...`: build, extend, check. Each verb imports its package when it is called."""
+"""`megatron-sky tokenizer ...`: build, extend, chat, check. Each verb imports its package when it is called."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,7 @@ import typer
 
 from megatron_sky.cli._common import INPUTS_HELP, verb_group
 
-app = verb_group("Tokenizers: build, extend, check.")
+app = verb_group("Tokenizers: build, extend, give chat tokens, check.")
 
 Inputs = Annotated[list[str], typer.Argument(help=INPUTS_HELP)]
 Out = Annotated[Path, typer.Option(help="The .model file to write.")]
@@ -69,6 +69,28 @@ def extend(
         reserved=reserved_symbols(reserved),
     )
     print(f"{out}: {extended.vocab_size:,} tokens, {extended.vocab_size - loaded.vocab_size:,} of them new")
+
+
+@app.command()
+def chat(
+    base: Annotated[Path, typer.Argument(help="SentencePiece .model or tokenizer.json; ids that are there are kept.")],
+    out: Out,
+    template: Annotated[str, typer.Option(help="The built-in template whose tokens it gets.")] = "skywork",
+    overwrite: Overwrite = False,
+) -> None:
+    """Put a chat template's tokens into the reserved ones of a tokenizer; behind the last where there are none."""
+    from megatron_sky.tokenizer.chat_template import SYMBOLS
+    from megatron_sky.tokenizer.chat_tokens import write_with_chat_tokens
+    from megatron_sky.tokenizer.kinds import load_tokenizer
+
+    _check_free(out, overwrite)
+    if template not in SYMBOLS:
+        raise typer.BadParameter(f"--template {template}: must be one of {', '.join(SYMBOLS)}")
+    loaded = load_tokenizer(base)
+    ids = write_with_chat_tokens(loaded, SYMBOLS[template], out)
+    size = load_tokenizer(out).vocab_size
+    told = ", ".join(f"{symbol} {token_id}" for symbol, token_id in ids.items())
+    print(f"{out}: {size:,} tokens, {size - loaded.vocab_size} behind the last; {told}")
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

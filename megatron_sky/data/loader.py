@@ -20,9 +20,10 @@ from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.sampling.mixture import SessionMixture, plan_of
 from megatron_sky.data.sampling.run_plan import RunPlan, continue_plan, describe_change
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path
+from megatron_sky.data.tokens.mask import ANSWER
 from megatron_sky.data.tokens.sources import OpenSource
 from megatron_sky.distributed import device
-from megatron_sky.errors import ConfigError, DataError
+from megatron_sky.errors import ConfigError, DataError, Problem
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,11 @@ class TrainData:
         self.vocab_size = vocab_size
         self._bounds = DocumentBounds.of(config)
         sizes = [source.tokens.num_tokens for source in sources]
+        for given, source in zip(config.train, sources, strict=True):
+            check_rows(source, f"data.train[{given.name}]", seq_length, self._bounds)
+            if source.mask is not None and config.sampling != "plan":
+                rule = f"has no place for packed samples, as data.train[{given.name}] holds"
+                raise ConfigError(Problem("data.sampling", rule, "set data.sampling=plan", config.sampling))
         self._planned = plan_of(config, sizes, seq_length=seq_length, sessions=sessions)
         self.plan: RunPlan = self._planned
         self._check_plan()
@@ -166,7 +172,7 @@ class TrainData:
 
     def read(self, sample_numbers: Sequence[int]) -> Batch:
         """The batch of these samples of the run, in this order."""
-        rows, starts = [], []
+        rows, starts, masks = [], [], []
         for number in sample_numbers:
             location = self.plan.locate(number)
             offset = self.plan.token_offset(location)
@@ -176,7 +182,8 @@ class TrainData:
             rows.append(tokens)
             if self._bounds.needed:
                 starts.append(source.tokens.document_starts(offset, len(tokens)))
-        return self._bounds.batch(rows, starts, None)
+            masks.append(counted(source, offset, self.seq_length))
+        return self._bounds.batch(rows, starts, _stacked(masks, self.seq_length))
 
 
 class ValidationData:
@@ -199,6 +206,7 @@ class ValidationData:
     ):
         self.source, self.file = source, source.tokens
         self._bounds = bounds
+        check_rows(source, f"validation.sets: {source.tokens.prefix}", seq_length, bounds)
         self.seq_length = seq_length
         self.vocab_size = vocab_size
         if self.file.num_tokens < 2:
@@ -220,10 +228,39 @@ class ValidationData:
             tokens = self.file.read(offset, count)
             check_ids(tokens, self.file, offset, self.vocab_size)
             rows[row, :count] = tokens
-            mask[row, : count - 1] = 1.0
+            counts = counted(self.source, offset, count - 1)
+            mask[row, : count - 1] = 1.0 if counts is None else counts
             if self._bounds.needed:
                 starts[row, :count] = self.file.document_starts(offset, count)
         return self._bounds.batch(list(rows), list(starts), torch.from_numpy(mask))
+
+
+def check_rows(source: OpenSource, where: str, seq_length: int, bounds: DocumentBounds) -> None:
+    """Raises ConfigError where packed samples would be cut, or would see each other."""
+    if source.mask is None:
+        return
+    row, problems = source.mask.row_length, []
+    if row != seq_length:
+        rule = f"holds rows of {row:,} tokens of packed samples, model.seq_length is {seq_length:,}"
+        problems.append(Problem(where, rule, f"set model.seq_length={row}, or make the rows with that --seq-length"))
+    if not bounds.mask_attention:
+        rule = "holds packed samples, which would see each other"
+        problems.append(Problem(where, rule, "set data.document_mask=true"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def counted(source: OpenSource, offset: int, length: int) -> np.ndarray | None:
+    """Which of the `length` tokens from `offset` on have a label that counts, float32; None: all."""
+    if source.mask is None:
+        return None
+    return (source.mask.read(offset + 1, length) == ANSWER).astype(np.float32)
+
+
+def _stacked(masks: Sequence[np.ndarray | None], length: int) -> torch.Tensor | None:
+    if all(mask is None for mask in masks):
+        return None
+    return torch.from_numpy(np.stack([np.ones(length, np.float32) if mask is None else mask for mask in masks]))
 
 
 def prefetch(

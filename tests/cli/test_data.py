@@ -87,3 +87,18 @@ def test_help_imports_no_heavy_library():
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'pydantic', 'sentencepiece')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_conversations_from_file_to_screen(text_corpus, tmp_path):
+    model, out, path = tmp_path / "chat.model", tmp_path / "chat", tmp_path / "chat.jsonl"
+    path.write_text('{"instruction": "1+1?", "output": "二"}\n{"instruction": "?"}\n', encoding="utf-8")
+    told = call(cli_tokenizer, "chat", text_corpus.tokenizer_path, "--out", model)
+    assert "603 tokens, 3 behind the last; [USER] 600, [BOT] 601, [SEP] 602" in told
+    words = ["--out", out, "--tokenizer", model, "--seq-length", 64]
+    told = call(cli_data, "chat", path, *words, "--template", "skywork")
+    assert "2 read = 1 written + 0 empty + 1 rejected" in told and "empty_answer 1 (the assistant says nothing" in told
+    assert "1 rows of 64" in call(cli_data, "verify", out, "--tokenizer", model)
+    seen = call(cli_data, "inspect", out, "--tokenizer", model, "--document", 0)
+    assert "context  </s> <s> ▁ [USER]" in seen and "[SEP]\npadding" in seen and "template skywork" in seen
+    with pytest.raises(DataError, match="packed samples with a mask can't be joined"):
+        call(cli_data, "merge", out, "--out", tmp_path / "b")

@@ -240,3 +240,64 @@ def test_the_pair_of_the_corpus_is_read_whole(text_corpus, tmp_path):
     seen = data.read(range(data.num_sequences))
     with IndexedTokens(tmp_path / "code") as tokens:
         assert seen.labels[seen.loss_mask > 0].tolist() == tokens.read(1, meta.num_tokens - 1).tolist()
+
+
+def packed(prefix):
+    """Two rows of 8: samples of 3, 5 (padded by 2) and 8 tokens."""
+    from megatron_sky.data.tokens.mask import mask_path, pack_header
+
+    samples = [[0, 1, 1], [0, 0, 1, 2, 2], [0, 1, 1, 1, 1, 1, 1, 1, 2]]
+    tokens = iter(range(5, 40))
+    write_pair(prefix, [[next(tokens) for _ in sample] for sample in samples])
+    mask_path(prefix).write_bytes(pack_header(8, 17) + bytes(flag for sample in samples for flag in sample))
+    return prefix
+
+
+def packed_data(prefix, seq_length=8, **settings):
+    config = DataConfig(train=({"name": "chat", "path": str(prefix)},), **settings)
+    sources = [open_source(prefix, vocab_size=100)]
+    return TrainData(config, sources, seq_length=seq_length, vocab_size=100, sessions=[SessionMixture(0, 4)])
+
+
+def test_packed_samples_are_rows_of_which_answers_count(tmp_path):
+    data = packed_data(packed(tmp_path / "a"), document_mask=True)
+    batch = data.read(range(2))
+    by_first = {int(row[0]): number for number, row in enumerate(batch.tokens)}
+    first, second = by_first[5], by_first[13]
+    assert batch.loss_mask[first].tolist() == [1, 1, 0, 0, 1, 0, 0, 0]
+    assert batch.loss_mask[second].tolist() == [1, 1, 1, 1, 1, 1, 1, 0]
+    assert batch.document_ids[first].tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert batch.position_ids[first].tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    held_out = held_out_of(tmp_path / "a").read([0, 1, 2])
+    assert held_out.loss_mask.sum(1).tolist() == [3, 7, 0]
+
+
+def held_out_of(prefix):
+    bounds = DocumentBounds(mask_attention=True)
+    return ValidationData(open_source(prefix, vocab_size=100), seq_length=8, vocab_size=100, bounds=bounds)
+
+
+def test_a_plain_source_counts_whole_beside_a_packed_one(tmp_path):
+    write_pair(tmp_path / "b", [list(range(5, 60))])
+    packed(tmp_path / "a")
+    config = DataConfig(
+        train=({"name": "chat", "path": str(tmp_path / "a")}, {"name": "plain", "path": str(tmp_path / "b")}),
+        document_mask=True,
+    )
+    sources = [open_source(source.path, vocab_size=100) for source in config.train]
+    data = TrainData(config, sources, seq_length=8, vocab_size=100, sessions=[SessionMixture(0, 4)])
+    plain = [number for number in range(4) if data.plan.locate(number).source == 1]
+    assert plain and (data.read(range(4)).loss_mask[plain] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seq_length": 4, "document_mask": True}, r"holds rows of 8 tokens.*\n.*set model\.seq_length=8"),
+        ({}, r"would see each other\n.*set data\.document_mask=true"),
+        ({"document_mask": True, "sampling": "megatron"}, "has no place for packed samples"),
+    ],
+)
+def test_a_run_that_would_cut_or_mix_packed_samples_is_refused(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        packed_data(packed(tmp_path / "a"), **settings)

@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from megatron_sky.data.tokens.index_check import check_bounds
 from megatron_sky.data.tokens.indexed import IndexedTokens
+from megatron_sky.data.tokens.mask import open_mask
 from megatron_sky.data.tokens.meta import Meta, read_meta
 from megatron_sky.errors import DataError
 from megatron_sky.palette import COLOURS
@@ -65,12 +67,44 @@ def overview(prefix: str | Path, tokenizer: Tokenizer | None = None) -> Overview
 def show_document(prefix: str | Path, number: int, tokenizer: Tokenizer) -> str:
     """The text of one document; raises DataError where there is none of that number."""
     with IndexedTokens(prefix, any_order=True) as pair:
-        if not 0 <= number < pair.num_documents:
-            raise DataError(
-                f"{prefix} has no document {number}: its {pair.num_documents:,} documents are numbered from 0 to "
-                f"{pair.num_documents - 1:,}"
-            )
+        _check_number(pair, number)
         return tokenizer.decode(pair.document(number).tolist())
+
+
+@dataclass(frozen=True)
+class TokenRun:
+    """Neighbouring tokens of one kind: a mask file's CONTEXT, ANSWER or PADDING; their spellings in the vocabulary."""
+
+    kind: int
+    pieces: tuple[str, ...]
+
+
+def show_sample(prefix: str | Path, number: int, tokenizer: Tokenizer) -> list[TokenRun] | None:
+    """The tokens of one packed sample by what the mask says of them; None where the pair has no mask.
+
+    Raises DataError where there is no sample of that number.
+    """
+    with IndexedTokens(prefix, any_order=True) as pair:
+        mask = open_mask(prefix, pair.num_tokens, is_known=False)
+        if mask is None:
+            return None
+        _check_number(pair, number)
+        ids = pair.document(number)
+        flags = mask.read(pair.document_offset(number), len(ids))
+        mask.close()
+        edges = [0, *(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(ids)]
+        return [
+            TokenRun(int(flags[begin]), tuple(tokenizer.piece(int(token)) for token in ids[begin:end]))
+            for begin, end in pairwise(edges)
+        ]
+
+
+def _check_number(pair: IndexedTokens, number: int) -> None:
+    if not 0 <= number < pair.num_documents:
+        raise DataError(
+            f"{pair.prefix} has no document {number}: its {pair.num_documents:,} documents are numbered from 0 to "
+            f"{pair.num_documents - 1:,}"
+        )
 
 
 def draw(overviews: Sequence[Overview], path: str | Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path
+from megatron_sky.data.tokens.mask import mask_path
 from megatron_sky.data.tokens.meta import (
     KEPT_PASSED_OVER,
     DocumentCounts,
@@ -45,6 +46,11 @@ def merge(prefixes: Sequence[str | Path], out: str | Path, *, overwrite: bool = 
         raise _in_the_way(prefixes, out)
     if any(_same_pair(prefix, out) for prefix in prefixes):
         raise _input_and_output(out)
+    if masked := [str(prefix) for prefix in prefixes if mask_path(prefix).exists()]:
+        raise DataError(
+            f"{', '.join(masked)}: packed samples with a mask can't be joined, each ends with a token of its own\n"
+            "  fix: name them in data.train, each with its weight; or give `data chat` all files at once"
+        )
     metas = _agreeing_metas(prefixes)
     _check_shards(prefixes, metas)
     Path(out).parent.mkdir(parents=True, exist_ok=True)

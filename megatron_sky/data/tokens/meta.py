@@ -21,6 +21,7 @@ from megatron_sky.files import hash_range, read_json, write_json
 from megatron_sky.records import BadRecord, read_record
 
 FORMAT_VERSION = 2
+MASKED_VERSION = 3  # of a pair that has a mask file, which a program that knows none of it would train on without
 HASH_BLOCK = 32 << 20  # bytes
 KEPT_PASSED_OVER = 1000
 
@@ -91,6 +92,29 @@ class ShardRecord:
 
 
 @dataclass(frozen=True)
+class MaskRecord:
+    """The pair's mask file, and how its rows were made.
+
+    Attributes:
+        row_length: tokens in a row; `rows`: how many.
+        answer_tokens, padding_tokens: tokens of the pair that are such; the others are context.
+        blocks: XXH3 (128 bits) of each `HASH_BLOCK` bytes of the file.
+        template: name of the chat template (a built-in one's, or its file's); `template_sha256`: of its text.
+        cut_samples, cut_tokens: samples that lost their end, and what they lost.
+    """
+
+    row_length: int
+    rows: int
+    answer_tokens: int
+    padding_tokens: int
+    blocks: tuple[str, ...]
+    template: str
+    template_sha256: str
+    cut_samples: int = 0
+    cut_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Meta:
     """Contents of `<prefix>.meta.json`; docs/formats.md describes each field.
 
@@ -104,6 +128,7 @@ class Meta:
         job: hash of all that decided the output, by which a finished job is known again.
         files: how many files were found under the inputs, and why some were not read; None where that is not known.
         shard: which part of a job this is; None where it is a whole one, or its program did not say.
+        mask: of a pair of packed samples; its documents are the samples. None where every token counts.
     """
 
     tokenizer: TokenizerRecord
@@ -125,6 +150,7 @@ class Meta:
     job: str = ""
     shard: ShardRecord | None = None
     files: FileCounts | None = None
+    mask: MaskRecord | None = None
     format_version: int = FORMAT_VERSION
 
     def write(self, prefix: str | Path) -> None:
@@ -174,10 +200,10 @@ def _parse(path: Path, given: object) -> Meta:
     if not isinstance(given, dict) or "format_version" not in given:
         raise BrokenMeta(path, "it has no format_version")
     version = given["format_version"]
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, MASKED_VERSION):
         raise DataError(
-            f"{path}: format_version is {version!r}; this program knows {FORMAT_VERSION}\n  fix: make the files again "
-            "with this version, or remove the meta file to use them unchecked"
+            f"{path}: format_version is {version!r}; this program knows {FORMAT_VERSION} and {MASKED_VERSION}\n"
+            "  fix: make the files again with this version, or remove the meta file to use them unchecked"
         )
     try:
         return read_record(Meta, given)

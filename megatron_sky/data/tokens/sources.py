@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, idx_path
+from megatron_sky.data.tokens.mask import TokenMask, mask_path, open_mask
 from megatron_sky.data.tokens.meta import Meta, check_tokens
 from megatron_sky.files import open_handle
 
@@ -17,10 +18,14 @@ _PLACES = 512  # of a file, evenly spread; a smaller file is read through
 
 @dataclass(frozen=True)
 class OpenSource:
-    """The pair's tokens, and what its meta file says of them; None where it has none (made by another tool)."""
+    """The pair's tokens, and what its meta file says of them; None where it has none (made by another tool).
+
+    `mask`: of packed samples, of which only the answers' tokens count; None where all do.
+    """
 
     tokens: IndexedTokens
     meta: Meta | None
+    mask: TokenMask | None = None
 
 
 def open_source(
@@ -30,10 +35,11 @@ def open_source(
     tokens = IndexedTokens(prefix)
     try:
         meta = check_tokens(tokens, vocab_size=vocab_size, tokenizer_sha256=tokenizer_sha256, eod_id=eod_id)
+        mask = open_mask(prefix, tokens.num_tokens, is_known=meta is not None and meta.mask is not None)
     except BaseException:
         tokens.close()
         raise
-    return OpenSource(tokens, meta)
+    return OpenSource(tokens, meta, mask)
 
 
 def fingerprints(prefixes: Mapping[str, str | Path]) -> dict[str, str]:
@@ -43,7 +49,7 @@ def fingerprints(prefixes: Mapping[str, str | Path]) -> dict[str, str]:
 
 
 def fingerprint(prefix: str | Path) -> str:
-    """By which a pair is known again in a second, whatever its size: a hash of both files' sizes and many places.
+    """By which a pair is known again in a second, whatever its size: a hash of its files' sizes and many places.
 
     Another text, or the same documents in another order, has another one. A few bytes changed in a large file may
     have not: `data verify` reads all of it. Raises OSError.
@@ -51,7 +57,10 @@ def fingerprint(prefix: str | Path) -> str:
     import xxhash
 
     digest = xxhash.xxh3_128()
-    for path in (bin_path(prefix), idx_path(prefix)):
+    paths = [bin_path(prefix), idx_path(prefix)]
+    if mask_path(prefix).exists():
+        paths.append(mask_path(prefix))
+    for path in paths:
         handle = open_handle(path)
         try:
             size = os.fstat(handle).st_size

@@ -13,6 +13,7 @@ import numpy as np
 
 from megatron_sky.data.tokens.index_check import check_index
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path, chunks, idx_path
+from megatron_sky.data.tokens.mask_check import MaskTotals, check_mask
 from megatron_sky.data.tokens.meta import HASH_BLOCK, BrokenMeta, Meta, check_meta, meta_path, read_meta
 from megatron_sky.data.tokens.scan import ScannedBlock, TokenScan, scan_tokens
 from megatron_sky.errors import DataError
@@ -30,6 +31,7 @@ class Verified:
         meta: its meta file, or None where it has none: then nothing was known to compare with.
         scan: hashes of its tokens, and the largest id.
         num_unended: documents that don't end with the end-of-document id (None: the id is not known).
+        mask: what its mask file holds, or None where it has none.
     """
 
     prefix: str
@@ -39,6 +41,7 @@ class Verified:
     num_empty: int
     scan: TokenScan
     num_unended: int | None
+    mask: MaskTotals | None
 
 
 def verify(
@@ -73,7 +76,9 @@ def verify(
         checker = _TokenChecker(pair, meta, _limit(meta, tokenizer), _eod(meta, tokenizer), report)
         scan = scan_tokens(bin_path(prefix), pair.dtype, visit=checker)
         _check_totals(prefix, meta, scan, checker)
-        return Verified(str(prefix), meta, pair.num_tokens, pair.num_documents, num_empty, scan, checker.num_unended)
+        mask = check_mask(pair, None if meta is None else meta.mask)
+        unended, documents = checker.num_unended, pair.num_documents
+        return Verified(str(prefix), meta, pair.num_tokens, documents, num_empty, scan, unended, mask)
 
 
 def _read_meta(prefix: str | Path, *, without_broken: bool) -> Meta | None:

@@ -1,0 +1,1 @@
+"""Conversations to packed token files with a loss mask."""
