@@ -45,12 +45,23 @@ def install(product_dtype: Callable) -> None:
     """Must come before `megatron.core` is imported. `product_dtype`: see `device.product_dtype`."""
     import torch
 
+    from megatron_sky.distributed import gloo_collectives
+
+    torch_gather, torch_scatter = torch.distributed.all_gather_into_tensor, torch.distributed.reduce_scatter_tensor
+    gather, scatter = gloo_collectives.all_gather, gloo_collectives.reduce_scatter
+    compat.replace_members(
+        torch.distributed,
+        all_gather_into_tensor=gather,
+        reduce_scatter_tensor=scatter,
+        _all_gather_base=gather,  # megatron-core takes one or the other
+        _reduce_scatter_base=scatter,
+    )
     modules: dict[str, Any] = sys.modules
     modules["fused_weight_gradient_mlp_cuda"] = WeightGradients
     compat.replace_members(torch, matmul=_in_product_dtype(torch.matmul, product_dtype))
     compat.replace_members(torch.Tensor, matmul=_in_product_dtype(torch.Tensor.matmul, product_dtype))
     redirect(torch.device("cpu"), compiled=lambda function: function)
-    _skip_single_rank_collectives()
+    _exchange_buffers(torch_gather, torch_scatter)
 
 
 def redirect(target, compiled: Callable[[Callable], Callable]) -> None:
@@ -258,21 +269,28 @@ def _patch_megatron_rng() -> None:
     )
 
 
-def _skip_single_rank_collectives() -> None:
-    """A group of one rank has nothing to exchange: NCCL sees that, gloo copies whole gradient and weight buffers."""
+def _exchange_buffers(torch_gather: Callable, torch_scatter: Callable) -> None:
+    """The distributed optimizer's collectives, which are in place; the arguments are torch's own.
+
+    A group of one rank has nothing to exchange: NCCL sees that, gloo copies whole gradient and weight buffers. What
+    runs beside the backward pass stays torch's, whose `_coalescing_manager` holds the handles.
+    """
     from megatron.core.distributed import param_and_grad_buffer as buffers
 
-    def sparing(collective):
-        @functools.wraps(collective)
-        def wrapped(output, input, *args, group=None, **kwargs):
+    from megatron_sky.distributed import gloo_collectives
+
+    def sparing(in_step: Callable, beside: Callable) -> Callable:
+        @functools.wraps(in_step)
+        def wrapped(output, input, *args, group=None, async_op=False, **kwargs):
             if group is not None and group.size() == 1 and output.data_ptr() == input.data_ptr():
-                return None  # in place, so it is done
-            return collective(output, input, *args, group=group, **kwargs)
+                return None  # it is done
+            collective = beside if async_op else in_step
+            return collective(output, input, *args, group=group, async_op=async_op, **kwargs)
 
         return wrapped
 
     compat.replace_members(
         buffers,
-        dist_all_gather_func=sparing(buffers.dist_all_gather_func),
-        dist_reduce_scatter_func=sparing(buffers.dist_reduce_scatter_func),
+        dist_all_gather_func=sparing(gloo_collectives.all_gather, torch_gather),
+        dist_reduce_scatter_func=sparing(gloo_collectives.reduce_scatter, torch_scatter),
     )
