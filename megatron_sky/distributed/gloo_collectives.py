@@ -64,7 +64,9 @@ def reduce_scatter(
         for distance in range(1, size):
             for piece in own.split(_SLICE):
                 part = received[: piece.numel()]
-                dist.irecv(part, group=group, group_src=(rank - distance) % size).wait()
+                work = dist.irecv(part, group=group, group_src=(rank - distance) % size)
+                assert work is not None, "this rank is not in the group"
+                work.wait()
                 piece.add_(part)
         _wait_for(works)
 
