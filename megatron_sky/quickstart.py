@@ -123,10 +123,11 @@ def _show_losses(run_dir: Path) -> None:
 
 def _show_samples(run_dir: Path, seed: int) -> None:
     """A line from a prompt in each language, from the last checkpoint (made at PP2) in this one process."""
-    from megatron_sky.inference.generate import Sampling, generate_texts
+    from megatron_sky.generation.run import generate_texts
+    from megatron_sky.generation.sampling import Sampling
 
     prompts = [prompt for _, prompt in PROMPTS]
-    texts = generate_texts(run_dir, prompts, Sampling(max_tokens=40, temperature=0.5, seed=seed))
+    texts = generate_texts(run_dir, prompts, Sampling(max_new_tokens=40, temperature=0.5, seed=seed))
     samples = [
         {"language": language, "prompt": prompt, "text": text.partition("\n")[0]}
         for (language, prompt), text in zip(PROMPTS, texts, strict=True)

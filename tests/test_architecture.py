@@ -25,7 +25,9 @@ FLOORS = [
     ["model", "tokenizer"],
     ["checkpoint", "data", "optim", "monitor"],
     ["inference"],
-    ["evaluate", "convert", "migrate", "finetune", "corpus"],
+    ["convert", "migrate"],
+    ["generation"],
+    ["evaluate", "finetune", "corpus", "serve"],
     ["trainer"],
     ["planner", "report", "doctor"],
     ["quickstart", "slurm"],
@@ -53,6 +55,8 @@ NO_TORCH = [
     "checkpoint/store.py",
     "monitor",
     *(f"planner/{path.name}" for path in sorted((PACKAGE / "planner").glob("*.py"))),  # the rehearsal is torch's
+    "generation/sampling.py",
+    "generation/texts.py",
     "evaluate/windows.py",
     "evaluate/metrics.py",
     "evaluate/bootstrap.py",
@@ -262,13 +266,14 @@ def test_what_is_too_long_is_seen():
 
 
 TESTED_ELSEWHERE = {
-    "cli/generate.py": "a verb: tests/inference/test_generate.py calls it",
+    "cli/generate.py": "verbs: tests/generation/ and tests/serve/ call them",
     "cli/slurm.py": "verbs: tests/slurm/ calls them",
     "cli/tokenizer.py": "verbs: tests/cli/test_data.py and tests/tokenizer/ call them",
     "cli/train.py": "a verb: tests/cli/test_main.py and tests/faults/ call it",
     "convert/compare/run_megatron.py": "a side of `convert check`: tests/convert/compare/test_check.py",
     "convert/compare/run_transformers.py": "a side of `convert check`: tests/convert/compare/test_check.py",
     "distributed/cpu_emulation.py": "a CPU in a GPU's place: every test of training is its test",
+    "generation/prompts.py": "files of prompts: tests/generation/test_chat.py reads and answers them",
     "planner/picture.py": "pictures: tests/cli/test_plan.py has them drawn",
     "planner/run.py": "what a verb does: tests/cli/test_plan.py calls it",
     "planner/show.py": "its lines: tests/cli/test_plan.py reads them",

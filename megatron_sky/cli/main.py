@@ -106,6 +106,8 @@ app.command()(train.train)
 app.command()(plan.plan)
 app.command()(report.report)
 app.command()(generate.generate)
+app.command()(generate.chat)
+app.command()(generate.serve)
 
 
 @app.callback(invoke_without_command=True)

@@ -3,39 +3,42 @@
 Every process answers every request and shares the batches with the others, so the harness sees one model.
 """
 
-import functools
-from dataclasses import dataclass
-
 import numpy as np
 from lm_eval.api.model import TemplateLM
 
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
 from megatron_sky.evaluate.scoring import Progress, score_spans
 from megatron_sky.evaluate.windows import Span, cut_spans, plan_batches
-from megatron_sky.inference.continuation import Request, continue_texts
+from megatron_sky.generation.engine import Engine, Request
+from megatron_sky.generation.engine import plan_batches as plan_generation
+from megatron_sky.generation.sampling import NAMES, Sampling
 from megatron_sky.inference.model import Model
 from megatron_sky.tokenizer.coder import TextCoder
 
 _LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's names, strongest first
+_OPTIONS = set(NAMES) - {"max_new_tokens", "temperature", "stop"}
 _DEFAULT_LIMIT = 256  # lm-eval's own, where the context allows
 
 
-@dataclass(frozen=True)
-class Generation:
-    """How a text is continued: at most `limit` tokens, up to one of the texts `until`; temperature 0 is greedy."""
-
-    limit: int
-    until: tuple[str, ...]
-    temperature: float
-
-
 class HarnessModel(TemplateLM):
-    """lm-eval's view of a model. A text without a context is predicted after the token that begins a document."""
+    """lm-eval's view of a model. A text without a context is predicted after the token that begins a document.
 
-    def __init__(self, model: Model, coder: TextCoder, *, context: int, batch_tokens: int, gather, seed: int = 1234):
+    `engine` continues texts; None where no task asks for that.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        coder: TextCoder,
+        *,
+        context: int,
+        batch_tokens: int,
+        gather,
+        engine: Engine | None = None,
+    ):
         super().__init__()
-        self._model, self._coder, self._gather = model, coder, gather
-        self._batch_tokens, self._seed = batch_tokens, seed
+        self._model, self._coder, self._gather, self._engine = model, coder, gather, engine
+        self._batch_tokens = batch_tokens
         self.max_length = context
 
     @property
@@ -77,22 +80,37 @@ class HarnessModel(TemplateLM):
         return [-sum(float(next(scores).losses.sum(dtype=np.float64)) for _ in spans) for spans in texts]
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        asked = [self._generation(request.args[1]) for request in requests]
+        assert self._engine is not None, "a task generates, and no engine was given"
+        options = [self._sampling(request.args[1]) for request in requests]
         prompts = [
-            (self.tok_encode(request.args[0]) or [self.prefix_token_id])[-(self.max_length - how.limit) :]
-            for request, how in zip(requests, asked, strict=True)
+            (self.tok_encode(request.args[0]) or [self.prefix_token_id])[-(self.max_length - how.max_new_tokens) :]
+            for request, how in zip(requests, options, strict=True)
         ]
-        batches = plan_batches([len(p) + how.limit for p, how in zip(prompts, asked, strict=True)], self._batch_tokens)
+        batches = self._batches(prompts, options)
         mine: dict[int, str] = {}
         progress = Progress("generate_until", len(batches))
         for number, batch in enumerate(batches[self._model.share :: self._model.shares]):
-            texts = self._continue([prompts[index] for index in batch], [asked[index] for index in batch])
-            mine.update(zip(batch, texts, strict=True))
+            rows = [Request(prompts[index], options[index].max_new_tokens, stop=options[index].stop) for index in batch]
+            answers = self._engine.generate(rows, options[batch[0]])
+            mine.update((index, answer.text) for index, answer in zip(batch, answers, strict=True))
             progress.reached((number + 1) * self._model.shares)
         everyone: dict[int, str] = {}
         for part in self._gather(mine):
             everyone.update(part)
         return [everyone[number] for number in range(len(requests))]
+
+    def _batches(self, prompts: list[list[int]], options: list[Sampling]) -> list[list[int]]:
+        """The numbers of the requests of each batch: with the same options, and of `batch_tokens` at most."""
+        batches = []
+        for how in dict.fromkeys(options):
+            numbers = [number for number, other in enumerate(options) if other == how]
+            rows = [Request(prompts[number], how.max_new_tokens) for number in numbers]
+            for planned in plan_batches([len(row.prompt) + row.limit for row in rows], self._batch_tokens):
+                fitting = plan_generation(
+                    [rows[index] for index in planned], context=self.max_length, batch_size=len(planned)
+                )
+                batches += [[numbers[planned[index]] for index in batch] for batch in fitting]
+        return batches
 
     def _score(self, spans: list[Span], what: str) -> list:
         """Raises CheckpointError where a loss is not finite: an answer would be chosen all the same."""
@@ -114,37 +132,20 @@ class HarnessModel(TemplateLM):
         whole = np.array([*before, *after][-(self.max_length + 1) :], np.int64)
         return Span(whole, min(len(after), len(whole) - 1))
 
-    def _generation(self, given: dict) -> Generation:
+    def _sampling(self, given: dict) -> Sampling:
+        """A task's `generation_kwargs`; without `do_sample` a temperature counts. Raises ConfigError."""
         settings = dict(given)
         until = settings.pop("until", None) or []
         limits = [settings.pop(name) for name in _LIMITS if name in settings]
         sampled, temperature = settings.pop("do_sample", None), float(settings.pop("temperature", 0.0) or 0.0)
         limit = int(limits[0]) if limits else min(_DEFAULT_LIMIT, self.max_length // 2)
-        if settings:
-            names = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        if unknown := settings.keys() - _OPTIONS:
+            names = ", ".join(f"{name}={settings[name]!r}" for name in sorted(unknown))
             raise ConfigError(Problem("generation_kwargs", f"not known here: {names}", "leave it out of the task"))
         if limit >= self.max_length:
             rule = f"must be less than the context of {self.max_length:,} tokens"
             raise ConfigError(Problem("generation_kwargs.max_gen_toks", rule, value=limit))
-        return Generation(
-            limit, tuple([until] if isinstance(until, str) else until), 0.0 if sampled is False else temperature
-        )
-
-    def _continue(self, prompts: list[list[int]], asked: list[Generation]) -> list[str]:
-        """The texts of prompts that are continued together."""
-        requests = [
-            Request(prompt, how.limit, how.temperature, functools.partial(self._is_ended, how=how))
-            for prompt, how in zip(prompts, asked, strict=True)
-        ]
-        new = continue_texts(self._model, requests, vocab_size=self._coder.vocab_size, seed=self._seed)
-        return [self._text(ids, how)[0] for ids, how in zip(new, asked, strict=True)]
-
-    def _is_ended(self, new: list[int], how: Generation) -> bool:
-        return self._text(new, how)[1]
-
-    def _text(self, new: list[int], how: Generation) -> tuple[str, bool]:
-        """(the text so far, whether it has ended: at the end-of-document token or at a text of `until`)."""
-        at_end = new[-1] == self._coder.eod_id
-        text = self._coder.decode(new[:-1] if at_end else new)
-        stops = [text.find(stop) for stop in how.until if stop and stop in text]
-        return (text[: min(stops)] if stops else text), at_end or bool(stops)
+        stop = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
+        given_on = {name: value for name, value in settings.items() if value is not None}
+        heat = 0.0 if sampled is False else temperature
+        return Sampling(max_new_tokens=limit, stop=stop, temperature=heat, **given_on)

@@ -124,7 +124,7 @@ def evaluate_models(
     with partial, _open(checkpoints, options, info, out) as parallel:
         for checkpoint, encoded in zip(checkpoints, prepared, strict=True):
             warnings = _overlaps(checkpoint, evaluation.tests)
-            checkpoint, model = load_latest(checkpoint, parallel)
+            checkpoint, model = load_latest(checkpoint, parallel, lambda newest: newest.load(parallel))
             tokens, seconds = _score(checkpoint, model, encoded, options, parallel)
             losses = _document_losses(evaluation, encoded, tokens)
             scored = Scored(encoded, tokens, losses)

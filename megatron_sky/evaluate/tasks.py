@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, MissingDependency, Problem
@@ -22,6 +22,9 @@ from megatron_sky.files import json_text, read_json
 from megatron_sky.inference.checkpoints import Checkpoint, load_latest
 from megatron_sky.log import get_logger
 from megatron_sky.records import read_record
+
+if TYPE_CHECKING:
+    from megatron_sky.distributed.context import ParallelContext
 
 log = get_logger(__name__)
 
@@ -203,19 +206,21 @@ def _evaluate(
 
     from megatron_sky.evaluate.harness import HarnessModel
 
-    checkpoint, weights = load_latest(checkpoint, parallel)
+    with _silence(), _failures_told(tasks):
+        loaded = _load_tasks(manager, tasks, num_fewshot)
+    generates = any(task.get_config("output_type") == "generate_until" for task in loaded["tasks"].values())
+    checkpoint, weights, engine = _load_model(checkpoint, parallel, generates)
     model = HarnessModel(
         weights,
         checkpoint.coder,
         context=checkpoint.context,
         batch_tokens=batch_tokens,
         gather=parallel.gather_objects,
+        engine=engine,
     )
     log.info("%s: %s", checkpoint.name, ", ".join(tasks))
     try:
         with _silence():
-            with _failures_told(tasks):
-                loaded = _load_tasks(manager, tasks, num_fewshot)
             # The harness's simple_evaluate does the same, asks git for a version and answers on local rank 0 alone.
             answer = evaluate(model, loaded, limit=limit, bootstrap_iters=1000, log_samples=False)
     except CheckpointError as error:
@@ -236,6 +241,18 @@ def _evaluate(
         for key, value in figures.items()
         if isinstance(value, int | float) and "," in key and "_stderr" not in key
     ]
+
+
+def _load_model(checkpoint: Checkpoint, parallel: "ParallelContext", generates: bool):
+    """(the checkpoint, its model, the engine that continues texts or None): the weights are there once, so where a task
+    generates, transformers runs the others too."""
+    if not generates:
+        return (*load_latest(checkpoint, parallel, lambda newest: newest.load(parallel)), None)
+    from megatron_sky.generation.run import engine_of
+    from megatron_sky.inference.hf_model import HfModel
+
+    checkpoint, engine = load_latest(checkpoint, parallel, lambda newest: engine_of(newest, parallel.device))
+    return checkpoint, HfModel(engine.model, parallel), engine
 
 
 def _stderr(figures: dict, key: str) -> float | None:

@@ -4,10 +4,12 @@ It is described first (`open_checkpoint`): what it is, how long its texts may be
 reads the weights, by megatron-core or by transformers.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from megatron_sky.checkpoint import description, store
 from megatron_sky.errors import CheckpointError
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 NATIVE, HF = "native", "hugging_face"
+Loaded = TypeVar("Loaded")
 
 
 class Deleted(CheckpointError):
@@ -53,21 +56,24 @@ class Checkpoint:
 
     def load(self, context: "ParallelContext") -> Model:
         """The model with its weights, on this rank of `context`. Raises Deleted where its files have gone meanwhile."""
+        with self.kept():
+            if self.kind == HF:
+                from megatron_sky.inference.hf_model import HfModel, load_folder
+
+                return HfModel(load_folder(self.path, context.device), context)
+            from megatron_sky.inference.native_model import NativeModel
+
+            return NativeModel(self.path, context)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Inside, its files are read: whatever fails because they have gone meanwhile is Deleted."""
         try:
-            return self._load(context)
+            yield
         except BaseException as error:  # torch's reader has errors of its own for a file that is gone
             if isinstance(error, KeyboardInterrupt | SystemExit) or self.path.exists():
                 raise
             raise _deleted(self.path) from error
-
-    def _load(self, context: "ParallelContext") -> Model:
-        if self.kind == HF:
-            from megatron_sky.inference.hf_model import HfModel
-
-            return HfModel(self.path, context)
-        from megatron_sky.inference.native_model import NativeModel
-
-        return NativeModel(self.path, context)
 
 
 def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
@@ -104,19 +110,29 @@ def _deleted(folder: Path) -> Deleted:
     return Deleted(f"{folder}: was deleted while it was read, as a training's retention does\n  fix: {fix}")
 
 
-def load_latest(checkpoint: Checkpoint, context: "ParallelContext") -> tuple[Checkpoint, Model]:
-    """The model with its weights, and what it is: a run's newer checkpoint where `checkpoint` was deleted meanwhile.
+def load_latest(
+    checkpoint: Checkpoint, context: "ParallelContext", read: Callable[[Checkpoint], Loaded]
+) -> tuple[Checkpoint, Loaded]:
+    """The model that `read` loads, and what it is: a run's newer checkpoint where `checkpoint` was deleted meanwhile.
 
     Of several ranks none can choose another alone: Deleted is raised then, and where they have opened different ones.
     """
     if context.world_size > 1 and len(set(context.gather_objects(str(checkpoint.path)))) > 1:
         fix = "give the folder of one checkpoint"
         raise Deleted(f"{checkpoint.run}: its latest checkpoint changed while the ranks opened it\n  fix: {fix}")
+    return read_latest(checkpoint, read, alone=context.world_size == 1)
+
+
+def read_latest(
+    checkpoint: Checkpoint, read: Callable[[Checkpoint], Loaded], *, alone: bool = True
+) -> tuple[Checkpoint, Loaded]:
+    """What `read` makes of the checkpoint, or of a newer one where this process is `alone` (see `load_latest`)."""
     while True:
         try:
-            return checkpoint, checkpoint.load(context)
+            with checkpoint.kept():
+                return checkpoint, read(checkpoint)
         except Deleted:
-            if checkpoint.run is None or context.world_size > 1:
+            if checkpoint.run is None or not alone:
                 raise
         newer = open_checkpoint(checkpoint.run)
         if checkpoint.name != _native_name(checkpoint.path):
@@ -170,4 +186,5 @@ def _hf_coder(folder: Path) -> TextCoder:
         bos_id=loaded.bos_token_id,
         eod_id=loaded.eos_token_id,
         adds_bos=loaded.bos_token_id is not None and loaded("a")["input_ids"][:1] == [loaded.bos_token_id],
+        special={"bos_token": loaded.bos_token, "eos_token": loaded.eos_token},
     )

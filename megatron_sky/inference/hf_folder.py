@@ -71,13 +71,13 @@ def said(error: Exception) -> str:
     return type(error).__name__ if not text or "eights only" in text or "weights_only" in text else text
 
 
-def transformers_for(folder: Path) -> ModuleType:
+def transformers_for(folder: Path, needed_for: str | None = None) -> ModuleType:
     """The transformers module, or MissingDependency with the install command; CheckpointError for `check_name`."""
     check_name(folder)
     try:
         import transformers
     except ImportError:
         raise MissingDependency(
-            "transformers", f"the Hugging Face folder {folder}", "pip install 'megatron-sky[hf]'"
+            "transformers", needed_for or f"the Hugging Face folder {folder}", "pip install 'megatron-sky[hf]'"
         ) from None
     return transformers

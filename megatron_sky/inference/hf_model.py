@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError
 from megatron_sky.inference.hf_folder import HF_CONFIG, check_size, hf_settings, is_skywork, said, transformers_for
 from megatron_sky.inference.logits import losses_of_logits, row_chunks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Their logits are lm_head(hidden states) and nothing more, so it can run where a prediction counts alone.
 _PLAIN_HEADS = ("LlamaForCausalLM", "GPT2LMHeadModel", "MistralForCausalLM", "Qwen2ForCausalLM")
@@ -20,10 +24,9 @@ class HfModel:
 
     answers = True
 
-    def __init__(self, folder: Path, context: ParallelContext):
+    def __init__(self, model: "PreTrainedModel", context: ParallelContext):
         self.device, self.share, self.shares = context.device, context.rank, context.world_size
-        dtype = torch.float32 if context.device.type == "cpu" else _own_dtype(folder)
-        self._model = load_model(folder, dtype).to(device=context.device)
+        self._model = model
 
     def losses(self, tokens: Tensor, places: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._logits(tokens, places)
@@ -31,9 +34,6 @@ class HfModel:
         parts = [losses_of_logits(logits(rows), targets[rows]) for rows in chunks]
         losses, likeliest = zip(*parts, strict=True)
         return torch.cat(losses), torch.cat(likeliest)
-
-    def next_logits(self, tokens: Tensor, places: Tensor) -> Tensor:
-        return self._logits(tokens, places)(slice(None)).float()
 
     def _logits(self, tokens, places) -> Callable:
         """A function from a slice of `places` to their logits `[n, V]`. Without a mask: padding lies to the right,
@@ -43,6 +43,12 @@ class HfModel:
             return lambda rows: self._model.lm_head(hidden[places[rows]])
         logits = self._model(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
         return lambda rows: logits[places[rows]]
+
+
+def load_folder(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> "PreTrainedModel":
+    """The folder's model on a device; `dtype` None: float32 on a CPU, else its own. Raises CheckpointError."""
+    own = torch.float32 if device.type == "cpu" else _own_dtype(folder)
+    return load_model(folder, dtype or own).to(device=device)
 
 
 def _own_dtype(folder: Path) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""What evaluation and generation ask of a model, whichever library runs it. No torch."""
+"""What evaluation asks of a model, whichever library runs it. No torch."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,8 +20,4 @@ class Model(Protocol):
 
         None on a rank that holds only an earlier pipeline stage.
         """
-        ...
-
-    def next_logits(self, tokens: "Tensor", places: "Tensor") -> "Tensor":
-        """`[n, V]` float32 logits at the flat positions `places` of `tokens` `[b, s]`."""
         ...

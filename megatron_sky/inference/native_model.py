@@ -68,11 +68,6 @@ class NativeModel:
         losses, likeliest = zip(*parts, strict=True)
         return torch.cat(losses), torch.cat(likeliest)
 
-    def next_logits(self, tokens: Tensor, places: Tensor) -> Tensor:
-        assert self._context.layout.tp_size == self._context.layout.pp_size == 1, "generation runs on whole models"
-        hidden = self._hidden(tokens)[_sequence_first(places, tokens)]
-        return self._logits(hidden)[:, : self._vocab_size].float()
-
     def _hidden(self, tokens):
         """`[s * b, h]` after the last norm; None on a rank of an earlier stage, which hands its states on."""
         (b, s), context = tokens.shape, self._context

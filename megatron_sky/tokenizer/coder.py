@@ -1,7 +1,7 @@
 """What a model's tokenizer does, whichever library it belongs to."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_sky.errors import ConfigError, DataError, Problem
@@ -20,6 +20,8 @@ class TextCoder:
         decode: ids -> text.
         adds_bos: whether its users get the begin token without asking.
         sha256: of the tokenizer's file; equal for the same vocabulary file wherever it lies.
+        encode_special: as `encode`, and the spelling of a control token becomes that token; for a chat template's text.
+        special: `bos_token` and `eos_token` as the vocabulary spells them, for a chat template.
     """
 
     vocab_size: int
@@ -30,6 +32,12 @@ class TextCoder:
     bos_id: int | None
     eod_id: int | None
     adds_bos: bool = False
+    encode_special: Callable[[str], list[int]] | None = None
+    special: Mapping[str, str | None] = field(default_factory=dict)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """The ids of a chat template's text, in which control tokens are spelled out."""
+        return (self.encode_special or self.encode)(text)
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of a text that is to be continued, with the begin token where the tokenizer's users get one.
@@ -71,4 +79,9 @@ def file_coder(path: Path, *, adds_bos: bool = False) -> TextCoder:
         bos_id=tokenizer.bos_id,
         eod_id=tokenizer.eod_id,
         adds_bos=adds_bos and tokenizer.bos_id is not None,
+        encode_special=lambda text: tokenizer.encode(text, parse_special=True),
+        special={
+            name: None if token_id is None else tokenizer.piece(token_id)
+            for name, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eod_id))
+        },
     )

@@ -10,7 +10,8 @@ pytest.importorskip("lm_eval")
 import itertools
 
 from megatron_sky.errors import CheckpointError, ConfigError, DataError
-from megatron_sky.evaluate.harness import Generation, HarnessModel
+from megatron_sky.evaluate.harness import HarnessModel
+from megatron_sky.generation.sampling import Sampling
 from tests.evaluate.test_scoring import Pretence
 from tests.tokenizer.test_coder import coder
 
@@ -68,42 +69,36 @@ def test_losses_that_are_not_finite_choose_no_answer():
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, Generation(8, (), 0.0)),
-        ({"until": "\n", "max_gen_toks": 3}, Generation(3, ("\n",), 0.0)),
+        ({}, Sampling(8)),
+        ({"until": "\n", "max_gen_toks": 3}, Sampling(3, stop=("\n",))),
         (
-            {"until": ["a", "b"], "max_tokens": "4", "do_sample": True, "temperature": 0.7},
-            Generation(4, ("a", "b"), 0.7),
+            {"until": ["a", "", "b"], "max_tokens": "4", "do_sample": True, "temperature": 0.7, "top_p": 0.9},
+            Sampling(4, 0.7, top_p=0.9, stop=("a", "b")),
         ),
-        ({"do_sample": False, "temperature": 0.7}, Generation(8, (), 0.0)),
-        ({"until": None, "temperature": None}, Generation(8, (), 0.0)),
-        ({"max_gen_toks": 2, "max_new_tokens": 5}, Generation(2, (), 0.0)),
+        ({"do_sample": False, "temperature": 0.7, "num_beams": 2}, Sampling(8, num_beams=2)),
+        ({"until": None, "temperature": None}, Sampling(8)),
+        ({"max_gen_toks": 2, "max_new_tokens": 5}, Sampling(2)),
     ],
 )
 def test_how_a_text_is_continued(given, expected):
     kept = dict(given)
-    assert model()._generation(given) == expected and given == kept
+    assert model()._sampling(given) == expected and given == kept
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [({"top_k": 3}, "not known here: top_k=3"), ({"max_gen_toks": 16}, "less than the context")]
+    ("given", "message"),
+    [({"watermark": 3}, "not known here: watermark=3"), ({"max_gen_toks": 16}, "less than the context")],
 )
 def test_what_is_not_known_or_does_not_fit(given, message):
     with pytest.raises(ConfigError, match=message):
-        model()._generation(given)
+        model()._sampling(given)
 
 
-@pytest.mark.parametrize(
-    ("new", "until", "text", "ended"),
-    [
-        ("ab", (), "ab", False),
-        ("ab\x02", (), "ab", True),
-        ("ab\ncd", ("\n",), "ab", True),
-        ("abcd", ("d", "b"), "a", True),
-        ("ab", ("",), "ab", False),
-    ],
-)
-def test_where_a_text_ends(new, until, text, ended):
-    assert model()._text([*map(ord, new)], Generation(8, until, 0.0)) == (text, ended)
+def test_a_batch_has_one_kind_of_options_and_stays_in_the_context():
+    short, long = Sampling(3), Sampling(6)
+    prompts = [[1] * 10, [1] * 2, [1] * 10, [1] * 4]
+    batches = model()._batches(prompts, [short, long, short, short])
+    assert sorted(map(sorted, batches)) == [[0, 2, 3], [1]]
 
 
 def test_the_model_is_asked_in_batches_of_like_length():

@@ -22,9 +22,6 @@ class Pretence:
         losses = targets.float() + tokens.flatten()[places].float() / 1000
         return (losses, targets % 2 == 0) if self.last_stage else None
 
-    def next_logits(self, tokens, places):
-        raise NotImplementedError
-
 
 def spans() -> list[Span]:
     rng = np.random.default_rng(0)

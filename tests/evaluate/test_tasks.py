@@ -65,11 +65,19 @@ def texts_in_a_rank(info, checkpoint: str, prompts: list[str], settings: dict) -
     from megatron_sky.distributed.context import open_context
     from megatron_sky.evaluate.harness import HarnessModel
     from megatron_sky.evaluate.models import open_models
+    from megatron_sky.generation.run import engine_of
+    from megatron_sky.inference.hf_model import HfModel
 
     (opened,) = open_models([checkpoint])
     with open_context(ParallelConfig(distributed_optimizer=False), info) as context:
+        engine = engine_of(opened, context.device)
         model = HarnessModel(
-            opened.load(context), opened.coder, context=opened.context, batch_tokens=200, gather=context.gather_objects
+            HfModel(engine.model, context),
+            opened.coder,
+            context=opened.context,
+            batch_tokens=200,
+            gather=context.gather_objects,
+            engine=engine,
         )
         requests = [Instance("generate_until", {}, (prompt, settings), number) for number, prompt in enumerate(prompts)]
         return model.generate_until(requests)

@@ -50,11 +50,11 @@ def load_hf(info, folder: str) -> str:
     """What running a Hugging Face folder ends in. Run on a rank."""
     from megatron_sky.config.schema import ParallelConfig
     from megatron_sky.distributed.context import open_context
-    from megatron_sky.inference.hf_model import HfModel
+    from megatron_sky.inference.hf_model import load_folder
 
     with open_context(ParallelConfig(distributed_optimizer=False), info) as context:
         try:
-            HfModel(Path(folder), context)
+            load_folder(Path(folder), context.device)
         except CheckpointError as error:
             return str(error)
     return ""

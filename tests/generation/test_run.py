@@ -27,9 +27,10 @@ GPU_SETTINGS = sorted((Path(__file__).parents[2] / "examples/skywork_13b").glob(
 
 
 def generated(info, checkpoint: str, prompt: str) -> str:
-    from megatron_sky.inference.generate import Sampling, generate_texts
+    from megatron_sky.generation.run import generate_texts
+    from megatron_sky.generation.sampling import Sampling
 
-    return generate_texts(Path(checkpoint), [prompt], Sampling(max_tokens=3))[0]
+    return generate_texts(Path(checkpoint), [prompt], Sampling(max_new_tokens=3))[0]
 
 
 def evaluated(ranks, checkpoint: Path, texts: Path, out: Path) -> dict:
@@ -113,18 +114,19 @@ def test_a_checkpoint_of_a_gpu_is_heard_and_evaluated_on_a_cpu(settings, native,
 
 def texts(info, run_dir: str, prompts: list[str], max_tokens: int):
     """The texts and what was logged, or the ConfigError's text."""
-    from megatron_sky.inference import generate
+    from megatron_sky.generation import run
+    from megatron_sky.generation.sampling import Sampling
 
     told: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: told.append(record.getMessage())
-    generate.log.addHandler(handler)
+    run.log.addHandler(handler)
     try:
-        return generate.generate_texts(Path(run_dir), prompts, generate.Sampling(max_tokens=max_tokens)), told
+        return run.generate_texts(Path(run_dir), prompts, Sampling(max_new_tokens=max_tokens)), told
     except ConfigError as error:
         return str(error), told
     finally:
-        generate.log.removeHandler(handler)
+        run.log.removeHandler(handler)
 
 
 @pytest.fixture
@@ -148,9 +150,10 @@ def test_a_continuation_that_the_context_ends_is_told(heard):
 
 
 def texts_of_both(info, native_folder: str, hf_folder: str, prompts: list[str]) -> list[list[str]]:
-    from megatron_sky.inference.generate import Sampling, generate_texts
+    from megatron_sky.generation.run import generate_texts
+    from megatron_sky.generation.sampling import Sampling
 
-    return [generate_texts(Path(folder), prompts, Sampling(max_tokens=6)) for folder in (native_folder, hf_folder)]
+    return [generate_texts(Path(folder), prompts, Sampling(max_new_tokens=6)) for folder in (native_folder, hf_folder)]
 
 
 def test_a_hugging_face_folder_is_continued_like_the_checkpoint_it_came_from(native, ranks, tmp_path):
@@ -166,21 +169,21 @@ def generated_while_deleted(info, given: str, doomed: str, prompt: str, kept: st
     checkpoint lies that is saved meanwhile."""
     from unittest import mock
 
-    from megatron_sky.checkpoint import state
     from megatron_sky.errors import CheckpointError
+    from megatron_sky.generation import load
     from megatron_sky.inference import checkpoints
 
-    load, told = state.load, []
+    opening, told = load.open_source, []
 
-    def delete_first(folder, **given):
+    def delete_first(folder):
         if folder == Path(doomed):
             if kept is not None:
                 shutil.move(kept, folder.with_name("step_0000004"))
             shutil.rmtree(folder)
-        load(folder, **given)
+        return opening(folder)
 
     warned = mock.patch.object(checkpoints.log, "warning", lambda text, *values: told.append(text % values))
-    with mock.patch.object(state, "load", delete_first), warned:
+    with mock.patch.object(load, "open_source", delete_first), warned:
         try:
             return generated(info, given, prompt), told[0]
         except CheckpointError as error:
