@@ -65,5 +65,5 @@ def served(**limits) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with served(api_key=KEY, max_new_tokens=40, max_body=20_000, body_timeout=2.0) as running:
+    with served(api_key=KEY, max_new_tokens=40, max_body=20_000, body_timeout=300) as running:
         yield running
