@@ -89,7 +89,7 @@ class Engine:
             use_cache=True,
         )
         with torch.inference_mode():
-            whole = self.model.generate(  # type: ignore[operator] (a mixin's, which torch's types do not know)
+            whole = self.model.generate(  # type: ignore[operator]  # a mixin's, unknown to torch's types
                 tokens, attention_mask=mask, generation_config=settings, stopping_criteria=StoppingCriteriaList([rows])
             )
         return rows.answers(whole)
