@@ -277,6 +277,9 @@ TESTED_ELSEWHERE = {
     "planner/picture.py": "pictures: tests/cli/test_plan.py has them drawn",
     "planner/run.py": "what a verb does: tests/cli/test_plan.py calls it",
     "planner/show.py": "its lines: tests/cli/test_plan.py reads them",
+    "serve/answers.py": "answers in OpenAI's form: tests/serve/test_app.py reads them with its client",
+    "serve/bodies.py": "what clients send: tests/serve/test_app.py",
+    "serve/limits.py": "limits of requests: tests/serve/test_app.py",
     "trainer/job.py": "a run's parts put together: every test of training is its test",
     "trainer/build.py": "two calls: every test of training is its test",
 }
