@@ -21,6 +21,8 @@ from megatron_sky.records import read_record
 from megatron_sky.tokenizer import files as tokenizer_files
 
 CONFIG = "config.yaml"
+CONVERTED = "converted from"
+"""What the layout of a checkpoint begins with that no training here saved."""
 _WRITER = "megatron_sky"  # the version that saved a checkpoint, in train_state.json
 
 # The fields of a model that its weights are bound to; dropout, backend and the like may change on resume.
@@ -83,6 +85,11 @@ class CheckpointDescription:
     data: dict
     layout: str
     sources: dict = field(default_factory=dict)
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether another program trained it: its recipe holds its model, and no more of how it was trained."""
+        return self.layout.startswith(CONVERTED)
 
     @property
     def model(self) -> ModelConfig:

@@ -1,7 +1,7 @@
 """`megatron-sky convert ...` and `megatron-sky release`: the verbs of the `convert` package."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -66,18 +66,94 @@ def from_hf(
 @app.command("from-megatron")
 def from_megatron(
     checkpoint: Annotated[Path, typer.Argument(help="Megatron-LM's save folder, or one iteration's.")],
-    out: Out,
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder to write; must not exist yet. With --with-optimizer: the run folder that goes on."),
+    ],
+    with_optimizer: Annotated[
+        bool,
+        typer.Option(
+            "--with-optimizer",
+            help="Take the run over in mid-flight: AdamW's state, step and samples, as OUT/checkpoints/step_NNNNNNN; "
+            "`train` with train.run_dir=OUT goes on from there.",
+        ),
+    ] = False,
+    distributed_optimizer: Annotated[
+        bool | None,
+        typer.Option(
+            help="Form of the optimizer's state, as the recipe's parallel.distributed_optimizer; default: as it was."
+        ),
+    ] = None,
     tokenizer: Tokenizer = None,
     vocab_size: VocabSize = None,
     recipe: RecipeFile = None,
     vocab_multiple: VocabMultiple = None,
     file_size: FileSize = "5G",
 ) -> None:
-    """Megatron-LM's mp_rank files or torch_dist folder to a native checkpoint."""
+    """Megatron-LM's mp_rank files or torch_dist folder to a native checkpoint, or to a run that goes on."""
     from megatron_sky.convert.sources import MEGATRON_DIST, MEGATRON_SPLIT
 
+    if with_optimizer:
+        from megatron_sky.convert.megatron.take_over import take_over
+
+        log_to_screen()
+        done = take_over(
+            checkpoint,
+            out,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            recipe=recipe,
+            vocab_multiple=vocab_multiple,
+            is_sharded=distributed_optimizer,
+            file_size=_bytes(file_size),
+        )
+        _print_result(done)
+        return
     kinds = (MEGATRON_DIST, MEGATRON_SPLIT)
     _to_native(checkpoint, out, tokenizer, vocab_size, recipe, vocab_multiple, file_size, kinds=kinds)
+
+
+@app.command("to-megatron")
+def to_megatron(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Argument(help="Megatron-LM's save folder, which its --load names; may hold others.")],
+    checkpoint_format: Annotated[
+        Literal["torch_dist", "torch"],
+        typer.Option("--format", help="torch_dist, which any layout loads, or torch: a file for each rank."),
+    ] = "torch_dist",
+    tp: Annotated[int, typer.Option("--tp", min=1, help="Tensor-parallel ranks; of --format torch.")] = 1,
+    pp: Annotated[int, typer.Option("--pp", min=1, help="Pipeline stages; of --format torch.")] = 1,
+    optimizer: Annotated[
+        bool, typer.Option(help="Hand over AdamW's state, so that Megatron-LM goes on; else the weights alone.")
+    ] = True,
+    distributed_optimizer: Annotated[
+        bool | None,
+        typer.Option(help="For --use-distributed-optimizer, or without it; default: as the run's recipe has it."),
+    ] = None,
+    transformer_impl: Annotated[
+        Literal["transformer_engine", "local"],
+        typer.Option(help="Megatron-LM's --transformer-impl, after which names and AdamW's step are spelled."),
+    ] = "transformer_engine",
+    vocab_size: VocabSize = None,
+    file_size: FileSize = "5G",
+) -> None:
+    """A native checkpoint to one that Megatron-LM loads and goes on from."""
+    from megatron_sky.convert.megatron.hand_back import hand_back
+
+    log_to_screen()
+    done = hand_back(
+        checkpoint,
+        out,
+        checkpoint_format=checkpoint_format,
+        tp_size=tp,
+        pp_size=pp,
+        with_optimizer=optimizer,
+        is_sharded=distributed_optimizer,
+        transformer_impl=transformer_impl,
+        vocab_size=vocab_size,
+        file_size=_bytes(file_size),
+    )
+    _print_result(done)
 
 
 @app.command()

@@ -10,13 +10,14 @@ to be.
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_sky import __version__
 from megatron_sky.checkpoint.reader import weights
+from megatron_sky.checkpoint.reader.lazy import LazyTensor
 from megatron_sky.checkpoint.store import size_and_hash
 from megatron_sky.convert.sources import Source
 from megatron_sky.convert.verify import verify_readable
@@ -30,7 +31,7 @@ log = get_logger(__name__)
 
 RECORD = "conversion.json"
 DEFAULT_FILE_SIZE = 5 * 10**9  # bytes of one weight file, as Hugging Face's tools write
-_WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|__0_\d+\.distcp")
+_WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|__0_\d+\.distcp|mp_rank_\d+(_\d+)?|scratch")
 _SPARE = 64 << 20  # bytes kept free beyond the weights: tokenizer, index, file system
 
 
@@ -69,11 +70,14 @@ def convert(source: Source, out: Path, conversion: dict, write: Callable[["Outpu
 
 
 def write_weights(
-    source: Source, output: "Output", files: dict[str, list[str]], write_file: Callable[[Path, list[str]], dict]
+    tensors: Mapping[str, LazyTensor],
+    output: "Output",
+    files: dict[str, list[str]],
+    write_file: Callable[[Path, list[str]], dict],
 ) -> None:
-    """Has `write_file` write each of `files` (name -> weights in it) that is not finished; returns a file's record."""
+    """Has `write_file` write each of `files` (name -> tensors in it) that is not finished; returns a file's record."""
     todo = {file: names for file, names in files.items() if file not in output.finished}
-    output.check_space(sum(source.weights[name].num_bytes for names in todo.values() for name in names))
+    output.check_space(sum(tensors[name].num_bytes for names in todo.values() for name in names))
     for file, names in todo.items():
         output.add(file, write_file(output.folder / file, names))
         log.info("%s: %d tensors written and read back", file, len(names))
@@ -274,16 +278,23 @@ def _shown(value: object) -> str:
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def plan_files(source: Source, file_size: int) -> list[list[str]]:
-    """The names of the weights of each file: whole layers, at most `file_size` bytes where a layer fits into them."""
+def plan_files(
+    source: Source, file_size: int, beside: Mapping[str, Mapping[str, LazyTensor]] | None = None
+) -> list[list[str]]:
+    """The names of the tensors of each file: whole layers, at most `file_size` bytes where a layer fits into them.
+
+    `beside`: by a weight's name, further tensors that go where it goes.
+    """
     files: list[list[str]] = [[]]
     filled = 0
     for unit in weights.units(source.model):
+        further = {name: tensor for weight in unit for name, tensor in (beside or {}).get(weight, {}).items()}
         size = sum(source.weights[name].num_bytes for name in unit)
+        size += sum(tensor.num_bytes for tensor in further.values())
         if files[-1] and filled + size > file_size:
             files.append([])
             filled = 0
-        files[-1] += unit
+        files[-1] += [*unit, *further]
         filled += size
     return files
 

@@ -31,7 +31,7 @@ NATIVE = "megatron_sky checkpoint"
 MEGATRON_DIST = "Megatron-LM torch_dist folder"
 MEGATRON_SPLIT = "Megatron-LM mp_rank folder"
 HF = "Hugging Face folder"
-_LATEST = "latest_checkpointed_iteration.txt"
+LATEST = "latest_checkpointed_iteration.txt"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def resolve(path: Path) -> Path:
         raise CheckpointError(f"{path}: is no folder\n  fix: give a checkpoint folder")
     if checkpoints := store.list_checkpoints(path):
         return checkpoints[-1][1]
-    latest = path / _LATEST
+    latest = path / LATEST
     return path / _iteration_folder(latest) if latest.is_file() else path
 
 

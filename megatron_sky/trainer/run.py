@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from megatron_sky.checkpoint.description import CheckpointDescription
 from megatron_sky.config import Config
 from megatron_sky.data.loader import TrainingData
 from megatron_sky.data.tokens.sources import fingerprints
@@ -137,12 +138,18 @@ def _find_start(job: Job, data: TrainingData, sources: Mapping[str, str]) -> Sta
     )
 
 
+def _tell_of_changes(job: Job, own: CheckpointDescription, samples: int) -> None:
+    if own.is_converted:
+        log.info("%s: %s; the recipe in hand counts from here on", own.folder.name, own.layout)
+    else:
+        changed_keys.tell(own.config, job.config, checkpoint=own.folder.name, consumed_samples=samples)
+
+
 def _tell_of_start(job: Job, start: Start, runner: StepRunner, remaining: Remaining) -> None:
     if job.context.rank == 0:
         warn_of_untested(log.warning)
         if start.own is not None:
-            samples = start.state.consumed_samples
-            changed_keys.tell(start.own.config, job.config, checkpoint=start.own.folder.name, consumed_samples=samples)
+            _tell_of_changes(job, start.own, start.state.consumed_samples)
             changed_keys.tell_of_tokenizer(start.own.folder, job.seen.tokenizer)
     facts.log_run_start(
         job.config,

@@ -38,6 +38,8 @@ KINDS = {
     "biased": (1, {}, {"add_bias_linear": True, "num_query_groups": None, "kv_channels": 16}, "fp32"),
     "gpt2": (2, {"tp_size": 2}, GPT2, "fp32"),
     "bf16": (2, {"tp_size": 2}, {}, "bf16"),
+    "unsharded": (1, {"distributed_optimizer": False}, {}, "fp32"),
+    "unsharded_bf16": (2, {"tp_size": 2, "distributed_optimizer": False}, {}, "bf16"),
     "linear_rope": (1, {}, {"rope_scaling": {"kind": "linear", "factor": 2.0}}, "fp32"),
     "llama3_rope": (1, {}, {"rope_scaling": {"kind": "llama3", "factor": 8.0}, "rotary_base": 500_000.0}, "fp32"),
 }

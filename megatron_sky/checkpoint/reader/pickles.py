@@ -181,7 +181,15 @@ def _rebuild_tensor_of(storage, offset, size, stride, _grad, _hooks, dtype, *_: 
     return TensorRef(ref.record, name, ref.storage_offset, ref.shape, ref.stride)
 
 
+def _rebuild_typed(function: object, _type: object, arguments: object, _attributes: object) -> TensorRef:
+    """Of a tensor that has attributes in Python, as megatron-core's fp32 masters have; they are passed over."""
+    if function not in (_rebuild_tensor, _rebuild_tensor_of) or not isinstance(arguments, tuple):
+        raise pickle.UnpicklingError(f"{str(function)[:80]} makes no tensor; it was not run")
+    return _rebuild_tensor(*arguments) if function is _rebuild_tensor else _rebuild_tensor_of(*arguments)
+
+
 _TENSORS = {
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_typed,
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,

@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_sky.checkpoint.reader import weights
 from megatron_sky.checkpoint.reader.index import METADATA, Chunk, StoredTensor, read_index
-from megatron_sky.checkpoint.reader.lazy import ITEM_SIZE, LazyTensor, bits_dtype
+from megatron_sky.checkpoint.reader.lazy import ITEM_SIZE, LazyTensor, bits_dtype, read_into
 from megatron_sky.checkpoint.reader.pickles import TensorRef
 from megatron_sky.checkpoint.reader.torch_files import TorchArchive
 from megatron_sky.errors import CheckpointError
@@ -32,13 +32,18 @@ _NOT_WEIGHTS = (
 )
 
 
-def read_stored(folder: Path) -> dict[str, StoredTensor]:
-    """Key -> tensor of all weights in a torch_dist folder, whose chunks and files are all there.
+def read_stored(folder: Path, prefix: str | None = None) -> dict[str, StoredTensor]:
+    """Key -> tensor of all weights in a torch_dist folder, whose chunks and files are all there; with `prefix`, of all
+    tensors whose key begins with it, by the rest of their keys.
 
     Raises CheckpointError naming what is missing or damaged.
     """
     path = folder / METADATA
-    tensors = {key: tensor for key, tensor in read_index(path).tensors.items() if not key.startswith(_NOT_WEIGHTS)}
+    stored = read_index(path).tensors
+    if prefix is None:
+        tensors = {key: tensor for key, tensor in stored.items() if not key.startswith(_NOT_WEIGHTS)}
+    else:
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
     for tensor in tensors.values():
         _check_covered(path, tensor)
     _check_files(folder, tensors)
@@ -47,14 +52,21 @@ def read_stored(folder: Path) -> dict[str, StoredTensor]:
 
 def read_object(folder: Path, key: str) -> object | None:
     """The object saved under `key` (`common_state`), tolerantly read; None where the folder has none."""
+    archive = object_archive(folder, key)
+    return None if archive is None else archive.content(tolerant=True)
+
+
+def object_archive(folder: Path, key: str) -> TorchArchive | None:
+    """The archive of the object saved under `key`; None where the folder has none."""
     for name, place in read_index(folder / METADATA).objects.items():
         if name == key or name.startswith(f"{key}/"):
-            return TorchArchive(folder / place.file, place.offset, place.length).content(tolerant=True)
+            return TorchArchive(folder / place.file, place.offset, place.length)
     return None
 
 
 def weight_tensors(folder: Path, stored: dict[str, StoredTensor]) -> dict[str, LazyTensor]:
-    """The stored weights as lazy tensors under canonical names (`weights`), one for each layer."""
+    """The stored weights as lazy tensors under canonical names (`weights`), one for each layer; or what else lies under
+    weights' names, as an optimizer's moments do."""
     by_name: dict[str, LazyTensor] = {}
     for key, tensor in _without_halves(stored).items():
         name = key.removeprefix(weights.LAYERS)
@@ -67,6 +79,37 @@ def weight_tensors(folder: Path, stored: dict[str, StoredTensor]) -> dict[str, L
             halves = [_lazy(folder, part, None) for part in tensor]
             weights.put(by_name, weights.canonical(key), halves[0].joined_with(halves[1:], 0))
     return by_name
+
+
+def flat_slice(folder: Path, tensor: StoredTensor, start: int, shape: tuple[int, ...]) -> LazyTensor:
+    """A tensor of `shape` whose elements lie in the flat `tensor` from `start` on."""
+    end = start + math.prod(shape)
+    chunks = [c for c in tensor.chunks if c.offsets[0] < end and c.offsets[0] + c.sizes[0] > start]
+    place = f"{folder}: {tensor.key}[{start:,}:{end:,}]"
+    held = sum(min(end, c.offsets[0] + c.sizes[0]) - max(start, c.offsets[0]) for c in chunks)
+    if held != end - start:
+        raise CheckpointError(f"{place}: {held:,} of its elements are there: a shard is missing")
+
+    def load() -> np.ndarray:
+        target = np.empty(end - start, bits_dtype(tensor.dtype))
+        for chunk in chunks:
+            archive, ref = _open_chunk(folder, tensor, chunk)
+            first, last = max(start, chunk.offsets[0]), min(end, chunk.offsets[0] + chunk.sizes[0])
+            offset = archive.data_offset(ref) + (ref.storage_offset + first - chunk.offsets[0]) * target.itemsize
+            read_into(archive.path, offset, target[first - start : last - start], place)
+        return target.reshape(shape)
+
+    return LazyTensor(tensor.dtype, shape, load, place)
+
+
+def load_row(folder: Path, tensor: StoredTensor, corner: tuple[int, ...]) -> np.ndarray:
+    """The bits of the last axis of `tensor` at `corner` of the others, whose chunks hold one place each."""
+    target = np.empty(tensor.shape[-1], bits_dtype(tensor.dtype))
+    for chunk in tensor.chunks:
+        if chunk.offsets[:-1] == corner:
+            part = target[chunk.offsets[-1] : chunk.offsets[-1] + chunk.sizes[-1]]
+            _load_chunk(folder, tensor, chunk, part.reshape(chunk.sizes))
+    return target
 
 
 def check_chunks(folder: Path, stored: dict[str, StoredTensor]) -> None:

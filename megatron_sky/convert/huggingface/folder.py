@@ -53,7 +53,7 @@ def write_hf(
 def _write(source: Source, output: Output, architecture: str, file_size: int, card: Callable | None) -> dict:
     plan = plan_files(source, file_size)
     files = dict(zip(_file_names(len(plan)), plan, strict=True))
-    write_weights(source, output, files, lambda path, names: _write_file(source, path, names, architecture))
+    write_weights(source.weights, output, files, lambda path, names: _write_file(source, path, names, architecture))
     if len(files) > 1:
         output.write_text(INDEX, _json(_index(source, files, architecture)))
     if card is not None:

@@ -20,14 +20,13 @@ from megatron_sky.checkpoint.reader import weights
 from megatron_sky.checkpoint.reader.lazy import LazyTensor, same_numbers
 from megatron_sky.checkpoint.reader.pickles import TensorRef
 from megatron_sky.checkpoint.reader.torch_files import TorchArchive, settings_of
+from megatron_sky.convert.megatron.ranks import COLUMNS, is_whole
 from megatron_sky.errors import CheckpointError
 from megatron_sky.files import stays_inside
 
 FILE = "model_optim_rng.pt"
 _FOLDER = re.compile(r"mp_rank_(\d+)(?:_(\d+))?")
-_COLUMNS = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 _LONGEST_NAME = 1000  # of a tensor, with the tables that it stands in
-_WHOLE = ("layer_norm_weight", "layer_norm_bias", "linear_proj.bias", "linear_fc2.bias", "final_layernorm", "position_")
 
 # The nested spelling, piece by piece; the order matters where one pattern is part of another.
 _RENAMED = [
@@ -49,7 +48,7 @@ class SplitCheckpoint:
     """An opened folder: Megatron-LM's settings, and rank files by (tensor rank, pipeline stage)."""
 
     settings: dict | None
-    ranks: dict[tuple[int, int], "_RankFile"]
+    ranks: dict[tuple[int, int], "RankFile"]
 
     @property
     def tp_size(self) -> int:
@@ -61,8 +60,8 @@ class SplitCheckpoint:
 
 
 @dataclass(frozen=True)
-class _RankFile:
-    """One rank's file: its model chunks, each name -> tensor."""
+class RankFile:
+    """One rank's file: its model chunks, each name -> tensor, in the order of the model's parameters."""
 
     path: Path
     chunks: list[dict[str, LazyTensor]]
@@ -134,10 +133,10 @@ def whole_tensors(checkpoint: SplitCheckpoint, *, gated: bool, tied: bool) -> tu
 
 def _differs(name: str, parts: list[LazyTensor]) -> bool:
     """Whether a tensor that all tensor-parallel ranks hold whole is not the same on all of them."""
-    return any(mark in name for mark in _WHOLE) and not all(same_numbers(parts[0], part) for part in parts[1:])
+    return is_whole(name) and not all(same_numbers(parts[0], part) for part in parts[1:])
 
 
-def _open_rank(path: Path) -> tuple[dict, _RankFile]:
+def _open_rank(path: Path) -> tuple[dict, RankFile]:
     archive = TorchArchive(path)
     content = archive.content(tolerant=True)
     if not isinstance(content, dict):
@@ -151,7 +150,7 @@ def _open_rank(path: Path) -> tuple[dict, _RankFile]:
     models = [content[key] for key in _chunk_keys(content)]
     if not models:
         raise CheckpointError(f"{path}: holds no model; it has {', '.join(map(str, content))}")
-    return content, _RankFile(path, [_tensors(archive, model) for model in models])
+    return content, RankFile(path, [_tensors(archive, model) for model in models])
 
 
 def _chunk_keys(content: dict) -> list[str]:
@@ -198,9 +197,9 @@ def _join_ranks(parts: list[dict[str, LazyTensor]], gated: bool, paths: list[Pat
 
 
 def _join(name: str, parts: list[LazyTensor], gated: bool) -> LazyTensor:
-    if len(parts) == 1 or any(mark in name for mark in _WHOLE):
+    if len(parts) == 1 or is_whole(name):
         return parts[0]
-    if name.endswith(_COLUMNS):
+    if name.endswith(COLUMNS):
         return parts[0].joined_with(parts[1:], 1)
     if gated and "mlp.linear_fc1." in name:
         halves = [part.rows(0, part.shape[0] // 2) for part in parts]

@@ -131,7 +131,8 @@ class MegatronTrainData:
 
 
 def _changes(before: Mapping, now: Mapping) -> list[Problem]:
-    """What of a run's order is not as it began."""
+    """What of a run's order is not as it began. Of a run that Megatron-LM began, its checkpoint does not say all."""
+    before = {**now, **before}
     anew = "start a new run from the weights with checkpoint.init_from"
     rules = {
         ("data.seed", "seed"): f"was {before['seed']} when the run began",
