@@ -124,15 +124,19 @@ def _recipe(source: Source, training: TrainingState | None) -> Config:
             f"{source.folder}: {name} is in {source.weights[name].dtype}, more than a run computes with\n"
             f"  fix: save it in one of {', '.join(_PRECISION)}"
         )
-    consumed = 0 if training is None else training.consumed_tokens
+    known = {} if training is None else training.recipe
+    train = {"tokens": source.model.seq_length, "global_batch_size": 1} | known.get("train", {})
+    if training is not None:
+        train["tokens"] = max(train["tokens"], training.consumed_tokens + source.model.seq_length)
     return Config.model_validate(
         {
             "model": source.model.model_dump() | {"preset": None},
             "precision": {"dtype": _PRECISION[source.dtype]},
             "parallel": {} if training is None else {"distributed_optimizer": training.is_sharded},
             "tokenizer": {"path": None},
-            "schedule": {"lr": 1e-5, "style": "constant"},
-            "train": {"run_dir": "none", "tokens": consumed + source.model.seq_length, "global_batch_size": 1},
+            "schedule": known.get("schedule", {"lr": 1e-5, "style": "constant"}),
+            "optimizer": known.get("optimizer", {}),
+            "train": {"run_dir": "none"} | train,
         }
     )
 

@@ -27,7 +27,7 @@ class TrainingState:
     """`weights`: by name, padding rows included. `moments`: of each of KEYS, by the weights' names, in fp32.
 
     `is_sharded`: they were a distributed optimizer's. `optimizer_step`: updates that AdamW has done. `loss_scale`:
-    megatron-core's dynamic one, of fp16. `schedule`: Megatron-LM's `opt_param_scheduler`, where it wrote one.
+    megatron-core's dynamic one, of fp16.
     """
 
     weights: dict[str, LazyTensor]
@@ -40,7 +40,8 @@ class TrainingState:
     vocab_multiple: int | None = None
     """What the rows of the embedding are a multiple of, where that is said."""
     loss_scale: dict[str, float | int] | None = None
-    schedule: dict = field(default_factory=dict)
+    recipe: dict = field(default_factory=dict)
+    """Sections of the recipe that another program's checkpoint tells: schedule, optimizer, batch."""
     order: dict = field(default_factory=dict)
     """The order of samples, as `data.sampling` notes it in a checkpoint, as far as it is known."""
     warnings: tuple[str, ...] = ()

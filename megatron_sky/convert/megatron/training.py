@@ -176,7 +176,7 @@ def _state(
         seq_length=settings.get("seq_length") or source.model.seq_length,
         vocab_multiple=_vocab_multiple(settings),
         loss_scale=training_state.loss_scale_of(archive, scaler),
-        schedule=schedule if isinstance(schedule, dict) else {},
+        recipe=_recipe(settings, schedule, settings.get("seq_length") or source.model.seq_length),
         order=_order(settings),
         warnings=tuple(warnings),
     )
@@ -198,6 +198,28 @@ def _warnings(settings: dict, schedule: object, updates: int | None, folder: Pat
     if settings.get("hidden_dropout") or settings.get("attention_dropout"):
         lines.append("its random generators are not taken over: from here on dropout draws other masks")
     return lines
+
+
+def _recipe(settings: dict, schedule: object, seq_length: int) -> dict:
+    """Schedule, optimizer and batch as the checkpoint tells them, so that what is handed back says them again."""
+    known = schedule if isinstance(schedule, dict) else {}
+    counts = {name: known.get(name) for name in ("lr_warmup_steps", "lr_decay_steps", "wd_incr_steps")}
+    style = str(known.get("lr_decay_style", "")).lower()
+    if style not in ("cosine", "linear", "constant", "wsd") or not all(isinstance(n, int) for n in counts.values()):
+        return {}
+    tokens = {name: int(count or 0) * seq_length for name, count in counts.items()}
+    names = ("weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad")
+    return {
+        "schedule": {
+            "style": style,
+            "lr": known["max_lr"],
+            "min_lr": known["min_lr"],
+            "warmup_tokens": tokens["lr_warmup_steps"],
+            "decay_tokens": tokens["lr_decay_steps"],
+        },
+        "optimizer": {name: settings[name] for name in names if isinstance(settings.get(name), int | float)},
+        "train": {"tokens": tokens["wd_incr_steps"], "global_batch_size": settings.get("global_batch_size") or 1},
+    }
 
 
 def _vocab_multiple(settings: dict) -> int | None:
