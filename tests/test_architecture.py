@@ -266,6 +266,7 @@ def test_what_is_too_long_is_seen():
 
 
 TESTED_ELSEWHERE = {
+    "cli/corpus.py": "verbs: tests/corpus/test_build.py calls them",
     "cli/generate.py": "verbs: tests/generation/ and tests/serve/ call them",
     "cli/slurm.py": "verbs: tests/slurm/ calls them",
     "cli/tokenizer.py": "verbs: tests/cli/test_data.py and tests/tokenizer/ call them",
@@ -279,6 +280,10 @@ TESTED_ELSEWHERE = {
     "convert/megatron/settings.py": "args of `convert to-megatron`: tests/convert/megatron/test_hand_back.py",
     "convert/megatron/take_over.py": "what a verb does: tests/convert/megatron/test_training.py",
     "convert/training_state.py": "what both ways have in common: tests/convert/megatron/test_training.py",
+    "corpus/executors.py": "how passes are run: tests/corpus/test_build.py",
+    "corpus/outputs.py": "the last passes: tests/corpus/test_build.py",
+    "corpus/passes.py": "the passes put together: tests/corpus/test_build.py",
+    "corpus/stage.py": "what all steps share: every test of a step is its test",
     "distributed/cpu_emulation.py": "a CPU in a GPU's place: every test of training is its test",
     "generation/prompts.py": "files of prompts: tests/generation/test_chat.py reads and answers them",
     "planner/picture.py": "pictures: tests/cli/test_plan.py has them drawn",

@@ -13,6 +13,7 @@ from megatron_sky import __version__
 from megatron_sky.cli import (
     checkpoint,
     convert,
+    corpus,
     data,
     doctor,
     eval,
@@ -92,6 +93,7 @@ def _let_idle_threads_sleep() -> None:
 for name, group in {
     "checkpoint": checkpoint,
     "convert": convert,
+    "corpus": corpus,
     "data": data,
     "slurm": slurm,
     "eval": eval,

@@ -1,4 +1,4 @@
-"""Every key of the recipe with what it stands for, and the one that a key which is none was meant to be."""
+"""Every key of a recipe with what it stands for, and the one that a key which is none was meant to be."""
 
 import difflib
 import functools
@@ -14,28 +14,29 @@ _NEAR_SIBLING = 0.6  # of difflib's ratio, from which a name of the same section
 _NEAR_ELSEWHERE = 0.75
 
 
-def meaning_of(key: str) -> str:
-    """What the dotted key stands for, with its unit; "" where there is no such key."""
-    known = _known_keys().get(_NUMBER.sub("*", key))
+def meaning_of(key: str, recipe: type[Section] = Config) -> str:
+    """What the dotted key of this kind of recipe stands for, with its unit; "" where there is no such key."""
+    known = _known_keys(recipe).get(_NUMBER.sub("*", key))
     return known.meaning if known else ""
 
 
-def takes_text(key: str) -> bool:
+def takes_text(key: str, recipe: type[Section] = Config) -> bool:
     """Whether the value of the dotted key is free text, or a path."""
-    known = _known_keys().get(_NUMBER.sub("*", key))
+    known = _known_keys(recipe).get(_NUMBER.sub("*", key))
     return known is not None and known.takes_text
 
 
-def nearest_key(key: str) -> str:
+def nearest_key(key: str, recipe: type[Section] = Config) -> str:
     """The key that the unknown `key` was meant to be, as a question; where none is near, those of its section."""
     parent, _, name = _NUMBER.sub("*", key).rpartition(".")
-    siblings = [_name_of(known) for known in _known_keys() if known.rpartition(".")[0] == parent]
+    keys = _known_keys(recipe)
+    siblings = [_name_of(known) for known in keys if known.rpartition(".")[0] == parent]
     if near := difflib.get_close_matches(name, siblings, n=1, cutoff=_NEAR_SIBLING):
         own_parent = key.rpartition(".")[0]
         return f"did you mean {own_parent}.{near[0]}?" if parent else f"did you mean {near[0]}?"
-    names = {_name_of(known) for known in _known_keys()}
+    names = {_name_of(known) for known in keys}
     if near := difflib.get_close_matches(name, names, n=1, cutoff=_NEAR_ELSEWHERE):
-        elsewhere = [known for known in _known_keys() if _name_of(known) == near[0]]
+        elsewhere = [known for known in keys if _name_of(known) == near[0]]
         return f"did you mean {' or '.join([known for known in elsewhere if '*' not in known] or elsewhere)}?"
     return f"{key.rpartition('.')[0] or 'the recipe'} has: {', '.join(siblings)}" if siblings else "remove it"
 
@@ -51,7 +52,7 @@ class _Key:
 
 
 @functools.cache
-def _known_keys() -> dict[str, _Key]:
+def _known_keys(recipe: type[Section]) -> dict[str, _Key]:
     """Every dotted key, `*` for a list's items."""
     keys: dict[str, _Key] = {}
 
@@ -63,7 +64,7 @@ def _known_keys() -> dict[str, _Key]:
             for part in below:
                 add(f"{key}.*." if _is_list(info.annotation) else f"{key}.", part)
 
-    add("", Config)
+    add("", recipe)
     return keys
 
 

@@ -10,15 +10,14 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from megatron_sky.config import strict_yaml
-from megatron_sky.config.epochs import fill_from_epochs
 from megatron_sky.config.known_keys import meaning_of, nearest_key, takes_text
-from megatron_sky.config.schema import Config
+from megatron_sky.config.schema import Config, Section
 from megatron_sky.config.sections.base import KEEP_UNSET, expand_variables
 from megatron_sky.errors import ConfigError, Problem, told_once
 from megatron_sky.files import read_text
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 Place = str  # "file.yaml:12" or "command line"
+Recipe = TypeVar("Recipe", bound=Section)
 
 
 def load_config(files: Sequence[str | Path], overrides: Iterable[str] = (), *, keep_unset: bool = False) -> Config:
@@ -38,6 +38,13 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = (), *, k
     Raises ConfigError with every problem found in reading and in the sections' own rules. Rules that span sections
     and need the number of ranks are `validate.check`'s.
     """
+    return load_as(Config, files, overrides, keep_unset=keep_unset)
+
+
+def load_as(
+    recipe: type[Recipe], files: Sequence[str | Path], overrides: Iterable[str] = (), *, keep_unset: bool = False
+) -> Recipe:
+    """`load_config` of a recipe of another kind, described by its own sections."""
     problems: list[Problem] = []
     tree: dict = {}
     places: dict[str, Place] = {}
@@ -48,13 +55,12 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = (), *, k
         _merge(tree, layer)
     for text in overrides:
         _apply_override(tree, text, places, problems)
-    if not keep_unset:  # else of another place, whose data lie elsewhere
-        problems += fill_from_epochs(tree)
     config = None
     try:
-        config = Config.model_validate(_expand_numbers(tree, "", problems), context={KEEP_UNSET: keep_unset})
+        config = recipe.model_validate(_expand_numbers(tree, "", recipe, problems), context={KEEP_UNSET: keep_unset})
     except ValidationError as error:
-        problems += [_problem(detail, places) for detail in _drop_derived_errors(error.errors(include_url=False))]
+        details = _drop_derived_errors(error.errors(include_url=False))
+        problems += [_problem(detail, places, recipe) for detail in details]
     if problems or config is None:
         raise ConfigError(told_once(problems))  # a union's branches fail one by one
     return config
@@ -62,8 +68,13 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = (), *, k
 
 def load_recipe(arguments: Sequence[str]) -> Config:
     """`load_config` of a command line: what is there, or is named as a file, is a recipe file, all else an override."""
+    return load_config(*split_arguments(arguments))
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The recipe files of a command line, and its overrides."""
     files = [argument for argument in arguments if os.path.exists(argument) or _is_named_as_file(argument)]
-    return load_config(files, [argument for argument in arguments if argument not in files])
+    return files, [argument for argument in arguments if argument not in files]
 
 
 def _is_named_as_file(argument: str) -> bool:
@@ -71,7 +82,7 @@ def _is_named_as_file(argument: str) -> bool:
     return argument.endswith((".yaml", ".yml")) and (not equals or "/" in key)  # as in runs/lr=3e-4/config.yaml
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: Section) -> str:
     """The resolved recipe as YAML; `load_config` of it gives an equal Config."""
     return strict_yaml.dump(config.model_dump(mode="json"))
 
@@ -97,7 +108,7 @@ def _parse(path: Path, text: str, places: dict[str, Place], problems: list[Probl
         return {}
     if isinstance(node, yaml.MappingNode):
         return _build_mapping(node, str(path), "", places, problems)
-    problems.append(Problem(str(path), "a recipe must be a mapping of sections", "start it with `model:`"))
+    problems.append(Problem(str(path), "a recipe must be a mapping of sections", "start it with a section"))
     return None
 
 
@@ -194,16 +205,17 @@ def _index(items: list, name: str) -> int | None:
     return int(name) if name.isdigit() and int(name) < len(items) else None
 
 
-def _expand_numbers(node: object, key: str, problems: list[Problem]) -> object:
+def _expand_numbers(node: object, key: str, recipe: type[Section], problems: list[Problem]) -> object:
     """Variables in what is not to be a text: a number or a word. Paths have theirs expanded by their own fields, and
     other texts none: they would be stored, and a variable may hold a secret."""
     if isinstance(node, dict):
         return {
-            name: _expand_numbers(value, f"{key}.{name}" if key else name, problems) for name, value in node.items()
+            name: _expand_numbers(value, f"{key}.{name}" if key else name, recipe, problems)
+            for name, value in node.items()
         }
     if isinstance(node, list):
-        return [_expand_numbers(value, f"{key}.{i}", problems) for i, value in enumerate(node)]
-    if not isinstance(node, str) or takes_text(key):
+        return [_expand_numbers(value, f"{key}.{i}", recipe, problems) for i, value in enumerate(node)]
+    if not isinstance(node, str) or takes_text(key, recipe):
         return node
     try:
         return expand_variables(node)
@@ -224,15 +236,15 @@ def _drop_derived_errors(errors: list["ErrorDetails"]) -> list["ErrorDetails"]:
     ]
 
 
-def _problem(error: "ErrorDetails", places: dict[str, Place]) -> Problem:
+def _problem(error: "ErrorDetails", places: dict[str, Place], recipe: type[Section]) -> Problem:
     dotted = _dotted(error)
     place = _place(dotted, places)
     where = f"{dotted or 'the recipe'} ({place})" if place else (dotted or "the recipe")
-    kind, meaning = error["type"], meaning_of(dotted)
+    kind, meaning = error["type"], meaning_of(dotted, recipe)
     if kind == "model_type":
         return Problem(where, "is a section", f"give its fields, as {dotted}.NAME=VALUE: {meaning}", error["input"])
     if kind == "extra_forbidden":
-        fix = nearest_key(dotted)
+        fix = nearest_key(dotted, recipe)
     elif kind == "missing":
         fix = f"add it: {meaning}"
     else:

@@ -94,7 +94,6 @@ def open_checkpoints(
         sources=sources,
         tokenizer=job.seen.tokenizer,
         fp8=runner.model.fp8,
-        adapter=start.adapter,
     )
     return CheckpointManager(
         job.config.checkpoint,

@@ -1,0 +1,63 @@
+"""`megatron-sky corpus ...`: crawl files to text and token files by domain. Verbs import their package when called."""
+
+from typing import Annotated
+
+import typer
+
+from megatron_sky.cli._common import Recipe, verb_group
+
+app = verb_group("Corpora: crawl files to cleaned text and token files by domain, with every document accounted for.")
+
+
+@app.command()
+def build(
+    recipe: Recipe,
+    executor: Annotated[str, typer.Option(help="local: this machine's cores; slurm: arrays of jobs.")] = "local",
+) -> None:
+    """Build a corpus. Given again after an interruption, it goes on with the tasks that are missing."""
+    from megatron_sky.corpus.build import build as build_corpus
+    from megatron_sky.corpus.recipe import load_corpus_recipe
+    from megatron_sky.corpus.show import funnel
+    from megatron_sky.errors import ConfigError, Problem
+    from megatron_sky.log import say
+
+    if executor not in ("local", "slurm"):
+        raise ConfigError(Problem("--executor", "must be local or slurm", value=executor))
+    loaded = load_corpus_recipe(recipe)
+    folder = build_corpus(loaded, executor, say)
+    if executor == "local":
+        print(funnel(folder))
+
+
+@app.command()
+def status(recipe: Recipe) -> None:
+    """Show how many tasks of each pass are done."""
+    from megatron_sky.corpus.build import status as status_of
+    from megatron_sky.corpus.recipe import load_corpus_recipe
+
+    for one in status_of(load_corpus_recipe(recipe)):
+        print(f"{one.name:12} {one.num_done:>7,} of {one.num_tasks:,} tasks")
+
+
+@app.command()
+def report(recipe: Recipe) -> None:
+    """Write report.html: what came, what was dropped by which rule with samples, what stayed, the data card."""
+    from megatron_sky.corpus.recipe import load_corpus_recipe
+    from megatron_sky.corpus.show import write_report
+
+    print(write_report(load_corpus_recipe(recipe)))
+
+
+@app.command()
+def inspect(
+    recipe: Recipe,
+    rule: Annotated[str, typer.Option(help="Rule by which documents were dropped; none: those that were kept.")] = "",
+    stage: Annotated[str, typer.Option(help="Stage that dropped them; none: all stages.")] = "",
+    count: Annotated[int, typer.Option("-n", min=1, help="How many, the same ones each time.")] = 5,
+) -> None:
+    """Show documents of a corpus with their origin: dropped ones by their rule, or kept ones."""
+    from megatron_sky.corpus.recipe import load_corpus_recipe
+    from megatron_sky.corpus.show import sample_documents
+
+    for document in sample_documents(load_corpus_recipe(recipe), stage=stage, rule=rule, count=count):
+        print(f"--- {document.title}\n{document.text}\n")

@@ -1,0 +1,158 @@
+"""A corpus built by its recipe: pass after pass on this machine, or as Slurm jobs that wait for each other.
+
+What is done is known from datatrove's completions, one for each task; a command that is given again goes on with the
+tasks that are missing, when recipe and files are the same (`plan`).
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_sky.config import dump_config
+from megatron_sky.corpus.contamination import BenchmarkIndex
+from megatron_sky.corpus.plan import Plan, continue_plan
+from megatron_sky.corpus.recipe import CorpusRecipe
+from megatron_sky.errors import ConfigError, MissingDependency, Problem, RunError
+from megatron_sky.files import InUse, hold, real_path, write_text
+from megatron_sky.log import say
+
+if TYPE_CHECKING:
+    from megatron_sky.corpus.passes import Pass
+
+INSTALL = "pip install 'megatron-sky[corpus,crawl]'"
+
+
+@dataclass(frozen=True)
+class PassStatus:
+    """How many of a pass's tasks are done."""
+
+    name: str
+    num_done: int
+    num_tasks: int
+
+
+def build(recipe: CorpusRecipe, executor: str, report: Callable[[str], None]) -> Path:
+    """Builds the corpus on this machine, or submits its jobs; returns its folder. `report` gets a line for each pass.
+
+    Raises ConfigError for a recipe that can't be used here, or is not the one that the corpus was begun with; RunError
+    for a task that fails.
+    """
+    require_engine(recipe)
+    _check_tokenizer(recipe)
+    folder = real_path(recipe.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with hold(folder / ".lock", say):
+            plan = _prepare(recipe, folder)
+            passes = _passes(recipe, plan, folder)
+            if executor == "slurm":
+                _submit(recipe, passes, folder, report)
+            else:
+                _run_here(recipe, plan, passes, folder, report)
+    except InUse:
+        fix = "wait for it, or end it"
+        raise RunError(f"{folder}: another process builds this corpus now\n  fix: {fix}") from None
+    return folder
+
+
+def status(recipe: CorpusRecipe) -> list[PassStatus]:
+    """The passes of a corpus that was begun. Raises RunError where none was."""
+    require_engine(recipe)
+    folder = real_path(recipe.out)
+    if not (folder / "plan.json").exists():
+        raise RunError(f"{folder}: no corpus was begun here\n  fix: megatron-sky corpus build RECIPE")
+    passes = _passes(recipe, continue_plan(folder / "plan.json", recipe), folder)
+    return [PassStatus(one.name, num_done(folder, one.name), one.num_tasks) for one in passes]
+
+
+def num_done(folder: Path, name: str) -> int:
+    """Tasks of a pass that have completed."""
+    place = folder / "logs" / name / "completions"
+    return len(os.listdir(place)) if place.is_dir() else 0
+
+
+def require_engine(recipe: CorpusRecipe) -> None:
+    """Raises MissingDependency for the first package that this recipe needs and that is not there."""
+    needed = ["datatrove", "orjson", "zstandard"]
+    if any(source.kind in ("warc", "wet") for source in recipe.sources):
+        needed.append("warcio")
+    if any(source.kind == "parquet" for source in recipe.sources):
+        needed.append("pyarrow")
+    if any(source.kind in ("warc", "html") or source.html for source in recipe.sources):
+        needed.append(recipe.extract.engine)
+    if recipe.language.simplify:
+        needed.append("opencc")
+    import importlib.util
+
+    for package in needed:
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(package, "building a corpus", INSTALL)
+
+
+def _check_tokenizer(recipe: CorpusRecipe) -> None:
+    """Before hours of work that end with it."""
+    path = recipe.tokens.tokenizer
+    if path is not None and not os.path.exists(path):
+        raise ConfigError(Problem("tokens.tokenizer", "is not there", "give the path of a tokenizer file", path))
+
+
+def _prepare(recipe: CorpusRecipe, folder: Path) -> Plan:
+    plan = continue_plan(folder / "plan.json", recipe)
+    if not (folder / "recipe.yaml").exists():
+        write_text(folder / "recipe.yaml", dump_config(recipe))
+    index = folder / "work" / "benchmarks.npz"
+    if recipe.decontamination.benchmarks and not index.exists() and not num_done(folder, "finish"):
+        index.parent.mkdir(exist_ok=True)
+        BenchmarkIndex.build(recipe.decontamination).save(index)
+    return plan
+
+
+def _passes(recipe: CorpusRecipe, plan: Plan, folder: Path) -> "list[Pass]":
+    from megatron_sky.corpus.passes import build_passes
+
+    return build_passes(recipe, plan, folder)
+
+
+def _run_here(
+    recipe: CorpusRecipe, plan: Plan, passes: "list[Pass]", folder: Path, report: Callable[[str], None]
+) -> None:
+    from megatron_sky.corpus.executors import run_local
+
+    workers = recipe.execution.workers or len(os.sched_getaffinity(0))
+    for one in passes:
+        done = num_done(folder, one.name)
+        if done == one.num_tasks:
+            continue
+        rest = f", {done:,} of them are done" if done else ""
+        report(f"{one.name}: {one.num_tasks:,} {'task' if one.num_tasks == 1 else 'tasks'}{rest}")
+        for attempt in range(recipe.execution.retries + 1):
+            try:
+                run_local(one, folder / "logs" / one.name, workers)
+                break
+            except RunError as error:
+                if attempt == recipe.execution.retries:
+                    raise RunError(_task_failed(error, plan, one, folder)) from error
+                report(f"{error}; its pass is run again")
+
+
+def _task_failed(error: RunError, plan: Plan, one: "Pass", folder: Path) -> str:
+    rank = getattr(error, "rank", None)
+    files = ""
+    if one.of == "unit" and rank is not None:
+        pieces = plan.units[rank].pieces
+        files = f"\n  its input: {pieces[0].path}" + (f" and {len(pieces) - 1:,} more" if len(pieces) > 1 else "")
+    log = folder / "logs" / one.name / "logs"
+    fix = f"see {log}, repair or take away what it names, then give the same command again to go on"
+    return f"{one.name}: {error}{files}\n  fix: {fix}"
+
+
+def _submit(recipe: CorpusRecipe, passes: "list[Pass]", folder: Path, report: Callable[[str], None]) -> None:
+    from megatron_sky.corpus.executors import submit
+
+    jobs = submit(passes, folder, recipe.execution.slurm)
+    if not jobs:
+        report("all passes are done")
+    for name, job in jobs.items():
+        report(f"{name}: job {job}")

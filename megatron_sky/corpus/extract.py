@@ -1,0 +1,77 @@
+"""The main text of HTML pages: without menus, footers and advertisements; lists, tables and code blocks in lines.
+
+resiliparse is the default: some 20 times faster than trafilatura, and a link within a Chinese sentence stays in its
+line. Pages go through datatrove's sandbox, a process beside the task's, so that a page that takes for ever or brings
+the parser down is one document dropped. trafilatura's own deduplication is off: it remembers earlier pages, and the
+text of a page would depend on which came before it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from datatrove.data import Document
+from datatrove.pipeline.extractors import Trafilatura
+from datatrove.pipeline.extractors.base import BaseExtractor, ExtractorSandbox
+
+from megatron_sky.corpus.recipe import ExtractConfig
+from megatron_sky.corpus.stage import Stage
+
+_BLANK = re.compile(r"[ \t]+(?=\n)|(?<=\n)\n+")
+
+
+class Resiliparse(BaseExtractor):
+    """datatrove's extractor over resiliparse."""
+
+    name = "⛏ Resiliparse"
+    _requires_dependencies = ("resiliparse",)
+
+    def __init__(self, timeout: float = 1):
+        super().__init__(timeout)
+
+    def extract(self, text: str) -> str:
+        from resiliparse.extract.html2text import extract_plain_text
+
+        return str(extract_plain_text(text, main_content=True, alt_texts=False, noscript=False))
+
+
+def build_extractor(config: ExtractConfig) -> BaseExtractor:
+    """The recipe's extractor."""
+    if config.engine == "trafilatura":
+        return Trafilatura(timeout=config.timeout_seconds, deduplicate=False)
+    return Resiliparse(timeout=config.timeout_seconds)
+
+
+class Extract(Stage):
+    """HTML to main text; what is no HTML goes through."""
+
+    def __init__(self, folder: Path, config: ExtractConfig, keep: bool):
+        super().__init__("extract", folder, keep_dropped=keep)
+        self.extractor = build_extractor(config)
+        self._sandbox: ExtractorSandbox | None = None
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        with ExtractorSandbox(timeout=self.extractor.timeout, warmup_text="") as self._sandbox:
+            yield from super().run(data, rank, world_size)
+        self._sandbox = None
+
+    def judge(self, document: Document) -> str | None:
+        if not document.metadata.pop("is_html", False):
+            return None
+        assert self._sandbox is not None
+        try:
+            text = self._sandbox.process_document(document.text, self.extractor.extract)
+        except TimeoutError:
+            return "timeout"
+        except EOFError:  # the sandbox's process is gone
+            return "parser_died"
+        text = clean(text or "")
+        if not text:
+            return "no_main_text"
+        document.text = text
+        return None
+
+
+def clean(text: str) -> str:
+    """One line break between paragraphs, no white space at the ends of lines."""
+    return _BLANK.sub("", text.replace("\r\n", "\n").replace("\u00a0", " ")).strip()

@@ -1,0 +1,139 @@
+"""Rules by which a document's own text is judged, with thresholds of their own for Chinese, English and code.
+
+A rule gives the name under which the document is dropped. The cheap rules come first. Shares of repeated lines and
+n-grams are counted by datatrove's functions, those of Gopher (arXiv 2112.11446, table A1); its filters themselves need
+word tokenizers that are downloaded.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+from megatron_sky.corpus.grams import content_key, share_of, tokens_of
+from megatron_sky.corpus.language import ENGLISH_WORDS
+from megatron_sky.corpus.recipe import (
+    ChineseThresholds,
+    CodeThresholds,
+    EnglishThresholds,
+    HeuristicsConfig,
+    Thresholds,
+)
+
+_SPACE = re.compile(r"\s+")
+_COMMON_SIGNS = frozenset(".,;:!?'\"()-–—%$&/“”‘’。，、；：！？（）《》「」『』【】…·～￥")
+_BULLETS = ("-", "*", "•", "·", "●", "○", "■", "◆", "▪", "–", ">", "※", "★")
+_ELLIPSES = ("...", "…", "。。。", "……", "[更多]", "[详细]")
+_ENDS = tuple(".!?。！？”\"'…；;：:）)」』")
+_CHINESE_WORDS = frozenset("的了是在和有我不这也就都而及与着或一个上为以到他要会对可")
+_MOJIBAKE = re.compile(
+    r"\ufffd|锟斤拷|烫烫烫|屯屯屯|Ã[\x80-\xbf©¨ª]|â€[™œ\x9d“”]|[ÐÑ][\x80-\xbf]|(?:[èéåæçä][\x80-\xbf¼½¾¿]){2}"
+)
+_CHINESE_ADS = re.compile(
+    "加微信|微信号|扫码|免费咨询|在线客服|点击进入|立即购买|全国包邮|代开发票|招商加盟|加盟热线|咨询热线|优惠券|百家乐|"
+    "时时彩|娱乐城|博彩|棋牌|老虎机|彩票平台|开户送|无码|成人视频|办证|刷单|网赚|代写论文|一夜情|SEO优化|关键词排名|友情链接|"
+    "下载APP|关注公众号|长按识别|返回搜狐|责任编辑|版权所有|ICP备"
+)
+_ENGLISH_ADS = re.compile(
+    r"\b(?:click here|buy now|order now|free shipping|add to cart|limited time offer|best price|cheap \w+ online|"
+    r"sign up (?:now|today)|subscribe now|online casino|casino bonus|payday loans?|viagra|cialis|all rights reserved|"
+    r"cookie policy|privacy policy|terms of (?:use|service)|backlinks?|seo services|lorem ipsum|download now|"
+    r"act now|100% free|money back guarantee|unsubscribe)\b",
+    re.IGNORECASE,
+)
+_SHORT_LINE = 40  # characters; a Chinese character counts for two
+_GRAM = {"zh": 20, "en": 10}
+_MARKUP = {".json": "json", ".xml": "xml", ".yaml": "yaml", ".yml": "yaml", ".html": "html", ".htm": "html"}
+
+
+def judge_text(text: str, language: str, config: HeuristicsConfig) -> str | None:
+    """The rule that the text breaks first; None where it breaks none. Other languages have English's rules of form."""
+    thresholds = config.zh if language == "zh" else config.en
+    rules = (_lengths, _signs, _words, _lines, _phrases, _repetitions)
+    return next((rule for check in rules for rule in check(text, language, thresholds)), None)
+
+
+def _lengths(text: str, language: str, limits: Thresholds) -> Iterator[str]:
+    length = len(_SPACE.sub("", text))
+    if length < limits.min_length:
+        yield "too_short"
+    if length > limits.max_length:
+        yield "too_long"
+
+
+def _signs(text: str, language: str, limits: Thresholds) -> Iterator[str]:
+    solid = _SPACE.sub("", text)
+    digits = sum(map(str.isdigit, solid))
+    letters = sum(map(str.isalnum, solid)) - digits
+    common = sum(map(_COMMON_SIGNS.__contains__, solid))
+    if len(solid) - letters - digits - common > limits.max_symbol_share * len(solid):
+        yield "symbols"
+    if digits > limits.max_digit_share * len(solid):
+        yield "digits"
+
+
+def _words(text: str, language: str, limits: Thresholds) -> Iterator[str]:
+    if isinstance(limits, ChineseThresholds):
+        if len(_CHINESE_WORDS.intersection(text)) < limits.min_stop_words:
+            yield "stop_words"
+        return
+    assert isinstance(limits, EnglishThresholds)
+    words = tokens_of(text)
+    mean = sum(map(len, words)) / max(1, len(words))
+    if not limits.min_mean_word <= mean <= limits.max_mean_word:
+        yield "word_length"
+    if language == "en" and len(ENGLISH_WORDS.intersection(words)) < limits.min_stop_words:
+        yield "stop_words"
+
+
+def _lines(text: str, language: str, limits: Thresholds) -> Iterator[str]:
+    from datatrove.pipeline.filters.gopher_repetition_filter import find_duplicates
+
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if _share(lines, lambda line: line.startswith(_BULLETS)) > limits.max_bullet_share:
+        yield "bullets"
+    if _share(lines, lambda line: line.endswith(_ELLIPSES)) > limits.max_ellipsis_share:
+        yield "ellipses"
+    repeated, characters = find_duplicates(lines)
+    if repeated > limits.max_repeated_lines * len(lines):
+        yield "repeated_lines"
+    if characters > limits.max_repeated_line_characters * sum(map(len, lines)):
+        yield "repeated_line_characters"
+    width = 2 if language == "zh" else 1
+    is_item = lambda line: len(line) * width < _SHORT_LINE and not line.endswith(_ENDS)  # noqa: E731
+    if len(lines) >= 5 and _share(lines, is_item) > limits.max_list_share:
+        yield "list"
+
+
+def _share(lines: list[str], holds: Callable[[str], bool]) -> float:
+    return sum(map(holds, lines)) / max(1, len(lines))
+
+
+def _phrases(text: str, language: str, limits: Thresholds) -> Iterator[str]:
+    per_thousand = 1000 / max(1, len(text))
+    if len(_MOJIBAKE.findall(text)) * per_thousand > limits.max_mojibake:
+        yield "mojibake"
+    advertisements = _CHINESE_ADS if language == "zh" else _ENGLISH_ADS
+    if len(advertisements.findall(text)) * per_thousand > limits.max_advertisements:
+        yield "advertisements"
+
+
+def _repetitions(text: str, language: str, limits: Thresholds) -> Iterator[str]:
+    from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate
+
+    tokens = tokens_of(text)
+    repeated = find_all_duplicate(tokens, _GRAM["zh" if language == "zh" else "en"])
+    if repeated > limits.max_repeated_grams * sum(map(len, tokens)):
+        yield "repeated_grams"
+
+
+def judge_code(text: str, path: str, limits: CodeThresholds) -> str | None:
+    """The rule that a source file breaks first; None where it breaks none. `path` gives its kind by the ending."""
+    lines = text.splitlines() or [""]
+    if max(map(len, lines)) > limits.max_line:
+        return "longest_line"
+    if sum(map(len, lines)) > limits.max_mean_line * len(lines):
+        return "mean_line"
+    if sum(map(str.isalnum, text)) < limits.min_alphanumeric_share * len(text):
+        return "alphanumeric"
+    kind = _MARKUP.get(path[path.rfind(".") :].lower()) if "." in path else None
+    kept = limits.markup_shares.get(kind, 1.0) if kind else 1.0  # type: ignore[call-overload]  # its keys are the kinds
+    return f"share_of_{kind}" if kept < 1 and share_of(content_key(text)) >= kept else None

@@ -1,0 +1,122 @@
+"""What our datatrove steps share: a stage that judges documents and keeps the account, and the files between passes.
+
+datatrove's own readers and filters pass over what they can't use with a line in a log; here each document is counted.
+"""
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.readers import JsonlReader
+from datatrove.pipeline.writers import JsonlWriter
+
+from megatron_sky.corpus.ledger import Accounts, StageAccount, write_part
+from megatron_sky.errors import RunError
+
+DOCUMENTS = "${rank}.jsonl.zst"
+_KEPT_CHARACTERS = 20_000  # of a dropped document
+FROM_READER = "_size"
+"""In a document's metadata: the bytes of what it was made from, where its text is not that."""
+
+
+def size_of(document: Document) -> int:
+    """UTF-8 bytes of a text."""
+    return len(document.text.encode("utf-8", "surrogatepass"))
+
+
+class UnitWriter(JsonlWriter):
+    """`<folder>/<rank>.jsonl.zst`, there also where a unit has no documents, and emptied when a task begins again."""
+
+    def __init__(self, folder: Path, filename: str = DOCUMENTS):
+        super().__init__(str(folder), output_filename=filename, compression="zstd")
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        self.output_mg.get_file(self.output_filename.substitute(rank=str(rank).zfill(5)))
+        yield from super().run(data, rank, world_size)
+
+
+class UnitReader(JsonlReader):
+    """The documents that a pass has written for the unit of this task's number."""
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder), compression="zstd", add_file_path=False)
+
+    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        assert data is None
+        yield from self.read_files_shard([f"{rank:05d}.jsonl.zst"])
+
+
+class Stage(PipelineStep):
+    """A step that judges each document: goes on (perhaps changed), or is dropped by a rule's name."""
+
+    type = "🔻 - FILTER"
+
+    def __init__(self, stage: str, folder: Path, *, keep_dropped: bool):
+        self.name = self.stage = stage
+        super().__init__()
+        self.folder, self.keep_dropped = folder, keep_dropped
+        self._accounts: Accounts = {}
+
+    @abstractmethod
+    def judge(self, document: Document) -> str | None:
+        """The rule by which the document is dropped; None: it goes on."""
+
+    def begin(self, rank: int) -> None:
+        """What a task needs before its first document."""
+
+    def account_of(self, document: Document) -> StageAccount:
+        return self.account(str(document.metadata["source"]))
+
+    def account(self, source: str) -> StageAccount:
+        return self._accounts.setdefault(source, StageAccount())
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        self._accounts = {}
+        self.begin(rank)
+        dropped = JsonlWriter(str(self.folder / "dropped" / self.stage), DOCUMENTS, compression="zstd")
+        with dropped:
+            if self.keep_dropped:
+                dropped.output_mg.get_file(f"{rank:05d}.jsonl.zst")
+            for document in data:
+                with self.track_time():
+                    account, size = self.account_of(document), self.size_before(document)
+                    account.take(size)
+                    rule = self.judge(document)
+                    self.stat_update("total", f"dropped_{rule}" if rule else "forwarded")
+                    if rule is None:
+                        account.keep(size_of(document))
+                    else:
+                        account.drop(rule, size)
+                        if self.keep_dropped:
+                            dropped.write(_excerpt(document, self.stage, rule), rank)
+                if rule is None:
+                    yield document
+        write_part(self.folder, self.stage, rank, self._accounts)
+
+    def size_before(self, document: Document) -> int:
+        return int(document.metadata.pop(FROM_READER, None) or size_of(document))
+
+
+def _excerpt(document: Document, stage: str, rule: str) -> Document:
+    text = document.text[:_KEPT_CHARACTERS].encode("utf-8", "replace").decode()  # JSON has no half of a surrogate pair
+    return Document(text, document.id, metadata={**document.metadata, "dropped_by": stage, "rule": rule})
+
+
+class After(PipelineStep):
+    """The first step of a pass: all tasks of the pass before are done. Slurm starts an array also where one of the
+    arrays that it depends on has failed, when that was one of several."""
+
+    type, name = "⏳ - WAIT", "after"
+
+    def __init__(self, logs: Path, num_tasks: int):
+        super().__init__()
+        self.logs, self.num_tasks = logs, num_tasks
+
+    def run(self, data: None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]  # gives nothing on
+        done = len(os.listdir(self.logs / "completions")) if (self.logs / "completions").is_dir() else 0
+        if done < self.num_tasks:
+            fix = "look at its log files, then give the same command again to go on"
+            raise RunError(f"{self.logs.name}: {done:,} of {self.num_tasks:,} tasks are done\n  fix: {fix}")

@@ -1,0 +1,171 @@
+"""One small corpus, built from the example's crawl, looked at by all tests; and built again in other ways."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from megatron_sky.cli.main import app
+from megatron_sky.config import load_config
+from megatron_sky.corpus.build import build, num_done, status
+from megatron_sky.corpus.ledger import prove, read_ledger
+from megatron_sky.corpus.passes import stages_of
+from megatron_sky.corpus.recipe import load_corpus_recipe
+from megatron_sky.corpus.show import read_summary, sample_documents
+from megatron_sky.errors import ConfigError, RunError
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "corpus_in_miniature"
+PASSES = "read copies paragraphs recurrence clean buckets clusters finish publish tokenize summary"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The folder of a small crawl, and of a tokenizer."""
+    from megatron_sky.tokenizer.train import train_model, training_lines, write_model
+
+    folder = tmp_path_factory.mktemp("corpus")
+    spec = importlib.util.spec_from_file_location("make_crawl", EXAMPLE / "make_crawl.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.NUM_PAGES = 30
+    module.main(folder / "crawl")
+    text = (folder / "crawl" / "wiki.jsonl").read_text(encoding="utf-8")
+    write_model(train_model(list(training_lines(text)), 600), folder / "tokenizer.model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def load(home):
+    """`load("key=value")`: the example's recipe on that crawl, in this process alone."""
+
+    def recipe(*overrides):
+        paths = [
+            f"sources.crawl.paths=[{home}/crawl/*.warc.gz]",
+            f"sources.wiki.paths=[{home}/crawl/wiki.jsonl]",
+            f"decontamination.benchmarks.trains.paths=[{home}/crawl/benchmark.jsonl]",
+            f"tokens.tokenizer={home}/tokenizer.model",
+        ]
+        return load_corpus_recipe(
+            [EXAMPLE / "corpus.yaml", *paths, f"out={home}/built", "execution.workers=1", *overrides]
+        )
+
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def built(load):
+    lines = []
+    folder = build(load(), "local", lines.append)
+    assert [line.split(":")[0] for line in lines] == PASSES.split()
+    return folder
+
+
+def texts(folder):
+    """The bytes of each output's lines, in order; and of its tokens."""
+    outputs = {}
+    for path in sorted(folder.glob("*/*/*.jsonl.zst")):
+        if path.parent.parent.name in ("text", "validation"):
+            name = f"{path.parent.parent.name}/{path.parent.name}"
+            outputs[name] = outputs.get(name, b"") + zstandard.open(path, "rb").read()
+    return outputs | {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("*tokens/*.bin")}
+
+
+def test_every_rule_of_the_example_is_met_and_the_account_adds_up(built, load):
+    ledger = read_ledger(built, stages_of(load()))
+    prove(ledger)
+    dropped = {(stage, rule) for stage, one in ledger.items() for account in one.values() for rule in account.dropped}
+    assert dropped >= {
+        ("read", "broken_record"),
+        ("read", "not_json"),
+        ("read", "no_text"),
+        ("language", "language_other"),
+        ("heuristics", "mojibake"),
+        ("heuristics", "repeated_lines"),
+        ("exact_duplicates", "exact"),
+        ("near_duplicates", "near"),
+        ("decontamination", "benchmark_trains"),
+    }
+    crawl = {stage: accounts["crawl"] for stage, accounts in ledger.items()}
+    assert crawl["read"].notes["mislabelled_encoding"] >= 3 and crawl["recurrence"].notes["cut_paragraphs"] > 40
+    assert crawl["privacy"].notes["masked_email"] >= 2 and crawl["privacy"].notes["masked_phone"] >= 2
+
+
+def test_texts_are_clean_and_traced_to_their_origin(built):
+    page = zstandard.open(next((built / "text" / "web_zh").glob("*.zst")), "rt", encoding="utf-8").read()
+    assert '"encoding":"gb18030"' in page and '"place":' in page and ".warc.gz" in page
+    assert "本站" not in page and "首页" not in page and "13812345678" not in page
+
+
+def test_the_mixture_is_a_layer_of_a_training_recipe(built):
+    quickstart = sorted((EXAMPLE.parent / "quickstart").glob("*.yaml"))
+    config = load_config([*quickstart, built / "mixture.yaml"])
+    weights = {source.name: source.weight for source in config.data.train}
+    tokens = {name: one["tokens"] for name, one in read_summary(built)["outputs"]["text"].items()}
+    assert weights["encyclopedia_zh"] == 3 * tokens["encyclopedia_zh"] and weights["web_en"] == tokens["web_en"] > 0
+    assert {one.name for one in config.validation.sets} <= {"encyclopedia_zh", "web_zh", "web_en"}
+
+
+def test_a_second_run_does_nothing_and_another_recipe_is_refused(built, load):
+    lines = []
+    build(load("execution.workers=2", "read.unit_bytes=5M"), "local", lines.append)
+    assert lines == []
+    assert all(one.num_done == one.num_tasks for one in status(load()))
+    with pytest.raises(ConfigError, match=r"recurrence\.max_documents = 9: was 5"):
+        build(load("recurrence.max_documents=9"), "local", lines.append)
+
+
+def test_it_goes_on_after_an_interruption(built, load, home):
+    again = home / "again"
+    shutil.copytree(built, again)
+    for name in PASSES.split()[4:]:
+        shutil.rmtree(again / "logs" / name)
+    for name in ("text", "validation", "tokens", "validation_tokens", "work/cleaned"):
+        shutil.rmtree(again / name, ignore_errors=True)
+    lines = []
+    build(load(f"out={again}"), "local", lines.append)
+    assert [line.split(":")[0] for line in lines] == PASSES.split()[4:]
+    assert texts(again) == texts(built)
+
+
+def test_a_task_that_fails_is_named(built, load, home):
+    broken = home / "broken"
+    shutil.copytree(built, broken)
+    for name in PASSES.split()[4:]:
+        shutil.rmtree(broken / "logs" / name)
+    (broken / "work" / "documents" / "00000.jsonl.zst").write_bytes(b"no zstd")
+    with pytest.raises(
+        RunError, match=r"clean: task 0 failed .*(\n.*)*its input: .*crawl_0\.warc\.gz and 4 more\n  fix: see"
+    ):
+        build(load(f"out={broken}", "execution.retries=0"), "local", print)
+    assert num_done(broken, "clean") < 3
+
+
+@pytest.mark.slow
+def test_the_result_does_not_depend_on_tasks_and_workers(built, load, home):
+    other = home / "other"
+    build(load(f"out={other}", "read.unit_bytes=9000", "execution.workers=2"), "local", print)
+    assert num_done(other, "read") > 2 * num_done(built, "read")
+    assert texts(other) == texts(built)
+
+
+def test_dropped_and_kept_documents_are_shown(built, load):
+    [spam] = sample_documents(load(), rule="mojibake")
+    assert spam.title.startswith("heuristics: mojibake; crawl, ") and "锟斤拷" in spam.text
+    assert len(sample_documents(load(), count=4)) == 4
+    with pytest.raises(RunError, match="no documents of stage any, rule nonsense"):
+        sample_documents(load(), rule="nonsense")
+
+
+def test_the_verbs(built, load, home, capsys):
+    from megatron_sky.config import dump_config
+
+    path = home / "recipe.yaml"
+    path.write_text(dump_config(load()), encoding="utf-8")
+    for verb in (["build"], ["status"], ["report"], ["inspect", "--rule", "mojibake"]):
+        app(["corpus", verb[0], str(path), *verb[1:]], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert "near_duplicates" in shown and "tokens" in shown and "锟斤拷" in shown
+    page = (built / "report.html").read_text(encoding="utf-8")
+    assert "Data card" in page and "benchmark_trains" in page and "max_documents" in page

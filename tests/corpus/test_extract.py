@@ -1,0 +1,55 @@
+import pytest
+
+from megatron_sky.corpus.extract import Extract, build_extractor, clean
+from megatron_sky.corpus.ledger import read_stage
+from megatron_sky.corpus.recipe import ExtractConfig
+
+PAGE = """<html><head><title>t</title><script>var x;</script></head><body>
+<nav><a href="/">Home</a></nav><main><article>
+<h1>桥的历史</h1><p>工匠用<a href="/stone">石头</a>把它建在河上，后来河水改了方向，人们便把它当作集市。</p>
+<pre>x = 1</pre><p>如今修复的工作已经开始，研究者希望在两年内完成，并且保留原来的样子。</p></article></main>
+<footer>all rights reserved</footer></body></html>"""
+
+
+def test_main_text_is_taken_and_a_link_stays_in_its_line(tmp_path, document):
+    pages = [document(PAGE, is_html=True), document("<p>plain"), document("<html></html>", is_html=True)]
+    kept = list(Extract(tmp_path, ExtractConfig(), True).run(pages))
+    assert len(kept) == 2 and kept[1].text == "<p>plain"
+    assert "工匠用石头把它建在河上" in kept[0].text and "x = 1" in kept[0].text
+    assert not any(word in kept[0].text for word in ("Home", "var x", "all rights"))
+    assert read_stage(tmp_path, "extract")["web"].dropped["no_main_text"].documents == 1
+
+
+class Endless:
+    """An extractor that never comes back from some pages, and dies of others."""
+
+    timeout = 0.5
+
+    def extract(self, text):
+        import os
+        import time
+
+        if text == "endless":
+            time.sleep(60)
+        if text == "deadly":
+            os._exit(1)
+        return text
+
+
+def test_a_page_that_takes_for_ever_or_kills_the_parser_is_one_document(tmp_path, document):
+    step = Extract(tmp_path, ExtractConfig(), True)
+    step.extractor = Endless()
+    kept = list(step.run([document(text, is_html=True) for text in ("one", "endless", "two", "deadly", "three")]))
+    assert [one.text for one in kept] == ["one", "two", "three"]
+    dropped = read_stage(tmp_path, "extract")["web"].dropped
+    assert {rule: amount.documents for rule, amount in dropped.items()} == {"timeout": 1, "parser_died": 1}
+
+
+def test_trafilatura_remembers_no_earlier_page():
+    pytest.importorskip("trafilatura")
+    extractor = build_extractor(ExtractConfig(engine="trafilatura"))
+    assert extractor.extract(PAGE) == extractor.extract(PAGE) == extractor.extract(PAGE) != ""
+
+
+def test_clean():
+    assert clean("a \r\n\n\nb\u00a0c \n") == "a\nb c"
