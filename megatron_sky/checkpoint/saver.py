@@ -14,12 +14,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from megatron_sky.checkpoint import state, store
-from megatron_sky.checkpoint.description import write_description
+from megatron_sky.checkpoint.description import AdapterBase, write_description
 from megatron_sky.checkpoint.writers import writers_queue
 from megatron_sky.config import Config
 from megatron_sky.distributed import compat
@@ -27,7 +27,7 @@ from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError, RunError
 from megatron_sky.files import remove_tree
 from megatron_sky.model.build import gather_weights
-from megatron_sky.model.flops import num_parameters
+from megatron_sky.model.flops import lora_parameters, num_parameters
 
 if TYPE_CHECKING:
     from megatron.core.distributed import DistributedDataParallel
@@ -93,7 +93,9 @@ class SaveOutcome:
 def checkpoint_bytes(config: Config) -> int:
     """About what one checkpoint takes on disk: weights, and fp32 master weights and two moments with the optimizer."""
     weights = 4 if config.precision.dtype == "fp32" else 2
-    return num_parameters(config.model, padded=True) * (weights + (12 if config.checkpoint.save_optimizer else 0))
+    lora = config.finetune.lora if config.finetune else None
+    parameters = num_parameters(config.model, padded=True) if lora is None else lora_parameters(config.model, lora)
+    return parameters * (weights + (12 if config.checkpoint.save_optimizer else 0))
 
 
 class Saver:
@@ -111,10 +113,11 @@ class Saver:
         sources: Mapping[str, str] | None = None,
         tokenizer: Mapping[str, bytes] | None = None,
         fp8: "Fp8Scaling | None" = None,
+        adapter: AdapterBase | None = None,
     ):
         """`tokenizer`: its files by name, held in memory: what lies at its place may change while the run goes on."""
         self._run_dir, self._config, self._context = run_dir, config, context
-        self._chunks, self._fp8 = chunks, fp8
+        self._chunks, self._fp8, self._adapter = chunks, fp8, adapter
         self._optimizer = optimizer if config.checkpoint.save_optimizer else None
         self._fingerprint, self._sources = fingerprint, dict(sources or {})
         self._tokenizer = dict(tokenizer or {})
@@ -149,6 +152,8 @@ class Saver:
         temporary = temporary_of(final)
         described = {"progress": progress, "data": self._fingerprint(), "layout": str(self._context.layout)}
         described["sources"] = self._sources
+        if self._adapter is not None:
+            described["adapter"] = asdict(self._adapter)
         self._on_first_rank(lambda: self._prepare(temporary, described), temporary)
         return _Flight(progress["step"], temporary, final, started, self._plan(temporary))
 
@@ -158,8 +163,9 @@ class Saver:
         from megatron.core import dist_checkpointing
 
         gather_weights(self._chunks)
+        alone = self._adapter is not None
         tensors, metadata = state.sharded_state(
-            self._chunks, self._optimizer, self._context, loading=False, fp8=self._fp8
+            self._chunks, self._optimizer, self._context, loading=False, fp8=self._fp8, only_adapters=alone
         )
         compat.write_views_in_place()
         queue = writers_queue()

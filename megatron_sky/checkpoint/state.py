@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_sky.checkpoint import adapters
 from megatron_sky.checkpoint.reader import index, pickles
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
@@ -39,18 +40,22 @@ def load(
     chunks: "Sequence[MegatronModule]",
     optimizer: "MegatronOptimizer | None" = None,
     fp8: "Fp8Scaling | None" = None,
+    only_adapters: bool = False,
 ) -> None:
     """Fills `chunks`, and `optimizer` where one is given, from the checkpoint in `folder`, whatever its layout was.
 
-    Without an optimizer only weights are read. `fp8`: the model's Fp8Scaling; its history is taken over where the
-    checkpoint has one that looks back as far, and begins anew otherwise. Collective.
+    Without an optimizer only weights are read: those beneath adapters, or with `only_adapters` these alone. `fp8`: the
+    model's Fp8Scaling; its history is taken over where the checkpoint has one that looks back as far, and begins anew
+    otherwise. Collective.
     """
     import torch
     from megatron.core import dist_checkpointing
 
     from megatron_sky.checkpoint import optimizer_shards
 
-    index.read_index(folder / index.METADATA)  # what is refused is said at once; torch would only say that it has none
+    stored = index.read_index(folder / index.METADATA)  # what is refused is said at once; torch says that it has none
+    if not only_adapters:
+        adapters.check_holds_model(stored.tensors, folder)
     compat.read_index_by(index.as_torch)
     compat.read_objects_as_data()
     saved = _content_metadata(folder)
@@ -61,15 +66,18 @@ def load(
         )
     has_history = fp8 is not None and fp8.kind is not None and saved.get("fp8") == fp8.kind
     compat.read_files_side_by_side()
-    state, _ = sharded_state(chunks, optimizer, context, loading=True, fp8=fp8 if has_history else None)
+    held = fp8 if has_history else None
+    state, _ = sharded_state(chunks, optimizer, context, loading=True, fp8=held, only_adapters=only_adapters)
     with _failures_told(folder):
         _ask_only_for_what_is_there(state, folder)
     with torch.no_grad():
         with _failures_told(folder):
             loaded = dist_checkpointing.load(state, str(folder), _load_strategy(context, folder))
-        for name, chunk in _named(chunks):
+        for name, chunk in [] if only_adapters else _named(chunks):
             _check_extra_states(loaded[name], folder)
             _fill(_bare(chunk), loaded[name])
+        if only_adapters:
+            adapters.fill_adapters(chunks, loaded[adapters.STATE])
         if optimizer is not None and (inner := optimizer_shards.distributed_optimizer(optimizer)) is not None:
             optimizer_shards.load_state(inner, loaded["optimizer"])
         elif optimizer is not None:
@@ -149,8 +157,10 @@ def _ask_only_for_what_is_there(state: dict, folder: Path) -> None:
 
 def _fill(chunk, state: dict) -> None:
     """Strictly, but for the `_extra_state` entries that were dropped, which a module takes empty."""
-    missing = [name for name in chunk.state_dict() if name.endswith(_EXTRA) and name not in state]
-    chunk.load_state_dict(state | dict.fromkeys(missing), strict=True)
+    own = chunk.state_dict()
+    missing = [name for name in own if name.endswith(_EXTRA) and name not in state]
+    kept = {name: own[name] for name in own.keys() - adapters.without_adapters(own).keys()}
+    chunk.load_state_dict(kept | state | dict.fromkeys(missing), strict=True)
 
 
 def sharded_state(
@@ -159,15 +169,20 @@ def sharded_state(
     context: ParallelContext,
     loading: bool,
     fp8: "Fp8Scaling | None" = None,
+    only_adapters: bool = False,
 ) -> tuple[dict, dict]:
-    """(what to save or to fill, the plain description of how it is laid out)."""
+    """(what to save or to fill, the plain description of how it is laid out): weights without adapters, or these."""
     from megatron_sky.checkpoint import optimizer_shards
 
     metadata = content_metadata(holds_optimizer=optimizer is not None, fp8=None if fp8 is None else fp8.kind)
     with_group = metadata | {"dp_cp_group": context.dp_cp_group}
-    state = {name: _bare(chunk).sharded_state_dict(metadata=with_group) for name, chunk in _named(chunks)}
+    if only_adapters:
+        state = {adapters.STATE: adapters.sharded_adapters(chunks, context)}
+    else:
+        whole = {name: _bare(chunk).sharded_state_dict(metadata=with_group) for name, chunk in _named(chunks)}
+        state = {name: adapters.without_adapters(part) for name, part in whole.items()}
     if optimizer is not None:
-        weights = state if len(chunks) > 1 else state["model"]
+        weights = state if len(state) > 1 else next(iter(state.values()))
         inner = optimizer_shards.distributed_optimizer(optimizer)
         if inner is not None:
             state["optimizer"] = optimizer_shards.sharded_state(inner, weights, loading=loading)

@@ -38,14 +38,36 @@ def to_hf(
     vocab_size: VocabSize = None,
     recipe: RecipeFile = None,
     file_size: FileSize = "5G",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Of a checkpoint of adapters: merge them into the model.")
+    ] = False,
+    base: Annotated[Path | None, typer.Option(help="The model beneath adapters, where it was moved.")] = None,
 ) -> None:
     """A checkpoint of any layout, ours or Megatron-LM's, to a Hugging Face folder."""
+    from megatron_sky.convert.adapters import check_merge
     from megatron_sky.convert.huggingface.folder import write_hf
     from megatron_sky.convert.sources import open_source
 
     log_to_screen()
-    source = open_source(checkpoint, tokenizer=tokenizer, vocab_size=vocab_size, recipe=recipe)
+    check_merge(checkpoint, merge=merge)
+    source = open_source(checkpoint, tokenizer=tokenizer, vocab_size=vocab_size, recipe=recipe, base=base)
     _print_result(write_hf(source, out, architecture=arch, file_size=_bytes(file_size)))
+
+
+@app.command("to-peft")
+def to_peft(
+    checkpoint: Checkpoint,
+    out: Out,
+    base_model: Annotated[
+        str | None, typer.Option(help="Hugging Face folder or name of the model that PEFT is to load it on.")
+    ] = None,
+) -> None:
+    """A checkpoint of adapters to a folder that PEFT loads."""
+    from megatron_sky.convert.adapters import write_peft
+    from megatron_sky.convert.sources import resolve
+
+    count = write_peft(resolve(checkpoint), out, base_model=base_model)
+    print(f"{out}: {count:,} parameters")
 
 
 @app.command("from-hf")

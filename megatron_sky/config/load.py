@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from megatron_sky.config import strict_yaml
+from megatron_sky.config.epochs import fill_from_epochs
 from megatron_sky.config.known_keys import meaning_of, nearest_key, takes_text
 from megatron_sky.config.schema import Config, Section
 from megatron_sky.config.sections.base import KEEP_UNSET, expand_variables
@@ -55,6 +56,8 @@ def load_as(
         _merge(tree, layer)
     for text in overrides:
         _apply_override(tree, text, places, problems)
+    if not keep_unset:  # else of another place, whose data lie elsewhere
+        problems += fill_from_epochs(tree)
     config = None
     try:
         config = recipe.model_validate(_expand_numbers(tree, "", recipe, problems), context={KEEP_UNSET: keep_unset})

@@ -15,6 +15,7 @@ from megatron_sky.config.sections.data import (
     ValidationConfig,
     ValidationSet,
 )
+from megatron_sky.config.sections.finetune import FinetuneConfig, LoraConfig
 from megatron_sky.config.sections.model import (
     Fp8Config,
     KernelsConfig,
@@ -44,8 +45,10 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "FinetuneConfig",
     "Fp8Config",
     "KernelsConfig",
+    "LoraConfig",
     "ModelConfig",
     "MonitorConfig",
     "OptimizerConfig",
@@ -85,6 +88,7 @@ class Config(Section):
     monitor: MonitorConfig = MonitorConfig()
     profile: ProfileConfig = ProfileConfig()
     resilience: ResilienceConfig = ResilienceConfig()
+    finetune: FinetuneConfig | None = Field(None, description="Begin with a trained model; null: with drawn weights.")
     sessions: tuple[SessionConfig, ...] = Field(
         (), description="Stages of the run, in order; none: one of train.tokens."
     )

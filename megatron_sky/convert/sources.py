@@ -16,7 +16,7 @@ from megatron_sky.checkpoint.reader.lazy import LazyTensor
 from megatron_sky.checkpoint.reader.torch_files import TorchArchive, settings_of
 from megatron_sky.config import strict_yaml
 from megatron_sky.config.schema import ModelConfig
-from megatron_sky.convert import vocabulary
+from megatron_sky.convert import adapters, vocabulary
 from megatron_sky.convert.huggingface import config as hf_config
 from megatron_sky.convert.huggingface import reader as hf_reader
 from megatron_sky.convert.megatron import args as megatron_args
@@ -84,16 +84,22 @@ class Source:
 
 
 def open_source(
-    path: Path, *, tokenizer: Path | None = None, vocab_size: int | None = None, recipe: Path | None = None
+    path: Path,
+    *,
+    tokenizer: Path | None = None,
+    vocab_size: int | None = None,
+    recipe: Path | None = None,
+    base: Path | None = None,
 ) -> Source:
     """Opens the checkpoint that `path` means: a folder of any kind, a run folder, or a Megatron-LM save folder.
 
     `tokenizer` and `vocab_size` settle the vocabulary where the checkpoint can't; `recipe` (a YAML file with a `model`
-    section) describes the model where it doesn't. Raises CheckpointError naming what is missing or contradictory.
+    section) describes the model where it doesn't. Adapters are merged into the model beneath, which lies in `base`
+    where it was moved. Raises CheckpointError naming what is missing or contradictory.
     """
     folder = resolve(path)
     kind = _kind(folder)
-    given = Overrides(None if tokenizer is None else tokenizer_files.file_of(tokenizer), vocab_size, recipe)
+    given = Overrides(None if tokenizer is None else tokenizer_files.file_of(tokenizer), vocab_size, recipe, base)
     openers: dict[str, Callable[[Path, Overrides], Source]] = {
         NATIVE: _open_native,
         MEGATRON_DIST: _open_dist,
@@ -131,6 +137,7 @@ class Overrides:
     tokenizer: Path | None
     vocab_size: int | None
     recipe: Path | None
+    base: Path | None = None
 
 
 def _kind(folder: Path) -> str:
@@ -150,16 +157,23 @@ def _kind(folder: Path) -> str:
 def _open_native(folder: Path, given: Overrides) -> Source:
     store.check_sizes(folder)  # hashes would read the optimizer; each chunk read is checked by its own CRC-32
     saved = description.read_description(folder)
-    weights = torch_dist.weight_tensors(folder, torch_dist.read_stored(folder))
+    files, kept = [folder / store.MANIFEST, folder / METADATA], folder / hf_config.KEPT
+    if saved.adapter is None:
+        weights = torch_dist.weight_tensors(folder, torch_dist.read_stored(folder))
+    else:
+        model_folder = adapters.beneath(saved, given.base)
+        files += [model_folder / store.MANIFEST, model_folder / METADATA]
+        kept = model_folder / hf_config.KEPT
+        base = torch_dist.weight_tensors(model_folder, torch_dist.read_stored(model_folder))
+        weights = adapters.merged(saved, base)
     tokenizer = given.tokenizer or tokenizer_files.find(folder)
-    kept = folder / hf_config.KEPT
     source = Source(
         folder,
         NATIVE,
         saved.config.model,
         weights,
         tokenizer,
-        _content_identity([folder / store.MANIFEST, folder / METADATA]),
+        _content_identity(files),
         saved.progress,
         hugging_face=hf_config.read_settings(kept) if kept.is_dir() else None,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from megatron_sky.config.schema import (
     Fp8Config,
     KernelsConfig,
+    LoraConfig,
     ModelConfig,
     ParallelConfig,
     PrecisionConfig,
@@ -69,14 +70,16 @@ def build_model(
     kernels: KernelsConfig | None = None,
     ddp: bool = True,
     init: bool = True,
+    lora: LoraConfig | None = None,
 ) -> BuiltModel:
     """Builds, fills (`init`) and wraps (`ddp`) this rank's chunks.
 
     `init=False` leaves the weights unset, for a model that a checkpoint will fill or whose shapes alone matter. Only a
-    model that is wrapped, to be trained, multiplies in 8 bits.
+    model that is wrapped, to be trained, multiplies in 8 bits. `lora`: with adapters, which are always drawn, and alone
+    trained.
     """
     on_gpu = context.device.type != "cpu"
-    backend, reason = choose_backend(model, on_gpu)
+    backend, reason = choose_backend(model, on_gpu) if lora is None else ("torch", "adapters need its linears")
     if not ddp:
         precision = precision.model_copy(update={"fp8": None})
     config = mcore_config.transformer_config(
@@ -99,6 +102,10 @@ def build_model(
         from megatron_sky.model.init import init_weights
 
         init_weights(chunks, model, train.seed)
+    if lora is not None:
+        from megatron_sky.model.lora import attach
+
+        attach(chunks, lora, train.seed)
     if precision.dtype != "fp32":
         from megatron.core.transformer.module import Float16Module
 

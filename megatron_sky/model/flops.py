@@ -6,7 +6,7 @@ values without discounting the causal half. This is the definition behind the Sk
 out within 2 %); recomputed activations are not counted, so MFU falls when recomputation is on.
 """
 
-from megatron_sky.config.schema import ModelConfig
+from megatron_sky.config.schema import LoraConfig, ModelConfig
 
 
 def num_parameters(model: ModelConfig, padded: bool = False) -> int:
@@ -23,6 +23,18 @@ def flops_per_token(model: ModelConfig) -> float:
     """Floating-point operations of forward and backward per trained token (source: the module's docstring)."""
     attention_width = model.num_attention_heads * model.head_size
     return 6.0 * num_parameters(model) + 12.0 * model.num_layers * attention_width * model.seq_length
+
+
+def lora_parameters(model: ModelConfig, lora: LoraConfig) -> int:
+    """Parameters of all adapters."""
+    h, heads = model.hidden_size, model.num_attention_heads * model.head_size
+    sizes = {
+        "linear_qkv": h + heads + 2 * model.query_groups * model.head_size,
+        "linear_proj": heads + h,
+        "linear_fc1": h + model.ffn_hidden_size * (2 if model.activation == "swiglu" else 1),
+        "linear_fc2": model.ffn_hidden_size + h,
+    }
+    return model.num_layers * lora.rank * sum(sizes[target] for target in lora.targets)
 
 
 def _layer_parameters(model: ModelConfig, h: int, f: int) -> int:

@@ -13,6 +13,7 @@ def build_runner(
     config: Config, *, context: ParallelContext, beat: Callable[[str], None], draws_weights: bool
 ) -> StepRunner:
     """Model and optimizer of this rank; `draws_weights`: filled from train.seed, and not from a checkpoint later."""
+    lora = config.finetune.lora if config.finetune else None
     context.seed_step(config.train.seed, 0, for_graphs=config.kernels.cuda_graphs)
     model = build_model(
         config.model,
@@ -22,6 +23,7 @@ def build_runner(
         kernels=config.kernels,
         context=context,
         init=draws_weights,
+        lora=lora,
     )
     optimizer = build_optimizer(
         config.optimizer,
@@ -32,6 +34,7 @@ def build_runner(
         gloo_groups=context.has_gloo_groups,
     )
     has_dropout = config.model.hidden_dropout > 0 or config.model.attention_dropout > 0
+    has_dropout = has_dropout or (lora is not None and lora.dropout > 0)
     return StepRunner(
         model,
         optimizer=optimizer,

@@ -94,6 +94,7 @@ def open_checkpoints(
         sources=sources,
         tokenizer=job.seen.tokenizer,
         fp8=runner.model.fp8,
+        adapter=start.adapter,
     )
     return CheckpointManager(
         job.config.checkpoint,

@@ -12,6 +12,7 @@ from megatron_sky.errors import LeftEarly
 from megatron_sky.optim.schedule import global_batch_size_at
 from megatron_sky.trainer.anomaly import FINE
 from megatron_sky.trainer.bad_steps import BadStep, BadSteps, nowhere_to_roll_back
+from megatron_sky.trainer.best import Best
 from megatron_sky.trainer.files import RunFiles
 from megatron_sky.trainer.garbage import GarbageCollection
 from megatron_sky.trainer.observer import Observer
@@ -58,6 +59,7 @@ class Trainer:
     profiler: Profiler
     garbage: GarbageCollection
     beat: Callable[[str], None]
+    best: Best | None = None
 
     batches: Iterator[Batch] = field(init=False)
     tokens_before: int = field(init=False)
@@ -212,6 +214,8 @@ class Trainer:
         self.state.validated_step = self.state.step
         if losses:
             self.observer.validation(self.state, losses)
+        if self.best is not None:
+            self.best.note(self.state, losses)
 
     def maybe_save(self) -> None:
         if self.checkpoints.maybe_save(self.state):

@@ -112,7 +112,14 @@ def preflight(
     seen.attempt(run_folder.check_free if leads else run_folder.check, run_dir)
     if leads:
         seen.attempt(check_wandb, config.monitor.wandb)
-        seen.attempt(check_start, config.checkpoint, model=config.model, run_dir=run_dir, warn=seen.damaged.append)
+        seen.attempt(
+            check_start,
+            config.checkpoint,
+            model=config.model,
+            run_dir=run_dir,
+            warn=seen.damaged.append,
+            finetune=config.finetune,
+        )
     if not problems and seen.sessions is not None:
         seen.notes = [*find_notes(config, world_size), *find_session_notes(seen.sessions, config)]
     if seen.data is not None:

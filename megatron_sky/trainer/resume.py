@@ -6,9 +6,15 @@ from pathlib import Path
 
 from megatron_sky.checkpoint import shared_check, store
 from megatron_sky.checkpoint import state as checkpoint_state
-from megatron_sky.checkpoint.description import CheckpointDescription, check_same_model, read_description
+from megatron_sky.checkpoint.description import (
+    AdapterBase,
+    CheckpointDescription,
+    check_same_model,
+    read_description,
+)
 from megatron_sky.config.schema import (
     CheckpointConfig,
+    FinetuneConfig,
     ModelConfig,
     ParallelConfig,
     PrecisionConfig,
@@ -18,9 +24,11 @@ from megatron_sky.data.loader import TrainingData
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, Problem
 from megatron_sky.log import get_logger
+from megatron_sky.model.lora import adapters_of
 from megatron_sky.monitor.metrics import METRICS_FILE, read_metrics
 from megatron_sky.optim.schedule import run_length
 from megatron_sky.trainer import run_record
+from megatron_sky.trainer.finetune import Base, check_adapters, check_base, prepare_base
 from megatron_sky.trainer.sessions import Sessions, sessions_of
 from megatron_sky.trainer.state import TrainState, plan_number
 from megatron_sky.trainer.step import StepRunner
@@ -30,16 +38,25 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where the job begins. `own`: the run's checkpoint that it continues; `weights`: another one's weights alone."""
+    """Where the job begins. `own`: the run's checkpoint that it continues; `weights`: another one's weights alone.
+
+    `base`: the model that a fine-tuning run teaches further; beneath adapters its weights are read in any case.
+    """
 
     state: TrainState
     own: CheckpointDescription | None = None
     weights: CheckpointDescription | None = None
+    base: Base | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether the weights are drawn anew."""
-        return self.own is None and self.weights is None
+        return self.own is None and self.weights is None and self.base is None
+
+    @property
+    def adapter(self) -> AdapterBase | None:
+        """What checkpoints of adapters are to say of the model beneath; None where all weights are trained."""
+        return self.base.named if self.base is not None and self.base.is_beneath else None
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,7 @@ def find_start(
     context: ParallelContext,
     sources: Mapping[str, str],
     allow_changed_files: bool,
+    finetune: FinetuneConfig | None = None,
 ) -> Start:
     """Where the job begins, by checkpoints that are verified by all ranks together. Collective.
 
@@ -78,11 +96,15 @@ def find_start(
     where the data, the optimizer or the session can't go on from there.
     """
     folder = shared_check.find_latest(run_dir, context, log.warning)
+    base = None
+    if finetune is not None:
+        base = prepare_base(finetune, model, run_dir, is_begun=folder is not None, context=context)
     if folder is None:
         context.from_first_rank(lambda: _check_not_lost(checkpoint, run_dir))
     if folder is not None:
         own = read_description(folder)
         check_same_model(own.config.model, model, folder)
+        check_adapters(own, base, finetune.lora if finetune else None)
         _check_same_optimizer(own, parallel, precision)
         _check_same_files(own, sources, log.warning if allow_changed_files else None)
         taken = take_up(own, data)
@@ -91,7 +113,7 @@ def find_start(
         if context.rank == 0 and checkpoint.init_from:
             log.info("checkpoint.init_from is not used: the run continues from its own %s", folder.name)
         _rename_session(taken.state, sessions_of(own.config), sessions)
-        start = Start(taken.state, own=own)
+        start = Start(taken.state, own=own, base=base)
     elif checkpoint.init_from is not None:
         source = shared_check.resolve(Path(checkpoint.init_from), context, log.warning)
         weights = read_description(source)
@@ -99,7 +121,7 @@ def find_start(
         first = sessions.first
         start = Start(TrainState(first.first_step, first.first_sample, first.first_token), weights=weights)
     else:
-        start = Start(TrainState())
+        start = Start(TrainState(), base=base)
     sessions.check_begin(start.state.consumed_samples)
     return start
 
@@ -160,8 +182,11 @@ def _lost_step(run_dir: Path) -> int | None:
     return attempts[-1].get("resumed_from_step") if attempts else None
 
 
-def load_start(start: Start, runner: StepRunner, context: ParallelContext) -> None:
+def load_start(start: Start, runner: StepRunner, context: ParallelContext, *, vocab_size: int) -> None:
     """Weights and optimizer from the run's own checkpoint, or weights alone from another's. Collective."""
+    if start.base is not None and (start.own is None or start.base.is_beneath):
+        start.base.load(runner.model.chunks, num_tokens=vocab_size, context=context)
+        runner.optimizer.reload_model_params()
     if start.own is not None:
         load_everything(start.own.folder, runner, context)
     elif start.weights is not None:
@@ -171,9 +196,16 @@ def load_start(start: Start, runner: StepRunner, context: ParallelContext) -> No
 
 
 def load_everything(folder: Path, runner: StepRunner, context: ParallelContext) -> None:
-    """Weights, optimizer and 8-bit scales from the checkpoint in `folder`. Collective."""
+    """Weights, optimizer and 8-bit scales from the checkpoint in `folder`; with adapters, these alone. Collective."""
     model = runner.model
-    checkpoint_state.load(folder, context=context, chunks=model.chunks, optimizer=runner.optimizer, fp8=model.fp8)
+    checkpoint_state.load(
+        folder,
+        context=context,
+        chunks=model.chunks,
+        optimizer=runner.optimizer,
+        fp8=model.fp8,
+        only_adapters=any(True for chunk in model.chunks for _ in adapters_of(chunk)),
+    )
 
 
 def take_up(checkpoint: CheckpointDescription, data: TrainingData) -> TakenUp:
@@ -183,7 +215,12 @@ def take_up(checkpoint: CheckpointDescription, data: TrainingData) -> TakenUp:
 
 
 def check_start(
-    checkpoint: CheckpointConfig, *, model: ModelConfig, run_dir: Path, warn: Callable[[str], None]
+    checkpoint: CheckpointConfig,
+    *,
+    model: ModelConfig,
+    run_dir: Path,
+    warn: Callable[[str], None],
+    finetune: FinetuneConfig | None = None,
 ) -> None:
     """Raises CheckpointError where the checkpoint to start from is not whole (by its sizes), is gone, or holds another
     model.
@@ -197,6 +234,8 @@ def check_start(
         source = store.resolve(Path(checkpoint.init_from), warn, check=store.check_sizes)
     if source is not None:
         check_same_model(read_description(source).config.model, model, source)
+    if finetune is not None:
+        check_base(finetune, model)
 
 
 def remaining_steps(train: TrainConfig, *, seq_length: int, sessions: Sessions, state: TrainState) -> Remaining:

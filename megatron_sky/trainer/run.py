@@ -15,6 +15,7 @@ from megatron_sky.distributed.requirements import warn_of_untested
 from megatron_sky.log import get_logger, setup_logging
 from megatron_sky.trainer import changed_keys, facts, out_of_memory, run_folder
 from megatron_sky.trainer.bad_steps import BadSteps
+from megatron_sky.trainer.best import Best
 from megatron_sky.trainer.build import build_runner
 from megatron_sky.trainer.files import RunFiles
 from megatron_sky.trainer.garbage import GarbageCollection
@@ -79,7 +80,7 @@ def _train(job: Job) -> None:
     start = _find_start(job, data, sources)
     make_room(job)
     runner = build_runner(config, context=context, beat=job.beat, draws_weights=start.is_empty)
-    load_start(start, runner, context)
+    load_start(start, runner, context, vocab_size=config.model.vocab_size)
     validator = build_validator(job, runner)
     remaining = remaining_steps(
         config.train, seq_length=config.model.seq_length, sessions=job.sessions, state=start.state
@@ -117,6 +118,7 @@ def _train(job: Job) -> None:
             stragglers=Stragglers(resilience, context, observer.slow_ranks),
             profiler=profiler,
             garbage=garbage,
+            best=Best(job.run_dir, context) if config.finetune and config.finetune.keep_best else None,
             beat=job.beat,
         ).fit()
     runner.model.release()
@@ -135,6 +137,7 @@ def _find_start(job: Job, data: TrainingData, sources: Mapping[str, str]) -> Sta
         context=job.context,
         sources=sources,
         allow_changed_files=config.data.allow_changed_files,
+        finetune=config.finetune,
     )
 
 

@@ -13,6 +13,8 @@ class TrainState:
     `consumed_samples` numbers the samples that were trained on; `skipped` are ranges of the plan's samples that were
     stepped over, so that the n-th trained sample is the plan's number `plan_number(n)`. `session` is the one that was
     trained last, None before the first step; `validated_step` the step of the last validation, -1 before there is one.
+    `best_loss`: the lowest mean loss of a validation, where the run keeps the best checkpoint; `best_tokens`: consumed
+    then.
     """
 
     step: int = 0
@@ -22,6 +24,8 @@ class TrainState:
     skipped: list[SampleRange] = field(default_factory=list)
     session: str | None = None
     validated_step: int = -1
+    best_loss: float | None = None
+    best_tokens: int | None = None
 
     @classmethod
     def from_dict(cls, saved: dict) -> "TrainState":
@@ -29,7 +33,8 @@ class TrainState:
         return cls(**{**saved, "skipped": [tuple(span) for span in saved.get("skipped", [])]})
 
     def to_dict(self) -> dict:
-        return {
+        best = {} if self.best_loss is None else {"best_loss": self.best_loss, "best_tokens": self.best_tokens}
+        return best | {
             "step": self.step,
             "consumed_samples": self.consumed_samples,
             "consumed_tokens": self.consumed_tokens,

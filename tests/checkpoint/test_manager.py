@@ -17,6 +17,7 @@ from tests.checkpoint.folders import write_checkpoint
 class Progress:
     step: int
     consumed_tokens: int
+    best_tokens: int | None = None
 
     def to_dict(self) -> dict:
         return {"step": self.step, "consumed_tokens": self.consumed_tokens}
@@ -90,6 +91,15 @@ class Run:
 def test_at_the_interval_and_at_marks(tmp_path):
     run = Run(tmp_path, interval="4 steps", marks=[55, 60, 110])
     assert run.steps(1, 12) == [4, 6, 8, 11, 12]
+
+
+def test_the_best_so_far_is_saved_and_kept_until_there_is_a_better(tmp_path):
+    run = Run(tmp_path, keep_last=1)
+    best = {1: 10, 2: 10, 3: 10, 4: 40, 5: 40, 6: 40}
+    started = [step for step in best if run.manager.maybe_save(Progress(step, 10 * step, best[step]))]
+    assert started == [1, 4]
+    run.manager.save_at_end(Progress(6, 60, 40))
+    assert run.on_disk == [4, 6]
 
 
 def test_tokens_that_pass_a_multiple(tmp_path):

@@ -196,6 +196,13 @@ ELSEWHERE = {
     "kernels.cuda_graphs",
     "kernels.gradient_accumulation_fusion",  # a GPU alone
     "profile.memory_snapshot",
+    "finetune.base",  # of a model that is taught further: tests/trainer/test_finetune.py
+    "finetune.epochs",
+    "finetune.keep_best",
+    "finetune.lora.rank",
+    "finetune.lora.alpha",
+    "finetune.lora.dropout",
+    "finetune.lora.targets",
     "monitor.wandb.project",
     "monitor.wandb.name",
     "monitor.wandb.mode",

@@ -112,6 +112,14 @@ def rule_for(name: str, model: ModelConfig, architecture: str) -> Rule:
     return _plain(names[0], shape)
 
 
+def rows_of(name: str, rows: np.ndarray, model: ModelConfig) -> Arrays:
+    """`rows`, one for each output of LLaMA's linear `name`, for each of the tensors that hold it (`rule_for`)."""
+    names = rule_for(name, model, LLAMA).names
+    if "linear_qkv." in name:
+        return _attention(names, rows.shape, model).split(rows)
+    return np.split(rows, len(names))
+
+
 def _unit_of(name: str, model: ModelConfig):
     """The unit that holds `name`, built alone: a model has many layers and this is asked once a tensor."""
     if name.startswith(weights.LAYERS):
