@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +17,13 @@ _ASKS = {
     "--rows": ("--check",),
     "--explain": ("--explain", "--goodput"),
     "--top": ("the search",),
-    "--out": ("the search", "--explain"),
+    "--out": ("the search", "--explain", "--calibrate"),
     "--picture": ("the search", "--explain"),
+    "--gpus": ("the search", "--explain", "--goodput"),
+    "--gpu": ("the search", "--explain", "--scale", "--goodput"),
+    "--gpus-per-node": ("the search", "--explain", "--scale", "--goodput"),
+    "--network": ("the search", "--explain", "--scale", "--goodput"),
+    "RECIPE": ("the search", "--explain", "--scale", "--goodput"),
     "--node-mtbf-hours": ("--goodput",),
     "--restart-minutes": ("--goodput",),
     "--repair-hours": ("--goodput",),
@@ -32,7 +38,25 @@ def _finite(value: float | None) -> float | None:
     return value
 
 
-def _failures(
+@dataclass(frozen=True)
+class _Others:
+    """Options beside those of a layout."""
+
+    check: bool
+    rows: Path | None
+    calibrate: bool
+    failures: "Failures"
+
+
+def _others(
+    check: Annotated[bool, typer.Option("--check", help="Predict published measurements and show the errors.")] = False,
+    rows: Annotated[
+        Path | None, typer.Option(help="--check: a CSV file of measurements in place of the project's own.")
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Measure this machine, in two minutes, and write a file that --gpu takes."),
+    ] = False,
     node_mtbf_hours: Annotated[
         float | None,
         typer.Option(min=1, callback=_finite, help="--goodput: hours between failures of one node; default: 6335."),
@@ -52,14 +76,14 @@ def _failures(
             help="--goodput: seconds that a checkpoint stops training; default: copying to the host.",
         ),
     ] = None,
-) -> "Failures":
-    """What is said of failures."""
+) -> _Others:
     from megatron_sky.planner.run import Failures
 
-    return Failures(node_mtbf_hours, restart_minutes, repair_hours, checkpoint_stall)
+    failures = Failures(node_mtbf_hours, restart_minutes, repair_hours, checkpoint_stall)
+    return _Others(check, rows, calibrate, failures)
 
 
-@with_options(_failures)
+@with_options(_others)
 def plan(
     options: Callable,
     recipe: Annotated[
@@ -81,7 +105,15 @@ def plan(
         ),
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Show this many layouts; default: 10.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the best or explained layout, to layer over RECIPE.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "--output",
+            help="Write the best or explained layout, to layer over RECIPE; with --calibrate what was measured, by "
+            "default to machine.yaml.",
+        ),
+    ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(help="Draw memory against speed of all layouts, or with --explain the pipeline (.png, .svg)."),
@@ -93,53 +125,71 @@ def plan(
         bool,
         typer.Option("--goodput", help="Failures too: share of time that trains, checkpoint interval, spare nodes."),
     ] = False,
-    check: Annotated[bool, typer.Option("--check", help="Predict published measurements and show the errors.")] = False,
-    rows: Annotated[
-        Path | None, typer.Option(help="--check: a CSV file of measurements in place of the project's own.")
-    ] = None,
 ) -> None:
     """Find the best layout for a number of GPUs of a kind: its memory, speed and cost, before a GPU is asked for."""
     from megatron_sky.planner import run
 
-    failures = options()
-    given = {"--rows": rows, "--explain": explain, "--top": top, "--out": out, "--picture": picture}
-    _check_effects(given | _given(failures), check=check, scale=scale is not None, goodput=goodput)
-    if check:
-        run.print_check(rows)
+    others = options()
+    given: dict[str, object] = {"--explain": explain, "--top": top, "--out": out, "--picture": picture}
+    given |= {"RECIPE": recipe or None, "--gpus": gpus, "--gpu": gpu}
+    given |= {"--gpus-per-node": gpus_per_node, "--network": network, "--scale": scale}
+    _check_effects(given, others, goodput=goodput)
+    run.check_outputs({"--out": out, "--picture": picture})
+    if others.check or others.calibrate:
+        _without_recipe(others, out)
         return
     numbers = None if scale is None else run.read_numbers(scale)
-    if numbers is not None and gpus is None:
-        gpus = numbers[0]
+    gpus = numbers[0] if numbers else gpus
     job = run.read_job(recipe or [], gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node, network=network)
     if numbers is not None:
         run.print_scale(job, numbers)
     elif goodput:
-        run.print_goodput(job, explain, failures)
+        run.print_goodput(job, explain, others.failures)
     elif explain is None:
         run.print_search(job, top=top or 10, out=out, picture=picture)
     else:
         run.print_layout(job, explain, out=out, picture=picture)
 
 
-def _given(failures: "Failures") -> dict[str, object]:
-    return {
+def _without_recipe(others: _Others, out: Path | None) -> None:
+    if others.calibrate:
+        from megatron_sky.planner.calibration.command import calibrate
+
+        calibrate(out or Path("machine.yaml"))
+    else:
+        from megatron_sky.planner.run import print_check
+
+        print_check(others.rows)
+
+
+def _words(names: tuple[str, ...]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _check_effects(given: dict[str, object], others: _Others, *, goodput: bool) -> None:
+    """Raises ConfigError of options that are given (not None) and have no effect with what is asked for."""
+    from megatron_sky.errors import ConfigError, Problem
+
+    failures = others.failures
+    given |= {
+        "--rows": others.rows,
         "--node-mtbf-hours": failures.node_mtbf_hours,
         "--restart-minutes": failures.restart_minutes,
         "--repair-hours": failures.repair_hours,
         "--checkpoint-stall": failures.checkpoint_stall_seconds,
     }
-
-
-def _check_effects(given: dict[str, object], *, check: bool, scale: bool, goodput: bool) -> None:
-    """Raises ConfigError of options of `given` that are not None and have no effect with what is asked for."""
-    from megatron_sky.errors import ConfigError, Problem
-
-    asked = [name for name, is_asked in (("--check", check), ("--scale", scale), ("--goodput", goodput)) if is_asked]
+    questions = {
+        "--check": others.check,
+        "--calibrate": others.calibrate,
+        "--scale": given.pop("--scale") is not None,
+        "--goodput": goodput,
+    }
+    asked = [name for name, is_asked in questions.items() if is_asked]
     if len(asked) > 1:
         raise ConfigError(Problem(asked[1], f"can't go with {asked[0]}", "give one of them"))
     kind = asked[0] if asked else "--explain" if given["--explain"] is not None else "the search"
     problems = [
-        Problem(name, f"has an effect with {' and '.join(_ASKS[name])} only", "leave it out")
+        Problem(name, f"has an effect with {_words(_ASKS[name])} only", "leave it out")
         for name, value in given.items()
         if value is not None and kind not in _ASKS[name]
     ]

@@ -8,6 +8,7 @@ stride share a node's network.
 from dataclasses import dataclass
 
 from megatron_sky.planner.hardware import Cluster, Coefficients
+from megatron_sky.planner.job import Job
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,21 @@ def bandwidth(group: Group, cluster: Cluster, c: Coefficients) -> float:
         return link
     sharing = min(group.stride, cluster.gpus_per_node)
     return min(link, cluster.node_gb_per_s * 1e9 / sharing * c["network_efficiency"])
+
+
+def seconds(job: Job, kind: str, size_bytes: float, group: Group, c: Coefficients, dtype: str | None = None) -> float:
+    """Of an all_reduce, reduce_scatter, all_gather or send (its group: the two ranks) of `size_bytes` in a job.
+
+    Within a machine whose rates were measured, these count. `dtype`: of the elements, where it is not the model's.
+    """
+    if group.size == 1:
+        return 0.0
+    rates = job.rates
+    if rates is not None and rates.ranks > 1 and group.size * group.stride <= job.cluster.gpus_per_node:
+        return rates.collective(kind, dtype or job.dtype, group.size, size_bytes)
+    if kind == "send":
+        return send(size_bytes, group.stride, job.cluster, c)
+    return (all_reduce if kind == "all_reduce" else scatter_or_gather)(size_bytes, group, job.cluster, c)
 
 
 def scatter_or_gather(size_bytes: float, group: Group, cluster: Cluster, c: Coefficients) -> float:

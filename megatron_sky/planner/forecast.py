@@ -56,6 +56,9 @@ class Forecast:
         return self.tokens_per_second_per_gpu * flops / self._peak()
 
     def _peak(self) -> float:
+        """The GPU's in 16 bits; of a measured machine, its fastest product in the recipe's format."""
+        if self.job.rates is not None:
+            return self.job.rates.peak(self.job.dtype)
         return self.job.cluster.gpu.peak("bf16")
 
     def days(self, tokens: int) -> float:
@@ -65,12 +68,15 @@ class Forecast:
     def gpu_hours(self, tokens: int) -> float:
         return tokens / self.tokens_per_second_per_gpu / 3600
 
-    def kwh(self, tokens: int) -> float:
-        """Of the GPUs at their power limit with their share of the nodes; not of storage, network switches, cooling."""
+    def kwh(self, tokens: int) -> float | None:
+        """Of the GPUs at their power limit with their share of the nodes; not of storage, network switches, cooling.
+
+        None: the power limit is not known."""
+        watts = self.job.cluster.gpu.watts
         factor = hardware.coefficients()["node_power_factor"]
-        return self.gpu_hours(tokens) * self.job.cluster.gpu.watts * factor / 1000
+        return None if watts is None else self.gpu_hours(tokens) * watts * factor / 1000
 
 
 def usable_bytes(job: Job) -> float:
     """Of a GPU's memory, what a program can have."""
-    return job.cluster.gpu.memory_gib * GIB * hardware.coefficients()["usable_memory"]
+    return job.cluster.memory_gib(job.layout.world_size) * GIB * hardware.coefficients()["usable_memory"]

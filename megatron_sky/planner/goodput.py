@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass, replace
 
 HOUR = 3600.0
-_MOST_STOPPED = 3.0
-"""Restart and checkpoint beside the time between failures, where a job still gets on."""
+_LEAST_TRAINED = 0.05
+"""Of the time, where a job still gets on."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,14 @@ class Reliability:
 
 
 def too_often(r: Reliability) -> str:
-    """Why next to nothing trains: failures come faster than restarts and checkpoints end. Empty where that is not so.
-
-    At most e^(-(R + stall) / M) of the time trains, for failures M apart and restarts R long.
-    """
+    """Why next to nothing trains: failures come faster than restarts and checkpoints end. Empty: enough does."""
     stopped = r.restart_seconds + r.checkpoint_stall_seconds
-    if stopped <= _MOST_STOPPED * r.job_mtbf_seconds:
+    # more than e^(-stopped / M) of the time can't train: said first, as what is exact overflows far beyond it
+    if stopped <= -math.log(_LEAST_TRAINED) * r.job_mtbf_seconds and goodput(best_interval(r), r) >= _LEAST_TRAINED:
         return ""
     return (
         f"one of {r.num_nodes:,} nodes fails every {r.job_mtbf_seconds:,.0f} s, and a restart and a checkpoint take "
-        f"{stopped:,.0f} s: less than {math.exp(-_MOST_STOPPED):.0%} of the time would train"
+        f"{stopped:,.0f} s: less than {_LEAST_TRAINED:.0%} of the time would train"
     )
 
 

@@ -1,7 +1,8 @@
 """GPUs and networks as published figures, and the coefficients that turn peaks into what programs reach."""
 
 import difflib
-from dataclasses import dataclass, field, fields
+import math
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from megatron_sky.config import strict_yaml
 from megatron_sky.errors import ConfigError, DataError, Problem
 from megatron_sky.files import read_text
+from megatron_sky.planner.measured import Measured, Rates, read_measured
 
 _HERE = Path(__file__).parent
 GIGA = 1e9
@@ -27,10 +29,15 @@ class Gpu:
     """To the GPUs of the same node, one direction."""
     node_gb_per_s: float
     """Of a node's network, one direction, as usually built."""
-    watts: float
     num_sms: int
     gpus_per_node: int
     source: str
+    watts: float | None = None
+    """None: not known, and no energy is told."""
+    shared: bool = False
+    """Whether the ranks of a machine share it, as they do a CPU: cores and `memory_gib` are of the whole machine."""
+    measured: Measured | None = field(default=None, hash=False)
+    """What `plan --calibrate` measured; takes the place of the closed forms."""
 
     def peak(self, kind: str) -> float:
         """FLOP/s of a format; one that the GPU lacks runs in the next wider one."""
@@ -48,6 +55,14 @@ class Cluster:
     gpus_per_node: int
     node_gb_per_s: float
 
+    def rates(self, num_ranks: int) -> Rates | None:
+        """What was measured with as many ranks on a machine as a job of `num_ranks` has there; None: nothing was."""
+        return self.gpu.measured.at(min(num_ranks, self.gpus_per_node)) if self.gpu.measured else None
+
+    def memory_gib(self, num_ranks: int) -> float:
+        """Of one rank of a job of `num_ranks`."""
+        return self.gpu.memory_gib / (min(num_ranks, self.gpus_per_node) if self.gpu.shared else 1)
+
 
 @dataclass(frozen=True)
 class Coefficients:
@@ -58,10 +73,23 @@ class Coefficients:
     def __getitem__(self, name: str) -> float:
         return self.values[name]
 
+    def on(self, gpu: Gpu) -> "Coefficients":
+        """As they are where ranks share a CPU: the same cores compute and send, so that nothing hides."""
+        return Coefficients(self.values | _NOTHING_HIDES) if gpu.shared else self
+
     def of(self, name: str, *kinds: str) -> float:
         """The coefficient for the first of these kinds that has one, else its default."""
         table = self.values[name]
         return next((table[kind] for kind in kinds if kind in table), table["default"])
+
+
+_NOTHING_HIDES = {
+    "tp_overlap": 0.0,
+    "tp_backward_overlap": 0.0,
+    "p2p_overlap": 0.0,
+    "dp_overlap": 0.0,
+    "collective_start_s": 0.0,
+}
 
 
 def _wider(kind: str) -> list[str]:
@@ -101,30 +129,47 @@ def _own_gpu(path: Path) -> Gpu:
             Problem("--gpu", "is no file", "name a GPU, or a file of one as hardware.yaml has them", str(path))
         )
     entry = _read(path)
-    wanted = {each.name: each.type for each in fields(Gpu)}
+    known = {gpu_field.name: gpu_field.default for gpu_field in fields(Gpu)}
+    needed = {name for name, default in known.items() if default is MISSING}
     problems = [
-        Problem(f"{path}: {name}", "is missing", "give it, as in hardware.yaml") for name in wanted.keys() - entry
+        Problem(f"{path}: {name}", "is missing", "give it, as in hardware.yaml") for name in needed - entry.keys()
     ]
     problems += [
-        Problem(f"{path}: {name}", "is no field", f"known: {', '.join(wanted)}") for name in entry.keys() - wanted
+        Problem(f"{path}: {name}", "is no field", f"known: {', '.join(known)}") for name in entry.keys() - known
     ]
-    texts = ("name", "architecture", "source")
-    numbers = [name for name in wanted if name not in (*texts, "tflops") and name in entry]
-    for name in numbers:
-        if isinstance(entry[name], bool) or not isinstance(entry[name], int | float) or entry[name] <= 0:
+    problems += _value_problems(path, entry)
+    measured = None
+    if entry.get("measured") is not None:
+        measured, wrong = read_measured(entry["measured"], f"{path}: measured")
+        problems += wrong
+    if problems:
+        raise ConfigError(sorted(problems, key=lambda problem: problem.where))
+    return Gpu(**entry | {"measured": measured})
+
+
+def _value_problems(path: Path, entry: dict) -> list[Problem]:
+    problems = []
+    for name in ("name", "architecture", "source"):
+        if name in entry and not isinstance(entry[name], str):
+            problems.append(Problem(f"{path}: {name}", "must be a text", value=entry[name]))
+    for name in ("memory_gib", "memory_gb_per_s", "link_gb_per_s", "node_gb_per_s", "watts"):
+        if name in entry and not _is_positive(entry[name]) and not (name == "watts" and entry[name] is None):
             problems.append(Problem(f"{path}: {name}", "must be a number above 0", value=entry[name]))
+    for name in ("num_sms", "gpus_per_node"):
+        if name in entry and not (_is_positive(entry[name]) and isinstance(entry[name], int)):
+            problems.append(Problem(f"{path}: {name}", "must be a whole number above 0", value=entry[name]))
+    if not isinstance(entry.get("shared", False), bool):
+        problems.append(Problem(f"{path}: shared", "must be true or false", value=entry["shared"]))
     peaks = entry.get("tflops", {"bf16": 1})
-    if (
-        not isinstance(peaks, dict)
-        or not peaks
-        or not all(isinstance(peak, int | float) and peak > 0 for peak in peaks.values())
-    ):
+    if not isinstance(peaks, dict) or not peaks or not all(map(_is_positive, peaks.values())):
         problems.append(Problem(f"{path}: tflops", "must be TFLOP/s by format", "as {bf16: 312, fp16: 312}", peaks))
     elif not set(peaks) & {"bf16", "fp16"}:
         problems.append(Problem(f"{path}: tflops", "lacks bf16 and fp16", "give one of them", peaks))
-    if problems:
-        raise ConfigError(sorted(problems, key=lambda problem: problem.where))
-    return Gpu(**entry)
+    return problems
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def cluster_of(gpu: Gpu, gpus_per_node: int | None = None, node_gb_per_s: float | None = None) -> Cluster:

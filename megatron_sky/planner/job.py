@@ -7,6 +7,7 @@ from megatron_sky.config import Config
 from megatron_sky.config.schema import ModelConfig
 from megatron_sky.distributed.topology import Layout
 from megatron_sky.planner.hardware import Cluster
+from megatron_sky.planner.measured import Rates
 
 Sharding = Literal["none", "zero1", "zero2", "zero3"]
 Recompute = Literal["none", "selective", "full"]
@@ -67,6 +68,11 @@ class Job:
             fused_gradient_sums=config.kernels.gradient_accumulation_fusion,
             document_mask=config.data.document_mask,
         )
+
+    @property
+    def rates(self) -> Rates | None:
+        """What was measured on the machine, with as many ranks on it as this job has there; None: nothing was."""
+        return self.cluster.rates(self.layout.world_size)
 
     @property
     def num_microbatches(self) -> int:

@@ -23,6 +23,8 @@ def apply_layout(config: Config, text: str, world_size: int) -> Config:
     train: dict[str, object] = {}
     precision: dict[str, object] = {}
     problems, dp = [], None
+    if not words:
+        problems.append(Problem("--explain", "names no layout", f"{_HINT}; 'own' is the recipe's", text))
     for word in words:
         match = re.fullmatch(r"(tp|pp|vpp|cp|dp|mb)(\d+)", word)
         if match and int(match[2]) >= 1:

@@ -54,7 +54,7 @@ def stage_memory(job: Job, stage: int) -> Memory:
         logits=logits,
         working=working,
         collectives=_collective_buffers(job, stage),
-        reserve=hardware.coefficients()["framework_reserve_gib"] * GIB,
+        reserve=_reserve(job),
     )
 
 
@@ -75,6 +75,11 @@ def _kept(job: Job, stage: int) -> float:
     if job.sequence_parallel:
         kept += hidden * job.layout.tp_size  # megatron-core's one buffer for gathered inputs
     return kept
+
+
+def _reserve(job: Job) -> float:
+    rates, usual = job.rates, hardware.coefficients()["framework_reserve_gib"] * GIB
+    return rates.reserve_gib * GIB if rates is not None and job.cluster.gpu.shared else usual
 
 
 def peak_memory(job: Job) -> Memory:

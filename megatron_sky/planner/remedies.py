@@ -26,7 +26,10 @@ def nothing_fits(config: Config, cluster: Cluster, world_size: int, outcome: Sea
         return Problem("--gpus", rule, "; or ".join(offered) or "use a smaller model or a shorter context", world_size)
     if outcome.batch_breaks:
         near = _batches_near(config, world_size)
-        rule = f"no layout of {world_size} GPUs divides it: it must be a multiple of micro batch x data-parallel size"
+        rule = (
+            f"no layout of {world_size} GPUs divides the global batch, which must be a multiple of micro batch x "
+            "data-parallel size"
+        )
         fix = f"use {' or '.join(map(str, near))}, or another --gpus"
         return Problem(BATCH, rule, fix, config.train.global_batch_size)
     worst = outcome.broken.most_common(3)

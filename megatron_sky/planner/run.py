@@ -1,7 +1,8 @@
 """What `megatron-sky plan` does: the recipe and the machine in, the predictions out."""
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,25 @@ class Failures:
     checkpoint_stall_seconds: float | None
 
 
+def check_outputs(outputs: Mapping[str, Path | None]) -> None:
+    """Raises ConfigError where an option names no place for a file, before anything is computed for it."""
+    problems = []
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        folder = path.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
+        if path.is_dir():
+            problems.append(Problem(option, "is a folder", "name a file in it", str(path)))
+        elif not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            problems.append(
+                Problem(option, f"can't be written: {folder} is no folder that you may write to", "", str(path))
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
 def read_numbers(text: str) -> list[int]:
     """`512,1024` as numbers of GPUs, in order. Raises ConfigError where they are none."""
     words = [word.strip() for word in text.split(",")]
@@ -115,6 +135,9 @@ def _layout(asked: Asked, layout: str | None) -> Config:
 
 def print_check(rows: Path | None) -> None:
     """The predictions beside published measurements: the project's own, or those of a file."""
+    if rows is not None and not rows.is_file():
+        fix = f"name a CSV file with the columns of {published.OWN.name}"
+        raise ConfigError(Problem("--rows", "is no file", fix, str(rows)))
     rows_read, passed_over = published.read_rows(rows or published.OWN)
     print("\n".join(show.check_lines(rows_read, passed_over)))
 

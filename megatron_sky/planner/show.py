@@ -65,12 +65,15 @@ def _step_lines(forecast: Forecast) -> list[str]:
 
 
 def _budget_lines(forecast: Forecast, tokens: int) -> list[str]:
+    energy = forecast.kwh(tokens)
+    used = "energy not known, as the GPU's file has no watts" if energy is None else f"{energy:,.0f} kWh"
+    peak = "the fastest measured product" if forecast.job.rates is not None else "the 16-bit peak"
     return [
         f"speed       {forecast.tokens_per_second_per_gpu:,.0f} tokens/s a GPU; MFU {100 * forecast.mfu():.1f} % "
         f"(6 N + 12 L h s FLOPs a token, as the program logs), {100 * forecast.causal_mfu():.1f} % counting causal "
-        "attention and no embedding; of the 16-bit peak",
+        f"attention and no embedding; of {peak}",
         f"budget      {format_count(tokens)} tokens: {forecast.days(tokens):.1f} days, "
-        f"{forecast.gpu_hours(tokens):,.0f} GPU-hours, {forecast.kwh(tokens):,.0f} kWh",
+        f"{forecast.gpu_hours(tokens):,.0f} GPU-hours, {used}",
     ]
 
 

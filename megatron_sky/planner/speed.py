@@ -9,7 +9,7 @@ step.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-from megatron_sky.planner import collectives, hardware, kernels
+from megatron_sky.planner import collectives, hardware, kernels, measured_speed
 from megatron_sky.planner.collectives import Group
 from megatron_sky.planner.job import Job
 from megatron_sky.planner.parameters import embedding_parameters, layer_parameters, stage_parameters
@@ -73,7 +73,7 @@ class Step:
 
 def step_seconds(job: Job, c: hardware.Coefficients | None = None) -> Step:
     """The step's seconds, predicted."""
-    c = c or hardware.coefficients()
+    c = (c or hardware.coefficients()).on(job.cluster.gpu)
     pp, vpp, micro = job.layout.pp_size, job.layout.vpp_size, job.num_microbatches
     forward, backward = layer_seconds(job, c)
     again = _recomputed(job, forward, c)
@@ -97,13 +97,13 @@ def step_seconds(job: Job, c: hardware.Coefficients | None = None) -> Step:
         p2p=p2p * (micro * vpp if vpp > 1 else micro) + 2 * (pp - 1) * p2p / 4,
         data_parallel=gradients + weights,
         optimizer=_optimizer(job, c),
-        host=c["host_step_s"],
+        host=c["host_step_s"] if job.rates is None else measured_speed.host(job, job.rates),
     )
 
 
 def pass_seconds(job: Job, c: hardware.Coefficients) -> tuple[list[float], list[float], float]:
     """(forward, backward) seconds of one micro batch on each stage, and those of a send between two."""
-    pp = job.layout.pp_size
+    pp, c = job.layout.pp_size, c.on(job.cluster.gpu)
     one_forward, one_backward = layer_seconds(job, c)
     again = _recomputed(job, one_forward, c)
     first, last = embedding_seconds(job, c).total, head_seconds(job, c).total
@@ -122,6 +122,14 @@ def tokens_per_second_per_gpu(job: Job, step: Step) -> float:
 
 def layer_seconds(job: Job, c: hardware.Coefficients) -> tuple[Seconds, Seconds]:
     """(forward, backward) of one layer on one micro batch."""
+    forward_tp, backward_tp = _tensor_parallel(job, c)
+    cp = _context_parallel(job, c)
+    if job.rates is not None:
+        one, other = measured_speed.layer_passes(job, job.rates, linears(job))
+        return (
+            Seconds(one.products, one.attention, one.memory_kernels, forward_tp, cp),
+            Seconds(other.products, other.attention, other.memory_kernels, backward_tp, cp),
+        )
     gpu, t = job.cluster.gpu, job.tokens
     forward_products = backward_products = 0.0
     kind = job.dtype if job.product_format == "none" else job.product_format
@@ -130,8 +138,6 @@ def layer_seconds(job: Job, c: hardware.Coefficients) -> tuple[Seconds, Seconds]
         backward_products += kernels.matmul(t, k, n, kind, gpu, c) + kernels.matmul(n, k, t, kind, gpu, c)
     forward_attention, backward_attention = _attention(job, c)
     forward_bytes, backward_bytes = _moved(job, c)
-    forward_tp, backward_tp = _tensor_parallel(job, c)
-    cp = _context_parallel(job, c)
     gathered = _sharded_weights(job, forward_products, backward_products, c)
     count = c["small_kernels_per_layer"]
     forward = Seconds(
@@ -213,7 +219,8 @@ def _one_all_reduce(job: Job, c: hardware.Coefficients) -> float:
     if job.layout.tp_size == 1:
         return 0.0
     size = job.tokens * job.model.hidden_size * job.element
-    return collectives.all_reduce(size, Group(job.layout.tp_size, 1), job.cluster, c) + 2 * c["collective_start_s"]
+    seconds = collectives.seconds(job, "all_reduce", size, Group(job.layout.tp_size, 1), c)
+    return seconds + 2 * c["collective_start_s"]
 
 
 def _context_parallel(job: Job, c: hardware.Coefficients) -> float:
@@ -223,7 +230,7 @@ def _context_parallel(job: Job, c: hardware.Coefficients) -> float:
         return 0.0
     group = Group(cp, job.layout.tp_size)
     size = job.tokens * cp * 2 * m.query_groups * m.head_size / job.layout.tp_size * job.element
-    seconds = collectives.scatter_or_gather(size, group, job.cluster, c)
+    seconds = collectives.seconds(job, "all_gather", size, group, c)
     hidden = _attention(job, c)[0] if job.backend == "te" else 0
     return max(seconds - hidden, 0.1 * seconds)
 
@@ -235,7 +242,7 @@ def _sharded_weights(job: Job, forward: float, backward: float, c: hardware.Coef
         return 0.0, 0.0
     group = Group(job.layout.dp_size, job.layout.tp_size)
     size = layer_parameters(job) * job.element
-    move = collectives.scatter_or_gather(size, group, job.cluster, c)
+    move = collectives.seconds(job, "all_gather", size, group, c)
     gather = move if job.sharding == "zero3" else 0
     hide, cost, both = c["dp_overlap"], c["overlap_cost"], gather + move
     return max(gather - hide * forward, cost * gather), max(both - hide * backward, cost * both)
@@ -243,6 +250,8 @@ def _sharded_weights(job: Job, forward: float, backward: float, c: hardware.Coef
 
 def embedding_seconds(job: Job, c: hardware.Coefficients) -> Seconds:
     """Both passes of the input embedding: its rows read, and a dense gradient made and added."""
+    if job.rates is not None:
+        return Seconds(memory_kernels=measured_speed.embedding(job, job.rates), tensor_parallel=_one_all_reduce(job, c))
     rows = job.tokens * job.model.hidden_size * job.element
     return Seconds(
         memory_kernels=kernels.memory(4 * rows + 14 * embedding_parameters(job), job.cluster.gpu, c, 4),
@@ -253,6 +262,9 @@ def embedding_seconds(job: Job, c: hardware.Coefficients) -> Seconds:
 def head_seconds(job: Job, c: hardware.Coefficients) -> Seconds:
     """Both passes of output layer and cross-entropy. A logit is read or written in fp32 about ten times, in 16 bits
     four times."""
+    if job.rates is not None:
+        measured_products, loss = measured_speed.head(job, job.rates)
+        return Seconds(measured_products, 0.0, loss, _one_all_reduce(job, c))
     m, t, gpu = job.model, job.tokens, job.cluster.gpu
     v, h, kind = m.padded_vocab_size / job.layout.tp_size, m.hidden_size, job.dtype
     products = kernels.matmul(t, v, h, kind, gpu, c) + kernels.matmul(t, h, v, kind, gpu, c)
@@ -277,7 +289,7 @@ def _p2p(job: Job, c: hardware.Coefficients) -> float:
     split = job.layout.tp_size if job.sequence_parallel else 1
     size = job.tokens * job.model.hidden_size / split * job.element
     stride = job.layout.tp_size * job.layout.cp_size * job.layout.dp_size
-    both = 2 * collectives.send(size, stride, job.cluster, c)
+    both = 2 * collectives.seconds(job, "send", size, Group(2, stride), c)
     return both * (1 - c["p2p_overlap"]) if job.layout.vpp_size > 1 and job.overlap_p2p else both
 
 
@@ -292,11 +304,12 @@ def _data_parallel(job: Job, forward: float, backward: float, c: hardware.Coeffi
         return 0.0, 0.0
     count = max(stage_parameters(job, 0), stage_parameters(job, job.layout.pp_size - 1))
     grad_bytes = 4 if job.grads_in_fp32 or job.dtype == "fp32" else 2
+    grad_dtype = "fp32" if grad_bytes == 4 else job.dtype
     if job.sharding == "none":
-        gradients, weights = collectives.all_reduce(count * grad_bytes, group, job.cluster, c), 0.0
+        gradients, weights = collectives.seconds(job, "all_reduce", count * grad_bytes, group, c, grad_dtype), 0.0
     else:
-        gradients = collectives.scatter_or_gather(count * grad_bytes, group, job.cluster, c)
-        weights = collectives.scatter_or_gather(count * job.element, group, job.cluster, c)
+        gradients = collectives.seconds(job, "reduce_scatter", count * grad_bytes, group, c, grad_dtype)
+        weights = collectives.seconds(job, "all_gather", count * job.element, group, c)
     hide = c["dp_overlap"]
     if job.overlap_grads:
         gradients = max(gradients - hide * backward, c["overlap_cost"] * gradients)
@@ -308,6 +321,8 @@ def _data_parallel(job: Job, forward: float, backward: float, c: hardware.Coeffi
 def _optimizer(job: Job, c: hardware.Coefficients) -> float:
     """AdamW goes through 30 bytes a parameter that the rank updates; zeroing and the norm through its gradients
     twice."""
+    if job.rates is not None:
+        return measured_speed.optimizer(job, job.rates)
     count = stage_parameters(job, 0)
     shards = job.layout.dp_size * job.layout.cp_size if job.sharding != "none" else 1
     held = count / (shards if job.sharding in ("zero2", "zero3") else 1)

@@ -79,9 +79,17 @@ def test_check(plan):
         (["--gpus", 512, "--gpu", "a800", "--explain", "pp3"], "must divide the number of ranks"),
         (["--gpus", 8, "--gpu", "a800", "--picture", "x.gif"], "a picture is a .png or .svg file"),
         (["--gpu", "a800", "--scale", "512,x"], "must be numbers of GPUs"),
-        (["--gpu", "a800", "--scale", "500"], "use other numbers of GPUs"),
+        (["--gpu", "a800", "--scale", "500"], "--scale: no layout of 500 GPUs divides the global batch"),
+        (["--gpu", "a800", "--scale", "8", "--gpus", 16], "--gpus: has an effect with the search, --explain and"),
+        (["--gpus", 8, "--gpu", "a800", "--explain", " "], "--explain = ' ': names no layout"),
+        (["--gpus", 8, "--gpu", "a800", "--out", "/"], "--out = '/': is a folder"),
+        (["--gpus", 8, "--gpu", "a800", "--picture", "/dev/null/x.png"], "--picture = .* can't be written"),
+        (["--calibrate"], "RECIPE: has an effect with the search, --explain, --scale and --goodput only"),
         (["--gpu", "a800", "--scale", "8", "--goodput"], "can't go with --scale"),
-        (["--gpu", "a800", "--scale", "8", "--out", "x.yaml"], "--out: has an effect with the search and --explain"),
+        (
+            ["--gpu", "a800", "--scale", "8", "--out", "x.yaml"],
+            "search, --explain and --calibrate only",
+        ),
         (["--gpus", 8, "--gpu", "a800", "--repair-hours", "3"], "--repair-hours: has an effect with --goodput only"),
         (["--gpus", 8, "--gpu", "a800", "--explain", "own", "--top", "3"], "--top: has an effect with the search only"),
         (
@@ -94,3 +102,18 @@ def test_check(plan):
 def test_mistakes_are_told(plan, recipe_file, arguments, said):
     with pytest.raises(ConfigError, match=said):
         plan(recipe_file, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--check", "--rows", "/nope.csv"], "--rows = '/nope.csv': is no file"),
+        (["--check", "--gpus", 8], "--gpus: has an effect with"),
+        (["--calibrate", "--check"], "--calibrate: can't go with --check"),
+        (["--calibrate", "--output", "/"], "--out = '/': is a folder"),
+        (["--calibrate", "--gpu", "a800"], "--gpu: has an effect with"),
+    ],
+)
+def test_mistakes_without_a_recipe_are_told(plan, arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        plan(*arguments)

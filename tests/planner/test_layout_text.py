@@ -13,7 +13,7 @@ from megatron_sky.planner.layout_text import apply_layout, layout_words
         ("pp2xdp8", "DP8 x PP2 MB1 zero1"),
         ("tp2,pp2,vpp2,mb4,sp,full", "DP4 x TP2 x PP2 x VPP2 MB4 sp zero1 full"),
         ("CP2 selective fp8", "DP8 x CP2 MB1 zero1 selective fp8"),
-        ("", "DP16 MB1 zero1"),
+        ("dp16", "DP16 MB1 zero1"),
     ],
 )
 def test_read_and_written(make_config, text, words):

@@ -13,7 +13,7 @@ A800 = cluster_of(find_gpu("a800"))
 
 
 def test_fixes_fit(make_config):
-    config = apply_layout(make_config("train.micro_batch_size=64"), "", 8)
+    config = apply_layout(make_config("train.micro_batch_size=64"), "tp1", 8)
     offered = fixes(config, A800, 8)
     assert 1 <= len(offered) <= 3 and all(each.forecast.fits for each in offered)
     speeds = [each.forecast.tokens_per_second_per_gpu for each in offered]
@@ -33,7 +33,7 @@ def test_machines_that_would_do_are_tried(make_config):
         (
             ["train.global_batch_size=7"],
             512,
-            r"train.global_batch_size = 7: no layout of 512 GPUs divides it.*\n.*use 8",
+            r"train.global_batch_size = 7: no layout of 512 GPUs divides the global batch.*\n.*use 8",
         ),
         (
             ["model.num_layers=7", "model.num_attention_heads=7", "model.kv_channels=64"],

@@ -25,7 +25,7 @@ def test_weak_scaling_keeps_more(make_config):
 
 def test_the_batch_ends_strong_scaling(make_config):
     points = scale(make_config("train.global_batch_size=8"), A800, (8, 4096), weak=False)
-    assert points[1].best is None and "divides it" in points[1].limit
+    assert points[1].best is None and "divides the global batch" in points[1].limit
 
 
 def test_a_slow_network_is_named(make_config):

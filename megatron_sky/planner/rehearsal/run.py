@@ -76,13 +76,16 @@ def _microbatches(config: Config, layout: Layout) -> tuple[int, int, int]:
 
 
 def _step(config: Config, runner: StepRunner, num_microbatches: int, ledger: Ledger) -> None:
-    batches = [
-        _batch(config, config.train.micro_batch_size) for _ in range(num_microbatches if runner.needs_data else 0)
-    ]
+    batches = make_step_batches(config, num_microbatches if runner.needs_data else 0)
     with ledger.phase("step"):
         result = runner.compute(batches, num_microbatches=num_microbatches, step=0)
         updated = runner.apply(result, lr=config.schedule.lr)
     assert updated, f"a step whose gradients have the norm {result.grad_norm} is applied"
+
+
+def make_step_batches(config: Config, num_microbatches: int) -> list[Batch]:
+    """So many micro batches of the recipe's size, as the loader makes them, of tokens 0."""
+    return [_batch(config, config.train.micro_batch_size) for _ in range(num_microbatches)]
 
 
 def _validate(config: Config, runner: StepRunner, layout: Layout) -> None:

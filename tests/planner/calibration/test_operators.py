@@ -1,0 +1,8 @@
+"""What is timed can be run again and again, in each format."""
+
+from tests.planner.calibration import workers
+
+
+def test_each_operator_runs_again(ranks):
+    (kinds,) = ranks(1, workers.run_each_twice, ("fp32", "bf16"))
+    assert {"product_weight_gradient", "attention_backward", "plain_layer_backward", "loss", "update"} <= set(kinds)
