@@ -50,6 +50,11 @@ EXTRAS = {
     "serve": [TRANSFORMERS, ACCELERATE, "fastapi>=0.115,<1", "uvicorn>=0.30,<1"],
     "eval": ["lm-eval>=0.4.13,<0.5", TRANSFORMERS, ACCELERATE],
     "gpu": ["transformer-engine[pytorch]>=2.2,<3"],  # once torch is there, with --no-build-isolation: built for it
+    "te-rehearsal": [  # Transformer Engine's own Python, rehearsed without a GPU: no compiled package comes with it
+        "transformer-engine>=2.9,<3",  # before, it brought CUDA libraries along; tried with 2.20
+        "onnxscript>=0.3,<1",
+        'triton>=3.4,<4; platform_system == "Linux"',  # of torch's CUDA builds; Transformer Engine imports it
+    ],
     "dev": [
         "pytest>=8,<10",
         "pytest-xdist>=3.8,<4",

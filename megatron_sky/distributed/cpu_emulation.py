@@ -64,16 +64,22 @@ def install(product_dtype: Callable) -> None:
     _exchange_buffers(torch_gather, torch_scatter)
 
 
-def redirect(target, compiled: Callable[[Callable], Callable]) -> None:
+def redirect(
+    target,
+    compiled: Callable[[Callable], Callable],
+    hidden: tuple[str, ...] = GPU_PACKAGES,
+    before_megatron: Callable[[], None] | None = None,
+) -> None:
     """Has the torch.device `target` answer where CUDA is named; imports megatron-core.
 
-    `compiled`: what becomes of a function that megatron-core marks for torch.compile.
+    `compiled`: what becomes of a function that megatron-core marks for torch.compile. `hidden`: packages that can't be
+    imported. `before_megatron`: what else must be answered before megatron-core is imported.
     """
     assert "megatron.core" not in sys.modules, "device.setup() must come before megatron.core is imported"
     modules: dict[str, Any] = sys.modules
-    modules |= dict.fromkeys(GPU_PACKAGES)  # to Python a None is a package that isn't there
+    modules |= dict.fromkeys(hidden)  # to Python a None is a package that isn't there
     _answer_with(target)
-    _import_megatron_uncompiled(compiled)
+    _import_uncompiled(compiled, before_megatron)
     _patch_megatron_rng()
 
 
@@ -223,7 +229,7 @@ def _answer_cuda_module(torch, target) -> None:
     compat.replace_members(torch.cuda, **answers)
 
 
-def _import_megatron_uncompiled(compiled: Callable[[Callable], Callable]) -> None:
+def _import_uncompiled(compiled: Callable[[Callable], Callable], before_megatron: Callable[[], None] | None) -> None:
     """megatron-core marks its fusions for torch.compile at import; on a CPU that costs seconds and gains nothing.
 
     It keeps the name it finds, so the name is only changed while it is imported.
@@ -236,6 +242,8 @@ def _import_megatron_uncompiled(compiled: Callable[[Callable], Callable]) -> Non
     compile_ = torch.compile
     compat.replace_members(torch, compile=mark)
     try:
+        if before_megatron is not None:
+            before_megatron()
         import megatron.core.jit  # noqa: F401
     finally:
         compat.replace_members(torch, compile=compile_)

@@ -1,7 +1,7 @@
 """The one seam to the accelerator: where CUDA is present it does nothing clever; where not, the CPU answers for it.
 
 No other file of this package names the device type, but `cpu_emulation.py`, which has those answers, and
-`meta_device.py`, which has a rehearsal's.
+`meta_device.py` and `te_stand_in/`, which have a rehearsal's.
 """
 
 import contextlib
@@ -89,11 +89,12 @@ def setup(
     return current()
 
 
-def rehearse(watch) -> None:
+def rehearse(watch, te_capability: tuple[int, int] | None = None) -> None:
     """Makes this process one that runs a GPU's branches and computes nothing: torch's meta device answers for CUDA.
 
     Must come before `megatron.core` is imported; the process can't train any more. `watch`: a `meta_device.Watch`,
-    which is told of what a GPU would do and torch does not see.
+    which is told of what a GPU would do and torch does not see. `te_capability`: Transformer Engine runs too, over a
+    stand-in of its extension, as on a GPU of this compute capability.
     """
     import torch
 
@@ -101,9 +102,31 @@ def rehearse(watch) -> None:
 
     assert not _state["ready"], "a rehearsal needs a process of its own"
     _silence_imports()
-    meta_device.install(watch)
+    install_te = None
+    if te_capability is not None:
+        from megatron_sky.distributed.te_stand_in import install
+
+        install_te = functools.partial(install.install, watch, te_capability)
+        _state["te_capability"] = te_capability
+    meta_device.install(watch, install_te)
     _state.update(redirected=True, rehearses=True, watch=watch, ready=True)
     torch.set_num_threads(1)
+
+
+def begin_rehearsal(deterministic: bool) -> None:
+    """Between two rehearsals of one process: the environment that `setup` makes for a GPU, which libraries read when
+    they build, and nothing that the one before left in a library.
+    """
+    if "te_capability" in _state:
+        from megatron_sky.distributed.te_stand_in.install import forget
+
+        forget()
+    os.environ.update({variable: value for variable, (value, _) in ENVIRONMENT.items()})
+    for variable, (value, _) in DETERMINISTIC_ENVIRONMENT.items():
+        if deterministic:
+            os.environ[variable] = value
+        else:
+            os.environ.pop(variable, None)
 
 
 def choose_threads(num_threads: int, local_world_size: int) -> int:

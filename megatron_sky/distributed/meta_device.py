@@ -10,7 +10,7 @@ import abc
 import contextlib
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,12 +49,27 @@ class Watch(abc.ABC):
         """Within it one kernel runs: what is made there and does not outlive it takes no memory."""
 
     @abc.abstractmethod
+    def kernel(self, name: str) -> contextlib.AbstractContextManager:
+        """Within it one kernel that torch does not know runs: what it takes is taken in its name."""
+
+    @abc.abstractmethod
+    def computed(self, operator: str, shape: tuple[int, ...], dtype: str, passes: int) -> None:
+        """Such a kernel multiplied: `passes` products of `shape`, as in `result.Operation`, counted as `operator`."""
+
+    @abc.abstractmethod
+    def communicates_through(self, buffer: torch.Tensor) -> None:
+        """Collectives go through `buffer` from here on."""
+
+    @abc.abstractmethod
     def communicated(self, collective: str, tensor: torch.Tensor, group, received: Sequence[torch.Tensor]) -> None:
         """A collective over `group` (None: all ranks) whose largest tensor is `tensor`; it fills `received`."""
 
 
-def install(watch: Watch) -> None:
-    """Must come before `megatron.core` is imported."""
+def install(watch: Watch, install_te: Callable[[], None] | None = None) -> None:
+    """Must come before `megatron.core` is imported.
+
+    `install_te`: makes Transformer Engine one that can be imported; None: it can't be.
+    """
 
     def compiled(function):
         @functools.wraps(function)
@@ -69,7 +84,11 @@ def install(watch: Watch) -> None:
     modules["fused_weight_gradient_mlp_cuda"] = _weight_gradients(watch)
     compat.replace_members(torch.Tensor, is_cuda=property(lambda self: self.is_meta))
     compat.replace_members(F, rms_norm=_rms_norm(watch), scaled_dot_product_attention=_attention)
-    cpu_emulation.redirect(torch.device("meta"), compiled=compiled)
+    redirect = functools.partial(cpu_emulation.redirect, torch.device("meta"), compiled=compiled)
+    if install_te is None:
+        redirect()
+    else:
+        redirect(hidden=("apex",), before_megatron=install_te)
     _report_numbers_of_the_cpu(watch)
 
 
@@ -227,11 +246,21 @@ def _replace_collectives(watch: Watch) -> None:
     def batch(transfers):
         return [transfer.op(transfer.tensor, group=transfer.group) for transfer in transfers]
 
+    @contextlib.contextmanager
+    def coalesced(group=None, device=None, async_ops=False):
+        yield _Work()
+
+    def new_group(*args, backend=None, **kwargs):  # of whichever kind: nobody answers in it
+        return groups(*args, **kwargs)
+
+    groups = dist.new_group
+
     def gather_objects(gathered, value, group=None):
         gathered[:] = [value] * len(gathered)
 
     answers = {name: collective(name) for name in _COLLECTIVES}
     answers |= {"isend": send, "irecv": receive, "P2POp": _Transfer, "batch_isend_irecv": batch}
+    answers |= {"new_group": new_group, "_coalescing_manager": coalesced}
     answers |= {"all_gather_object": gather_objects, "barrier": lambda *args, **kwargs: None}
     for owner in (dist, dist.distributed_c10d):
         compat.replace_members(owner, **{name: answer for name, answer in answers.items() if hasattr(owner, name)})

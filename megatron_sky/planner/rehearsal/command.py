@@ -14,7 +14,7 @@ def print_rehearsal(
 
     Raises the SkyError of all that would stop the run, data files last.
     """
-    process.check_backend(config)
+    process.choose_backend(config)
     seen = dry_run.look(config, world_size)
     ranks = _ranks(config, world_size, rank, stage)
     if not as_json:

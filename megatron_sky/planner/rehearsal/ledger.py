@@ -5,6 +5,7 @@ between blocks is not known here.
 """
 
 import contextlib
+import math
 import sys
 import weakref
 from collections import Counter
@@ -25,6 +26,7 @@ _BLOCK = 512  # bytes; the caching allocator's smallest step
 _OWN = (str(Path(__file__).parent), str(PACKAGE / "distributed"))
 _aten = torch.ops.aten
 _COPIES = (_aten._to_copy.default, _aten.copy_.default)
+_PLAIN = torch.Tensor.__torch_dispatch__
 _COMPUTES = ("forward and backward", "validation")
 """Phases in which a GPU runs behind the CPU, which must not wait for it."""
 
@@ -38,6 +40,7 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
         self.operator = ""  # the one that runs, or ran last
         self._phases: list[str] = []
         self._fused: list[tuple[str, list]] = []
+        self._kernels: list[str] = []
         self.forget()
 
     def forget(self) -> None:
@@ -89,6 +92,21 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
             if storage is not None:
                 self._hold(storage, part, name)
 
+    @contextlib.contextmanager
+    def kernel(self, name: str) -> Iterator[None]:
+        self._kernels.append(name)
+        self.operator = name
+        try:
+            yield
+        finally:
+            self._kernels.pop()
+
+    def computed(self, operator: str, shape: tuple[int, ...], dtype: str, passes: int) -> None:
+        self.operations[self.current_phase, (operator, shape, dtype, passes * 2 * math.prod(shape))] += 1
+
+    def communicates_through(self, buffer: torch.Tensor) -> None:
+        self.assign([buffer], COMMUNICATION)
+
     def communicated(self, collective: str, tensor: torch.Tensor, group, received: Sequence[torch.Tensor]) -> None:
         if group is not None and group.size() == 1:
             return
@@ -107,6 +125,14 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
                 self._by_part[part, operator] += size
                 self._held[key] = (size, part, operator, reference)
 
+    def settle(self) -> None:
+        """What a step's forward and backward passes have left behind is kept all along: caches, 8-bit weights."""
+        for key, (size, part, operator, reference) in list(self._held.items()):
+            if part == ACTIVATIONS:
+                self._by_part[part, operator] -= size
+                self._by_part[OTHER, operator] += size
+                self._held[key] = (size, OTHER, operator, reference)
+
     def parts(self) -> Counter[str]:
         """Bytes held now by part."""
         total: Counter[str] = Counter()
@@ -115,8 +141,10 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
         return +total
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(kind.__torch_dispatch__ is not _PLAIN for kind in types):
+            return NotImplemented  # a tensor made of others, as 8-bit ones are, takes itself apart first
         kwargs = kwargs or {}
-        self.operator = work.name_of(func)
+        self.operator = self._kernels[-1] if self._kernels else work.name_of(func)
         if func is _aten._local_scalar_dense.default and args[0].is_meta:
             self.waits(self.operator, "reads a number of the GPU")
             return _good_number(args[0].dtype)
@@ -227,6 +255,8 @@ def _leaves_the_gpu(func, args, kwargs) -> bool:
 
 def _comes_to_the_gpu(func, args, kwargs) -> bool:
     """Whether numbers of the CPU are copied in a way that waits."""
+    if args[0].numel() == 0:
+        return False
     if func is _aten.copy_.default:
         return (
             args[0].is_meta and not args[1].is_meta and not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))

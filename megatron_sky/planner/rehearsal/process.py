@@ -1,9 +1,10 @@
 """Where a rehearsal runs: in a process of its own, which ends with this one. What it bends stays there."""
 
 import os
+import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
 from megatron_sky.config import Config
@@ -12,6 +13,10 @@ from megatron_sky.distributed.helpers import end_with, how_it_ended
 from megatron_sky.distributed.topology import Coordinates, Layout
 from megatron_sky.errors import ConfigError, Problem, RunError
 from megatron_sky.planner.rehearsal.result import Rehearsal
+from megatron_sky.versions import installed
+
+_HOPPER, _BLACKWELL = (9, 0), (10, 0)
+_TE_PACKAGES = ("transformer-engine", "onnxscript")
 
 
 @dataclass(frozen=True)
@@ -40,17 +45,65 @@ def stage_ranks(config: Config, world_size: int) -> list[int]:
 
 
 def rehearse_all(requests: Sequence[Request]) -> list[Rehearsal]:
-    """The rehearsals of these ranks, of one job or of several, one after another in one process.
+    """The rehearsals of these ranks, of one job or of several, one after another; a process for each kind of GPU.
 
-    Raises ConfigError where a recipe can't be trained so on the torch backend, and RunError naming operator and line
-    where the program fails in rehearsal.
+    Raises ConfigError where a recipe can't be trained so, or needs Transformer Engine and it is not here; RunError
+    naming operator and line where the program fails in rehearsal.
     """
-    for request in requests:
+    by_kind: dict[tuple[int, int] | None, list[int]] = {}
+    named: list[Request] = []
+    for place, request in enumerate(requests):
         check(request.config, request.world_size)
-        check_backend(request.config)
+        backend = choose_backend(request.config)
+        model = request.config.model.model_copy(update={"backend": backend})
+        named.append(replace(request, config=request.config.model_copy(update={"model": model})))
+        by_kind.setdefault(_capability(request.config) if backend == "te" else None, []).append(place)
+    results: dict[int, Rehearsal] = {}
+    for capability, places in by_kind.items():
+        results.update(zip(places, _rehearse_in_one([named[place] for place in places], capability), strict=True))
+    return [results[place] for place in range(len(requests))]
+
+
+def choose_backend(config: Config) -> str:
+    """The backend on which a recipe is rehearsed: the one it names, else torch, else the only one that suits it.
+
+    Raises ConfigError where there is none, and where Transformer Engine's Python half is needed and not installed.
+    """
+    backend = config.model.backend
+    if backend == "auto":
+        backend = "te" if backend_problems(config, "torch") and not backend_problems(config, "te") else "torch"
+    problems = backend_problems(config, backend)
+    if backend == "te":
+        problems += _te_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    return backend
+
+
+def _te_problems(config: Config) -> list[Problem]:
+    problems = []
+    missing = [name for name in _TE_PACKAGES if installed(name) is None]
+    if missing:
+        rule = f"needs {' and '.join(missing)} to be rehearsed, of which no GPU is asked, and which is not installed"
+        fix = 'pip install "megatron-sky[te-rehearsal]", or model.backend=torch to rehearse the recipe there'
+        problems.append(Problem("model.backend", rule, fix, "te"))
+    if config.kernels.cuda_graphs:
+        rule = "can't be rehearsed: what CUDA keeps for the graphs that it records is not known here"
+        problems.append(Problem("kernels.cuda_graphs", rule, "set it to false for the rehearsal", True))
+    return problems
+
+
+def _capability(config: Config) -> tuple[int, int]:
+    """The compute capability that is rehearsed: a Hopper GPU's, or a Blackwell's where the recipe needs one."""
+    fp8 = config.precision.fp8
+    return _BLACKWELL if fp8 is not None and fp8.recipe == "mxfp8" else _HOPPER
+
+
+def _rehearse_in_one(requests: Sequence[Request], capability: tuple[int, int] | None) -> list[Rehearsal]:
+    """In one process of its own; `capability`: where Transformer Engine is rehearsed."""
     spawn = get_context("spawn")
     here, there = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_serve, args=(there, os.getpid(), list(requests)), daemon=True)
+    process = spawn.Process(target=_serve, args=(there, os.getpid(), list(requests), capability), daemon=True)
     process.start()
     there.close()
     results: list[Rehearsal] = []
@@ -72,24 +125,14 @@ def rehearse_all(requests: Sequence[Request]) -> list[Rehearsal]:
     return results
 
 
-def check_backend(config: Config) -> None:
-    """Raises ConfigError where only Transformer Engine can do what the recipe asks for."""
-    fix = "set model.backend=torch to rehearse the recipe there"
-    if config.model.backend == "te":
-        rule = "the te backend is not rehearsed: what Transformer Engine's kernels keep in memory is not known here"
-        raise ConfigError(Problem("model.backend", rule, fix, "te"))
-    problems = backend_problems(config, "torch")
-    if problems:
-        raise ConfigError(problems)
-
-
-def _serve(answers, parent: int, requests: Sequence[Request]) -> None:
+def _serve(answers, parent: int, requests: Sequence[Request], capability: tuple[int, int] | None = None) -> None:
     end_with(parent)
+    sys.stdout = sys.stderr  # what libraries print is no part of a verb's own lines
     from megatron_sky.distributed import device
     from megatron_sky.planner.rehearsal.ledger import Ledger
 
     ledger = Ledger()
-    device.rehearse(ledger)
+    device.rehearse(ledger, te_capability=capability)
     from megatron_sky.planner.rehearsal.run import rehearse_rank
 
     for request in requests:

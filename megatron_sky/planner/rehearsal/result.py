@@ -7,7 +7,8 @@ ACTIVATIONS, LOGITS, COMMUNICATION, UPDATE = "activations", "logits", "communica
 PARTS = (WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, COMMUNICATION, UPDATE, OTHER)
 """What memory holds. `activations`: what forward and backward make and is none of the following; `logits`: what has the
 vocabulary's width; `communication`: what collectives and transfers fill; `update`: what an update needs for its moment;
-`other`: what is kept all along and is none of the first three (rotary angles, tables of 8-bit scales)."""
+`other`: what is kept all along and is none of the first three (rotary angles, 8-bit scales and copies of weights,
+workspaces)."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Rehearsal:
 
     Attributes:
         stage: pipeline stage of the rank.
+        backend: torch, or te for Transformer Engine.
         parameters: that the rank holds.
         num_microbatches: of a step; `rehearsed_microbatches` of them were run, which is enough for the largest number
             that is in flight. Operations and traffic are the whole step's.
@@ -66,6 +68,7 @@ class Rehearsal:
     rank: int
     stage: int
     layout: str
+    backend: str
     parameters: int
     num_microbatches: int
     rehearsed_microbatches: int

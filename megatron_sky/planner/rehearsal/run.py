@@ -10,9 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from megatron_sky.config import Config
 from megatron_sky.data.loader import Batch, DocumentBounds, make_batch
+from megatron_sky.distributed import device
 from megatron_sky.distributed.context import ParallelContext, open_fake_context
 from megatron_sky.distributed.topology import Layout
 from megatron_sky.optim.schedule import global_batch_size_at
@@ -24,14 +26,21 @@ from megatron_sky.trainer.step import StepRunner
 
 _DOCUMENT = 512  # tokens of each document in a rehearsed batch, where documents are kept apart
 _ONCE_A_STEP = ("DP", "DP x CP")  # groups whose traffic within forward and backward does not grow with micro batches
+_NARROW_PARTS = (
+    *("_data", "_transpose", "_scale_inv"),
+    *("_rowwise_data", "_rowwise_scale_inv", "_columnwise_data", "_columnwise_scale_inv"),
+)
 _COMPUTING = "forward and backward"
 
 
 def rehearse_rank(config: Config, world_size: int, rank: int, ledger: Ledger) -> Rehearsal:
-    """Builds, steps and validates as `rank` of `world_size`. `ledger`: what `device.rehearse` was given."""
+    """Builds, steps and validates as `rank` of `world_size`. `ledger`: what `device.rehearse` was given.
+
+    The recipe's backend must be named, and be the one that `device.rehearse` was asked for.
+    """
     started = time.perf_counter()
-    config = config.model_copy(update={"model": config.model.model_copy(update={"backend": "torch"})})
     layout = Layout.of(config.parallel, world_size)
+    device.begin_rehearsal(config.kernels.deterministic)
     ledger.forget()
     with open_fake_context(config.parallel, rank, world_size) as context, ledger:
         ledger.vocabulary = config.model.padded_vocab_size // layout.tp_size if context.is_last_stage else None
@@ -40,8 +49,9 @@ def rehearse_rank(config: Config, world_size: int, rank: int, ledger: Ledger) ->
         _sort(runner, ledger)
         num_microbatches, few, fewest = _microbatches(config, layout)
         _step(config, runner, fewest, ledger)
-        _sort(runner, ledger)
         gc.collect()
+        ledger.settle()
+        _sort(runner, ledger)
         state = ledger.parts()
         ledger.restart()
         _step(config, runner, few, ledger)
@@ -55,6 +65,7 @@ def rehearse_rank(config: Config, world_size: int, rank: int, ledger: Ledger) ->
         rank=rank,
         stage=context.place.pp_rank,
         layout=str(layout),
+        backend=config.model.backend,
         parameters=parameters,
         num_microbatches=num_microbatches,
         rehearsed_microbatches=few,
@@ -112,7 +123,13 @@ def _sort(runner: StepRunner, ledger: Ledger) -> None:
     buffers = [buffer for chunk in runner.model.chunks for buffer in chunk.buffers]
     ledger.assign([buffer.grad_data for buffer in buffers], GRADIENTS)
     ledger.assign([buffer.param_data for buffer in buffers if buffer.param_data is not None], WEIGHTS)
-    ledger.assign([p.data for chunk in runner.model.chunks for p in chunk.parameters()], WEIGHTS)
+    ledger.assign([part for chunk in runner.model.chunks for p in chunk.parameters() for part in _parts(p)], WEIGHTS)
+
+
+def _parts(parameter: torch.nn.Parameter) -> list[torch.Tensor]:
+    """What a weight lies in: itself, or an 8-bit weight's numbers of each direction and their scales."""
+    parts = [getattr(parameter, name, None) for name in _NARROW_PARTS] if hasattr(parameter, "_fp8_dtype") else []
+    return [part for part in parts if part is not None] or [parameter.data]
 
 
 def _optimizer_tensors(optimizer) -> Iterator[torch.Tensor]:
@@ -152,16 +169,23 @@ def _result(ledger: Ledger, context: ParallelContext, repeats: float) -> dict:
     }
 
 
+def _ranks_of(group) -> tuple[int, ...]:
+    return () if group is None else tuple(dist.get_process_group_ranks(group))
+
+
 def _traffic(ledger: Ledger, context: ParallelContext, repeats: float) -> tuple[Traffic, ...]:
     names, layout = context.group_names, context.layout
+    by_ranks = {tuple(dist.get_process_group_ranks(group)): name for group, name in names.items()}
     calls: Counter[tuple] = Counter()
     moved: Counter[tuple] = Counter()
     for (phase, collective, group), number in ledger.traffic.items():
         if phase == "validation":
             continue
         size = layout.world_size if group is None else group.size()
-        name = names.get(group, "all" if size == layout.world_size else "other")
-        if collective in ("send", "receive"):  # some of those of two stages go through the group of all ranks
+        name = names.get(group) or by_ranks.get(_ranks_of(group)) or ("all" if size == layout.world_size else "other")
+        if (
+            collective in ("send", "receive") and name != "CP"
+        ):  # some of those of two stages go through the group of all ranks
             name, size = "PP", layout.pp_size
         times = repeats if phase == _COMPUTING and name not in _ONCE_A_STEP else 1
         key = (collective, name, size)

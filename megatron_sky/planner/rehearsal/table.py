@@ -10,7 +10,7 @@ _GIB, _TERA = 1 << 30, 1e12
 
 
 def as_json(results: Sequence[Rehearsal]) -> str:
-    return json.dumps({"backend": "torch", "ranks": [result.as_dict() for result in results]}, indent=2)
+    return json.dumps({"backend": results[0].backend, "ranks": [result.as_dict() for result in results]}, indent=2)
 
 
 def as_text(results: Sequence[Rehearsal]) -> str:
@@ -18,7 +18,7 @@ def as_text(results: Sequence[Rehearsal]) -> str:
     first = results[0]
     seconds = sum(result.seconds for result in results)
     lines = [
-        f"rehearsed   {first.layout} on {first.world_size:,} rank(s) with the torch backend, "
+        f"rehearsed   {first.layout} on {first.world_size:,} rank(s) with the {first.backend} backend, "
         f"{first.rehearsed_microbatches} of a step's {first.num_microbatches} micro batches, in {seconds:.1f} s"
     ]
     for start in range(0, len(results), _COLUMNS):

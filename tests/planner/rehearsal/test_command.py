@@ -5,6 +5,7 @@ import json
 import pytest
 
 from megatron_sky.config import dump_config
+from megatron_sky.planner.rehearsal import process
 from tests.planner.rehearsal.jobs import tiny
 
 
@@ -45,11 +46,12 @@ def test_a_rank_that_is_not_there(option, value, told, sky, recipe_file):
     assert told in err
 
 
-def test_the_te_backend_is_refused(sky, recipe_file):
+def test_the_te_backend_without_its_extra_is_refused(sky, recipe_file, monkeypatch):
+    monkeypatch.setattr(process, "installed", lambda name: None)
     code, out, err = sky("train", recipe_file, "--dry-run", "--rehearse", "--world-size", "4", "model.backend=te")
     assert (code, out) == (2, "")
-    assert "the te backend is not rehearsed" in err
-    assert "fix: set model.backend=torch" in err
+    assert "needs transformer-engine and onnxscript to be rehearsed" in err
+    assert 'fix: pip install "megatron-sky[te-rehearsal]"' in err
 
 
 def test_a_table_for_every_stage_comes_before_what_data_is_lacking(sky, recipe_file):

@@ -1,4 +1,4 @@
-"""Every recipe in examples/ that the torch backend can train is rehearsed: its branches for GPUs run without one."""
+"""Every recipe in examples/ is rehearsed: its branches for GPUs run without one. CUDA graphs alone are not."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from megatron_sky.config import Config
 from megatron_sky.config.load import load_recipe
 from megatron_sky.errors import ConfigError
 from megatron_sky.planner.rehearsal import Request, process, rehearse_all, stage_ranks
+from megatron_sky.versions import installed
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SKYWORK = ("skywork_13b/model", "skywork_13b/sessions")
@@ -24,9 +25,12 @@ LARGE = {
     ("appendix_a/llama_7b", "appendix_a/train"): 64,
     ("appendix_a/gpt_7b", "appendix_a/train"): 64,
 }
-NEED_TE = [
-    (*SKYWORK, f"skywork_13b/gpu_{name}") for name in ("blackwell_mxfp8", "graphs", "hopper_fp8", "tensor_parallel")
-]
+WITH_TE = {
+    (*SKYWORK, "skywork_13b/gpu_blackwell_mxfp8"): 512,
+    (*SKYWORK, "skywork_13b/gpu_hopper_fp8"): 512,
+    (*SKYWORK, "skywork_13b/gpu_tensor_parallel"): 512,
+}
+GRAPHS = (*SKYWORK, "skywork_13b/gpu_graphs")
 NO_RECIPES = ("tasks/", "leakage/")
 
 
@@ -36,7 +40,7 @@ def example(names: tuple[str, ...], *overrides: str) -> Config:
 
 def test_every_recipe_is_here():
     files = {path.relative_to(EXAMPLES).with_suffix("").as_posix() for path in EXAMPLES.rglob("*.yaml")}
-    named = {name for names in (*SMALL, *LARGE, *NEED_TE) for name in names}
+    named = {name for names in (*SMALL, *LARGE, *WITH_TE, GRAPHS) for name in names}
     assert {name for name in files if not name.startswith(NO_RECIPES)} == named
 
 
@@ -61,7 +65,13 @@ def test_large_recipes_run():
     rehearse_examples(LARGE)
 
 
-@pytest.mark.parametrize("names", NEED_TE, ids=lambda names: names[-1])
-def test_recipes_for_transformer_engine_are_refused(names):
-    with pytest.raises(ConfigError, match="the te backend is not rehearsed"):
-        process.check_backend(example(names))
+@pytest.mark.te
+@pytest.mark.slow
+@pytest.mark.skipif(installed("transformer-engine") is None, reason="needs te-rehearsal")
+def test_recipes_for_transformer_engine_run():
+    rehearse_examples(WITH_TE)
+
+
+def test_recorded_graphs_are_refused():
+    with pytest.raises(ConfigError, match=r"kernels\.cuda_graphs = True: can't be rehearsed"):
+        process.choose_backend(example(GRAPHS))

@@ -122,14 +122,23 @@ def test_what_is_asked_must_be_a_job():
         rehearse(tiny("parallel.tp_size=2"), 3, 0)
 
 
-def test_what_only_transformer_engine_can_do_is_refused():
-    with pytest.raises(ConfigError, match="the te backend is not rehearsed"):
-        rehearse(tiny("model.backend=te"), 1, 0)
+def test_without_transformer_engine_its_extra_is_named(monkeypatch):
+    monkeypatch.setattr(process, "installed", lambda name: None)
+    for asked in ("model.backend=te", "precision.fp8=mxfp8"):  # the second suits no other backend
+        with pytest.raises(ConfigError, match="needs transformer-engine and onnxscript to be rehearsed") as caught:
+            rehearse(tiny(asked), 1, 0)
+        assert 'fix: pip install "megatron-sky[te-rehearsal]"' in str(caught.value)
+
+
+def test_an_open_choice_is_the_torch_backend_s_where_it_can(monkeypatch):
+    monkeypatch.setattr(process, "installed", lambda name: "2.20")
+    assert process.choose_backend(tiny()) == process.choose_backend(tiny("precision.fp8=delayed")) == "torch"
+    assert process.choose_backend(tiny("precision.fp8=mxfp8")) == "te"
     with pytest.raises(ConfigError, match="needs the te backend, and the backend is torch"):
-        rehearse(tiny("precision.fp8=mxfp8"), 1, 0)
+        process.choose_backend(tiny("model.backend=torch", "precision.fp8=mxfp8"))
 
 
-def end_at_once(answers, parent, requests) -> None:
+def end_at_once(answers, parent, requests, capability) -> None:
     os._exit(3)
 
 
@@ -139,7 +148,7 @@ def test_a_process_that_ends_is_an_error(monkeypatch):
         rehearse_all([Request(tiny(), 1, 0)])
 
 
-def sleep_for_long(answers, parent: int, requests: list[Request]) -> None:
+def sleep_for_long(answers, parent: int, requests: list[Request], capability: None) -> None:
     end_with(parent)
     time.sleep(600)
 

@@ -11,6 +11,7 @@ def rehearsal(*operations: Operation) -> Rehearsal:
         rank=3,
         stage=1,
         layout="PP2",
+        backend="torch",
         parameters=10,
         num_microbatches=4,
         rehearsed_microbatches=2,

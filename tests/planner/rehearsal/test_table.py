@@ -12,6 +12,7 @@ ONE = Rehearsal(
     rank=0,
     stage=0,
     layout="PP16 x DP32",
+    backend="torch",
     parameters=6_927_132_672,
     num_microbatches=128,
     rehearsed_microbatches=32,
