@@ -42,6 +42,9 @@ def _finite(value: float | None) -> float | None:
 class _Others:
     """Options beside those of a layout."""
 
+    gpus_per_node: int | None
+    network: float | None
+    top: int | None
     check: bool
     rows: Path | None
     calibrate: bool
@@ -49,6 +52,11 @@ class _Others:
 
 
 def _others(
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Default: as the GPU is usually built in.")] = None,
+    network: Annotated[
+        float | None, typer.Option(min=0.1, callback=_finite, help="Gbit/s of a node; default: as usually built.")
+    ] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Show this many layouts; default: 10.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Predict published measurements and show the errors.")] = False,
     rows: Annotated[
         Path | None, typer.Option(help="--check: a CSV file of measurements in place of the project's own.")
@@ -80,7 +88,7 @@ def _others(
     from megatron_sky.planner.run import Failures
 
     failures = Failures(node_mtbf_hours, restart_minutes, repair_hours, checkpoint_stall)
-    return _Others(check, rows, calibrate, failures)
+    return _Others(gpus_per_node, network, top, check, rows, calibrate, failures)
 
 
 @with_options(_others)
@@ -92,10 +100,6 @@ def plan(
     ] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs of the job.")] = None,
     gpu: Annotated[str | None, typer.Option(help="Kind of GPU, as a800, h100 or b200, or a .yaml file of one.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="Default: as the GPU is usually built in.")] = None,
-    network: Annotated[
-        float | None, typer.Option(min=0.1, callback=_finite, help="Gbit/s of a node; default: as usually built.")
-    ] = None,
     explain: Annotated[
         str | None,
         typer.Option(
@@ -104,7 +108,6 @@ def plan(
             "'own' is the recipe's.",
         ),
     ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Show this many layouts; default: 10.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -130,9 +133,8 @@ def plan(
     from megatron_sky.planner import run
 
     others = options()
-    given: dict[str, object] = {"--explain": explain, "--top": top, "--out": out, "--picture": picture}
-    given |= {"RECIPE": recipe or None, "--gpus": gpus, "--gpu": gpu}
-    given |= {"--gpus-per-node": gpus_per_node, "--network": network, "--scale": scale}
+    given: dict[str, object] = {"--explain": explain, "--out": out, "--picture": picture}
+    given |= {"RECIPE": recipe or None, "--gpus": gpus, "--gpu": gpu, "--scale": scale}
     _check_effects(given, others, goodput=goodput)
     run.check_outputs({"--out": out, "--picture": picture})
     if others.check or others.calibrate:
@@ -140,13 +142,14 @@ def plan(
         return
     numbers = None if scale is None else run.read_numbers(scale)
     gpus = numbers[0] if numbers else gpus
-    job = run.read_job(recipe or [], gpus=gpus, gpu=gpu, gpus_per_node=gpus_per_node, network=network)
+    per_node, network = others.gpus_per_node, others.network
+    job = run.read_job(recipe or [], gpus=gpus, gpu=gpu, gpus_per_node=per_node, network=network)
     if numbers is not None:
         run.print_scale(job, numbers)
     elif goodput:
         run.print_goodput(job, explain, others.failures)
     elif explain is None:
-        run.print_search(job, top=top or 10, out=out, picture=picture)
+        run.print_search(job, top=others.top or 10, out=out, picture=picture)
     else:
         run.print_layout(job, explain, out=out, picture=picture)
 
@@ -173,6 +176,9 @@ def _check_effects(given: dict[str, object], others: _Others, *, goodput: bool) 
     failures = others.failures
     given |= {
         "--rows": others.rows,
+        "--top": others.top,
+        "--gpus-per-node": others.gpus_per_node,
+        "--network": others.network,
         "--node-mtbf-hours": failures.node_mtbf_hours,
         "--restart-minutes": failures.restart_minutes,
         "--repair-hours": failures.repair_hours,

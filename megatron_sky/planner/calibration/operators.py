@@ -295,8 +295,7 @@ class _NoAttention(torch.nn.Module):
 
 def _gradient_product() -> Callable:
     """What adds a weight's gradient to its fp32 buffer: the program's own, or what megatron-core does without it."""
-    # without it the product is added in a second pass
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError):  # without it the product is added in a second pass
         import fused_weight_gradient_mlp_cuda as fused  # type: ignore[import-not-found]  # ours, or apex's
 
         return fused.wgrad_gemm_accum_fp32
