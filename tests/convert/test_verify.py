@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_sky.convert import native
+from megatron_sky.convert import dist_files
 from megatron_sky.convert.huggingface.folder import write_hf
 from megatron_sky.convert.native import write_native
 from megatron_sky.convert.sources import open_source
@@ -14,8 +14,10 @@ from tests.convert.huggingface.conftest import LLAMA_CONFIG, gpt2, llama, llama_
 def test_the_proof_reads_the_result_as_a_user_would(llama, tmp_path, monkeypatch):  # noqa: F811
     """An index that names another format, or a config of another model, is found though every byte is as meant."""
     source = open_source(llama())
-    monkeypatch.setattr(native, "TORCH_NAMES", native.TORCH_NAMES | {"F32": "bfloat16"})
-    monkeypatch.setattr(native, "_save", lambda file, bits, dtype: torch.save(torch.from_numpy(bits.view("f4")), file))
+    monkeypatch.setattr(dist_files, "TORCH_NAMES", dist_files.TORCH_NAMES | {"F32": "bfloat16"})
+    monkeypatch.setattr(
+        dist_files, "_save", lambda file, bits, dtype: torch.save(torch.from_numpy(bits.view("f4")), file)
+    )
     with pytest.raises(
         CheckpointError, match=r"native\.partial: was written, but can't be read again: .*no BF16 tensor"
     ):

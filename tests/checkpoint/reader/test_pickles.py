@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
 from megatron_sky.checkpoint import store
 from megatron_sky.checkpoint.reader import index as indexes
 from megatron_sky.checkpoint.reader import pickles
+from megatron_sky.checkpoint.reader.torch_files import TorchArchive
 from megatron_sky.errors import CheckpointError
 from tests.checkpoint.record import RECORDED
 
@@ -318,3 +319,30 @@ def test_a_path_in_an_index_is_read_whichever_python_wrote_it(module, tmp_path):
     assert b"cpathlib\n" in content
     (tmp_path / ".metadata").write_bytes(content.replace(b"cpathlib\n", f"c{module}\n".encode()))
     assert indexes.read_index(tmp_path / ".metadata").tensors == {"a.weight": STORED}
+
+
+def test_a_tensor_with_attributes_is_a_tensor(tmp_path):
+    """As megatron-core's fp32 masters in Megatron-LM's files are."""
+    tensor = torch.arange(6.0).reshape(2, 3)
+    tensor.tensor_model_parallel = True
+    torch.save({"master": tensor}, tmp_path / "file.pt")
+    archive = TorchArchive(tmp_path / "file.pt")
+    ref = archive.content(tolerant=True)["master"]
+    assert archive.tensor(ref, "master").load().view("f4").tolist() == tensor.tolist()
+
+
+class _Program:
+    """Pretends to be such a tensor, and names a program where the function should stand."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self):
+        return torch._tensor._rebuild_from_type_v2, (os.system, torch.Tensor, (self.command,), {})
+
+
+def test_a_program_in_the_place_of_a_tensors_function_is_not_run(tmp_path):
+    torch.save({"master": _Program(f"touch {tmp_path / 'ran'}")}, tmp_path / "file.pt")
+    with pytest.raises(CheckpointError, match="was not run"):
+        TorchArchive(tmp_path / "file.pt").content(tolerant=True)
+    assert not (tmp_path / "ran").exists()
