@@ -268,7 +268,6 @@ def test_what_is_too_long_is_seen():
 
 TESTED_ELSEWHERE = {
     "cli/corpus.py": "verbs: tests/corpus/test_build.py calls them",
-    "cli/generate.py": "verbs: tests/generation/ and tests/serve/ call them",
     "cli/slurm.py": "verbs: tests/slurm/ calls them",
     "cli/tokenizer.py": "verbs: tests/cli/test_data.py and tests/tokenizer/ call them",
     "cli/train.py": "a verb: tests/cli/test_main.py and tests/faults/ call it",
