@@ -50,6 +50,7 @@ def measure(hf: Path, native: Path, args) -> None:
     coder = TextCoder(size, "characters", "", lambda text: [ord(char) - 0x4E00 for char in text], decode, None, None)
     engine = Engine(model, coder, source.model.seq_length, frozenset())
     plain = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32).eval()
+    plain.generation_config = GenerationConfig()  # without its end token
     prompts = torch.randint(0, size, (args.batch, args.prompt), generator=torch.Generator().manual_seed(0))
     settings = GenerationConfig(do_sample=False, max_new_tokens=args.new, pad_token_id=0)
 

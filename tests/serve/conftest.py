@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 
@@ -17,6 +18,8 @@ KEY = "a key of the tests"
 class Running:
     port: int
     scheduler: object
+    asked: list[str]
+    """The query of each request that has one."""
 
     @property
     def url(self) -> str:
@@ -50,13 +53,20 @@ def served(**limits) -> Iterator[Running]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         app = build_app(Service(opened, scheduler, kept, 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        asked: list[str] = []
+
+        async def noting(scope, receive, send):
+            if scope.get("query_string"):
+                asked.append(unquote(scope["query_string"].decode()))
+            await app(scope, receive, send)
+
+        server = uvicorn.Server(uvicorn.Config(noting, log_level="warning", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
         thread.start()
         while not server.started:
             time.sleep(0.02)
         try:
-            yield Running(listener.getsockname()[1], scheduler)
+            yield Running(listener.getsockname()[1], scheduler, asked)
         finally:
             server.should_exit = True
             thread.join(20)
