@@ -47,6 +47,10 @@ def transformer_config(
 
     dtype = torch_dtype(precision)
     interleaved = parallel.vpp_size > 1
+    # Without a compiler behind it megatron-core's fused SwiGLU is twice as slow; its fused GELU, the tanh form, needs a
+    # bias, and asks for F.gelu by name.
+    fused = on_gpu and (model.activation == "swiglu" or (model.activation == "gelu" and model.add_bias_linear))
+    functions = {"swiglu": F.silu, "gelu": F.gelu if fused else gelu_by_tanh, "gelu_exact": F.gelu}
     overlaps = interleaved and parallel.overlap_p2p
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -58,7 +62,7 @@ def transformer_config(
         normalization={"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.normalization],
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=model.activation == "swiglu",
-        activation_func=F.silu if model.activation == "swiglu" else F.gelu,
+        activation_func=functions[model.activation],
         add_bias_linear=model.add_bias_linear,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
@@ -79,8 +83,7 @@ def transformer_config(
         batch_p2p_comm=not overlaps,
         tp_comm_overlap=parallel.tp_comm_overlap,
         calculate_per_token_loss=True,
-        # Without a compiler behind it megatron-core's fused SwiGLU is twice as slow; its fused GELU needs a bias.
-        bias_activation_fusion=on_gpu and (model.activation == "swiglu" or model.add_bias_linear),
+        bias_activation_fusion=fused,
         # The device seam gives the CPU this product; on a GPU apex must.
         gradient_accumulation_fusion=not on_gpu or kernels.gradient_accumulation_fusion,
         bias_dropout_fusion=on_gpu,
@@ -93,6 +96,13 @@ def transformer_config(
         **_recompute(train),
         **(_fp8(precision.fp8) if backend == "te" and precision.fp8 else {}),
     )
+
+
+def gelu_by_tanh(x: "torch.Tensor") -> "torch.Tensor":
+    """GELU in the form that megatron-core's fused kernel computes (Hendrycks & Gimpel 2016, section 2)."""
+    import torch.nn.functional as F
+
+    return F.gelu(x, approximate="tanh")
 
 
 def ddp_config(parallel: ParallelConfig, precision: PrecisionConfig) -> "DistributedDataParallelConfig":

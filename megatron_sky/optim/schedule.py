@@ -16,6 +16,7 @@ def lr_at(schedule: ScheduleConfig, consumed_tokens: int, total_tokens: int) -> 
     cosine  min + (lr - min) (1 + cos(pi u)) / 2
     linear  lr + (min - lr) u
     wsd     lr until wsd_decay_tokens before the end, then the shape of wsd_decay_style
+    inverse_sqrt  lr sqrt(warmup_tokens / consumed_tokens), at least min_lr; after the decay's end min_lr
     """
     s = schedule
     if consumed_tokens < s.warmup_tokens:
@@ -23,6 +24,9 @@ def lr_at(schedule: ScheduleConfig, consumed_tokens: int, total_tokens: int) -> 
     if s.style == "constant":
         return s.lr
     end = s.decay_tokens if s.decay_tokens is not None else total_tokens
+    if s.style == "inverse_sqrt":
+        falling = s.lr * math.sqrt(s.warmup_tokens / consumed_tokens)
+        return s.min_lr if consumed_tokens > end else max(s.min_lr, falling)
     start = end - s.wsd_decay_tokens if s.style == "wsd" else s.warmup_tokens
     done = _fraction(consumed_tokens - start, end - start)
     shape = s.wsd_decay_style if s.style == "wsd" else s.style
@@ -80,4 +84,6 @@ def _decayed(shape: str, lr: float, min_lr: float, done: float) -> float:
         return min_lr + (lr - min_lr) * (1.0 - math.sqrt(done))
     if shape == "exponential":
         return lr * (min_lr / lr) ** done
+    if shape == "halving":
+        return min_lr + (lr - min_lr) * (2.0 * 0.5**done - 1.0)
     return lr + (min_lr - lr) * done

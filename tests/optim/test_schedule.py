@@ -39,17 +39,24 @@ def test_skywork_stage_1a():
         ({"style": "wsd", "wsd_decay_tokens": 200, "wsd_decay_style": "sqrt"}, 850, 0.55),
         ({"style": "wsd", "wsd_decay_tokens": 200, "wsd_decay_style": "exponential"}, 900, math.sqrt(0.1)),
         ({"style": "wsd", "wsd_decay_tokens": 200, "wsd_decay_style": "cosine"}, 900, 0.55),
+        ({"style": "wsd", "wsd_decay_tokens": 200, "wsd_decay_style": "halving"}, 900, 0.1 + 0.9 * (math.sqrt(2) - 1)),
+        ({"style": "wsd", "wsd_decay_tokens": 200, "wsd_decay_style": "halving", "min_lr": 0.0}, 1000, 0.0),
+        ({"style": "inverse_sqrt"}, 50, 0.5),
+        ({"style": "inverse_sqrt"}, 400, 0.5),
+        ({"style": "inverse_sqrt", "min_lr": 0.6}, 400, 0.6),
+        ({"style": "inverse_sqrt", "decay_tokens": 300}, 301, 0.1),
     ],
 )
 def test_shapes(fields, at, value):
     assert lr_at(schedule(**fields), at, TOTAL) == pytest.approx(value)
 
 
-styles = st.sampled_from(["cosine", "linear", "constant", "wsd"])
+styles = st.sampled_from(["cosine", "linear", "constant", "wsd", "inverse_sqrt"])
 
 
 @given(styles, st.integers(0, 3000), st.integers(0, 400), st.integers(1, 500))
 def test_the_rate_stays_between_its_ends_and_never_rises_after_warmup(style, at, warmup, decay):
+    warmup = max(warmup, int(style == "inverse_sqrt"))
     s = schedule(style=style, warmup_tokens=warmup, wsd_decay_tokens=decay if style == "wsd" else 0)
     assert 0.0 <= lr_at(s, at, TOTAL) <= 1.0
     if at >= warmup:

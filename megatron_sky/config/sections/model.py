@@ -47,7 +47,9 @@ class ModelConfig(Section):
     )
     normalization: Literal["rmsnorm", "layernorm"] = Field("rmsnorm", description="Kind of the pre-norms.")
     norm_epsilon: float = Field(1e-6, gt=0, description="Constant added to the variance in a norm.")
-    activation: Literal["swiglu", "gelu"] = Field("swiglu", description="Feed-forward activation.")
+    activation: Literal["swiglu", "gelu", "gelu_exact"] = Field(
+        "swiglu", description="Feed-forward activation (gelu: its tanh form, as GPT-2; gelu_exact: by erf)."
+    )
     add_bias_linear: bool = Field(False, description="Biases in the linear layers.")
     tie_embeddings: bool = Field(False, description="One matrix for input embedding and output layer.")
     hidden_dropout: Fraction = Field(0.0, description="Dropout probability on residual branches and embeddings.")

@@ -50,7 +50,9 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """The learning rate as a pure function of consumed tokens."""
 
-    style: Literal["cosine", "linear", "constant", "wsd"] = Field("cosine", description="Shape after the warm-up.")
+    style: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = Field(
+        "cosine", description="Shape after the warm-up (inverse_sqrt: lr times the root of warmup_tokens / tokens)."
+    )
     lr: float = Field(description="Peak learning rate.", gt=0)
     min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the decay.")
     warmup_tokens: TokenCount = Field(0, description="Tokens of the linear warm-up from warmup_start_lr to lr.")
@@ -61,8 +63,10 @@ class ScheduleConfig(Section):
     wsd_decay_tokens: TokenCount = Field(
         0, description="wsd only: tokens of the final decay, which ends at decay_tokens; before it the rate is lr."
     )
-    wsd_decay_style: Literal["linear", "cosine", "sqrt", "exponential"] = Field(
-        "linear", description="wsd only: shape of the final decay (sqrt: 1 - sqrt of the fraction done)."
+    wsd_decay_style: Literal["linear", "cosine", "sqrt", "exponential", "halving"] = Field(
+        "linear",
+        description="wsd only: shape of the final decay (sqrt: 1 - sqrt of the fraction u done; exponential: by equal "
+        "factors; halving: 2^(1 - u) - 1, which Megatron-LM calls exponential).",
     )
 
 

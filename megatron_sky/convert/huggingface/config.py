@@ -107,7 +107,7 @@ def _gpt2_shape(model: ModelConfig) -> dict:
         "n_layer": model.num_layers,
         "n_head": model.num_attention_heads,
         "n_positions": model.seq_length,
-        "activation_function": _TANH_GELU[0],  # what megatron-core's fused bias and GELU computes
+        "activation_function": "gelu" if model.activation == "gelu_exact" else _TANH_GELU[0],
         "layer_norm_epsilon": model.norm_epsilon,
         "resid_pdrop": model.hidden_dropout,
         "embd_pdrop": model.hidden_dropout,
@@ -210,7 +210,7 @@ def _read_rope(reader: _Reader) -> tuple[object, dict | None]:
 
 
 def _read_gpt2(reader: _Reader) -> dict:
-    reader.demand("activation_function", _TANH_GELU, _TANH_GELU[0])
+    gelu = reader.demand("activation_function", (*_TANH_GELU, "gelu"), _TANH_GELU[0])
     reader.demand("scale_attn_weights", (True,), True)
     reader.demand("scale_attn_by_inverse_layer_idx", (False,), False)
     hidden = reader.count("n_embd", 768)
@@ -226,6 +226,6 @@ def _read_gpt2(reader: _Reader) -> dict:
         "attention_dropout": reader.get("attn_pdrop", 0.1),
         "position_embedding": "learned_absolute",
         "normalization": "layernorm",
-        "activation": "gelu",
+        "activation": "gelu" if gelu in _TANH_GELU else "gelu_exact",
         "add_bias_linear": True,
     }

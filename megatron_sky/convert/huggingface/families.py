@@ -70,7 +70,7 @@ def architecture_for(model: ModelConfig) -> str:
     gpt2 = {
         "position_embedding": "learned_absolute",
         "normalization": "layernorm",
-        "activation": "gelu",
+        "activation": "gelu_exact" if model.activation == "gelu_exact" else "gelu",
         "add_bias_linear": True,
         "query_groups": model.num_attention_heads,
         "head_size": model.hidden_size // model.num_attention_heads,

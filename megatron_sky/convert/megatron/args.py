@@ -61,8 +61,7 @@ def model_fields(args: dict, where: str) -> dict:
     bias = reader.get("add_bias_linear", True)
     if (reader.get("add_qkv_bias", False) or bias) != bias:
         raise CheckpointError(f"{where}: add_qkv_bias = True with add_bias_linear = False isn't supported")
-    if not swiglu and not reader.get("bias_gelu_fusion", True):
-        raise CheckpointError(f"{where}: bias_gelu_fusion = False: exact GELU isn't supported, only its tanh form")
+    gelu = "gelu" if bias and reader.get("bias_gelu_fusion", True) else "gelu_exact"  # only the fused one is by tanh
     return {
         "hidden_size": reader.get("hidden_size"),
         "ffn_hidden_size": reader.get("ffn_hidden_size"),
@@ -76,7 +75,7 @@ def model_fields(args: dict, where: str) -> dict:
         "rope_scaling": _rope_scaling(reader),
         "normalization": str(reader.get("normalization", "LayerNorm")).lower(),
         "norm_epsilon": args.get("norm_epsilon") or reader.get("layernorm_epsilon", 1e-5),
-        "activation": "swiglu" if swiglu else "gelu",
+        "activation": "swiglu" if swiglu else gelu,
         "add_bias_linear": bias,
         "tie_embeddings": not reader.get("untie_embeddings_and_output_weights", False),
         "hidden_dropout": reader.get("hidden_dropout", 0.0),

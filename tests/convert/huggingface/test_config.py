@@ -49,6 +49,13 @@ def test_what_is_written_reads_back(architecture, tmp_path):
         assert getattr(again, name) == getattr(model, name), name
 
 
+def test_gelu_by_erf_has_a_name_of_its_own(tmp_path):
+    model = ModelConfig.model_validate(MODELS[GPT2] | {"activation": "gelu_exact"})
+    config = build_config(model, architecture=GPT2, dtype="BF16", special_ids={}, kept=None)
+    assert config["activation_function"] == "gelu"
+    assert describe_model(Settings(json.loads(json.dumps(config)), None), tmp_path)[0].activation == "gelu_exact"
+
+
 def test_keys_that_say_nothing_of_the_weights_come_back():
     kept = Settings({"eos_token_id": 7, "hidden_size": 1, "torch_dtype": "float16", "note": "x"}, {"top_p": 0.9})
     model = ModelConfig.model_validate(MODELS[LLAMA])
@@ -76,7 +83,7 @@ def test_keys_that_say_nothing_of_the_weights_come_back():
         (LLAMA_CONFIG, {"rope_scaling": {"type": "linear"}}, "names no factor"),
         (LLAMA_CONFIG, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "no other values"),
         (LLAMA_CONFIG, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        (GPT2_CONFIG, {"activation_function": "gelu"}, "activation_function"),
+        (GPT2_CONFIG, {"activation_function": "relu"}, "activation_function"),
         (GPT2_CONFIG, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         (GPT2_CONFIG, {"n_embd": "16"}, "n_embd = '16': must be a whole number"),
         (GPT2_CONFIG, {"n_embd": True}, "n_embd = True: must be a whole number"),
