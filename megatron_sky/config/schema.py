@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from megatron_sky.config.sections.base import Section
 from megatron_sky.config.sections.data import (
     DataConfig,
+    MegatronOrder,
     Ramp,
     SourceConfig,
     TokenizerConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "Fp8Config",
     "KernelsConfig",
     "LoraConfig",
+    "MegatronOrder",
     "ModelConfig",
     "MonitorConfig",
     "OptimizerConfig",

@@ -216,7 +216,11 @@ def _sampling(config: Config) -> list[Problem]:
     """What megatron-core's own order does not know."""
     data = config.data
     if data.sampling != "megatron":
-        return []
+        fix = "set data.sampling=megatron, or leave it out"
+        return [
+            Problem(f"data.megatron.{key}", "has no effect with data.sampling=plan", fix, value)
+            for key, value in data.megatron.model_dump(exclude_defaults=True).items()
+        ]
     wanted = {
         "data.document_mask": data.document_mask or None,
         "data.mask_document_ends": data.mask_document_ends or None,
@@ -392,6 +396,9 @@ def _schedule(key: str, s: ScheduleConfig, tokens: int) -> list[Problem]:
                 s.warmup_tokens,
             )
         )
+    if s.style == "inverse_sqrt" and not s.warmup_tokens:
+        fix = "give a warm-up, whose end the decay is reckoned from"
+        problems.append(Problem(f"{key}.warmup_tokens", "must be above 0 with style=inverse_sqrt", fix, 0))
     if s.style == "wsd" and not 0 < s.wsd_decay_tokens <= max(end - s.warmup_tokens, 0):
         problems.append(
             Problem(

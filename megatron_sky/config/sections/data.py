@@ -1,8 +1,9 @@
 """What is read: the tokenizer, the training mixture and the validation sets."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megatron_sky.config.sections.base import FilePath, PairPrefix, Positive, Section
 from megatron_sky.config.units import IntervalField
@@ -36,6 +37,41 @@ class SourceConfig(Section):
     )
 
 
+class MegatronOrder(Section):
+    """sampling: megatron only: what else of Megatron-LM's arguments decides its order."""
+
+    split: str | None = Field(
+        None,
+        description="--split: parts of every source's documents for training, validation and test, as 969,30,1; "
+        "training takes the first. null: all documents.",
+    )
+    weights: Literal["given", "sizes"] = Field(
+        "given",
+        description="sizes: as --data-path without weights, a source weighs its number of sequences, and none is used "
+        "twice; given: the weights that stand at the sources.",
+    )
+    num_samples: Positive | None = Field(
+        None,
+        description="Samples for which Megatron-LM built its order: --train-samples, or --train-iters times "
+        "--global-batch-size; null: those of the run.",
+    )
+    surplus: float = Field(
+        0.005, ge=0, lt=1, description="--mid-level-dataset-surplus: what is built of a source beyond its share."
+    )
+
+    @field_validator("split")
+    @classmethod
+    def _one_to_three_parts(cls, split: str | None) -> str | None:
+        if split is None:
+            return None
+        number = r"\s*(\d+\.?\d*|\.\d+)\s*"
+        if not re.fullmatch(f"{number}([,/]{number}){{0,2}}", split, re.ASCII):
+            raise ValueError("must be one to three numbers with commas between them, as 969,30,1")
+        if float(re.split("[,/]", split)[0]) == 0:
+            raise ValueError("leaves no document for training: its first part must be above 0")
+        return split
+
+
 class DataConfig(Section):
     """The training mixture."""
 
@@ -61,6 +97,7 @@ class DataConfig(Section):
         description="plan: order by arithmetic, nothing built; megatron: the order of megatron-core's GPTDataset and "
         "BlendedDataset, for a run that must reproduce one.",
     )
+    megatron: MegatronOrder = Field(MegatronOrder(), description="What else decides the order of sampling: megatron.")
 
     allow_changed_files: bool = Field(
         False,

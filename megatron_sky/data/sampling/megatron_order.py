@@ -13,12 +13,15 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from megatron_sky.config.schema import DataConfig, Ramp
+from megatron_sky.config.schema import DataConfig, MegatronOrder, Ramp
 from megatron_sky.data.loader import Batch, PlannedSource, check_ids, make_batch
 from megatron_sky.data.sampling.mixture import SessionMixture, check_weights
 from megatron_sky.data.sampling.run_plan import check_sampling
 from megatron_sky.data.tokens.sources import OpenSource
 from megatron_sky.errors import ConfigError, Problem
+
+UNSAID = MegatronOrder().model_dump()
+"""What counted of `data.megatron` in a run that began before it was a part of the order."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ class MegatronTrainData:
         self.plan = MegatronPlan(
             self._dataset,
             [
-                _Source(name=source.name, num_tokens=opened.tokens.num_tokens)
-                for source, opened in zip(config.train, sources, strict=True)
+                _Source(name=source.name, num_tokens=num_tokens)
+                for source, num_tokens in zip(config.train, _tokens_used(self._dataset), strict=True)
             ],
             {
                 "sampling": "megatron",
@@ -110,6 +113,7 @@ class MegatronTrainData:
                     {"name": source.name, "weight": source.weight, "num_tokens": opened.tokens.num_tokens}
                     for source, opened in zip(config.train, sources, strict=True)
                 ],
+                **config.megatron.model_dump(),
             },
         )
 
@@ -135,6 +139,10 @@ def _changes(before: Mapping, now: Mapping) -> list[Problem]:
     before = {**now, **before}
     anew = "start a new run from the weights with checkpoint.init_from"
     rules = {
+        **{
+            (f"data.megatron.{key}", key): f"was {before.get(key, default)} when the run began"
+            for key, default in UNSAID.items()
+        },
         ("data.seed", "seed"): f"was {before['seed']} when the run began",
         ("model.seq_length", "seq_length"): f"was {before['seq_length']} when the run began",
         ("train.tokens", "total_samples"): f"makes {now['total_samples']:,} samples with these batch sizes, "
@@ -145,7 +153,7 @@ def _changes(before: Mapping, now: Mapping) -> list[Problem]:
     return [
         Problem(where, f"{rule}; megatron-core's order would be another", f"restore it, or {anew}")
         for (where, name), rule in rules.items()
-        if before[name] != now[name]
+        if before.get(name, UNSAID.get(name)) != now[name]
     ]
 
 
@@ -157,10 +165,14 @@ def _build(config: DataConfig, seq_length: int, vocab_size: int, total_samples: 
     weights = [source.weight for source in config.train if not isinstance(source.weight, Ramp)]
     assert len(weights) == len(config.train), "a ramp is refused with the recipe"
     blend = ([source.path for source in config.train], [float(weight) for weight in weights])
+    order = config.megatron
+    given = order.weights == "given" and len(config.train) > 1
     settings = GPTDatasetConfig(
         random_seed=config.seed,
         sequence_length=seq_length,
-        blend_per_split=[blend if len(config.train) > 1 else (blend[0], None), None, None],
+        blend=(blend[0], blend[1] if given else None),
+        split=order.split or "1,0,0",
+        mid_level_dataset_surplus=order.surplus,
         path_to_cache=cache if distributed.is_initialized() else None,
         tokenizer=SimpleNamespace(vocab_size=vocab_size, eod=vocab_size - 1, pad=-1, unique_identifiers={}),
         reset_position_ids=False,
@@ -168,4 +180,13 @@ def _build(config: DataConfig, seq_length: int, vocab_size: int, total_samples: 
         eod_mask_loss=False,
         create_attention_mask=False,
     )
-    return BlendedMegatronDatasetBuilder(GPTDataset, [total_samples, 0, 0], lambda: True, settings).build()[0]
+    assert settings.split_matrix is not None
+    settings.split_matrix = [settings.split_matrix[0], None, None]  # the other parts are not read
+    sizes = [order.num_samples or total_samples, 0, 0]
+    return BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, settings).build()[0]
+
+
+def _tokens_used(dataset) -> list[int]:
+    """Tokens of the documents that each source gives, those of `split` alone."""
+    levels = getattr(dataset, "datasets", [dataset])
+    return [int(np.sum(level.dataset.sequence_lengths[level.indices])) for level in levels]

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from megatron_sky.config.sections.data import DataConfig, Ramp, SourceConfig, ValidationConfig
+from megatron_sky.config.sections.data import DataConfig, MegatronOrder, Ramp, SourceConfig, ValidationConfig
 
 
 def sources(*names: str) -> list[dict]:
@@ -34,3 +34,23 @@ def test_weights(weight, expected):
 def test_what_is_no_weight(weight):
     with pytest.raises(ValidationError):
         SourceConfig.model_validate({"name": "a", "path": "x", "weight": weight})
+
+
+@pytest.mark.parametrize("split", ["969, 30, 1", "1", "99/1", ".9,.1", "100,0,0"])
+def test_a_split(split):
+    assert MegatronOrder(split=split).split == split
+
+
+@pytest.mark.parametrize(
+    ("split", "rule"),
+    [
+        ("0,1", "leaves no document for training"),
+        ("1,2,3,4", "one to three numbers"),
+        ("-1,2", "one to three numbers"),
+        ("", "one to three numbers"),
+        ("9" * 5 + "x", "one to three numbers"),
+    ],
+)
+def test_a_split_that_is_none(split, rule):
+    with pytest.raises(ValidationError, match=rule):
+        MegatronOrder(split=split)

@@ -1,17 +1,18 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from megatron_sky.config.schema import DataConfig
+from megatron_sky.config.schema import DataConfig, MegatronOrder
 from megatron_sky.data.loader import TrainData
 from megatron_sky.data.sampling.megatron_order import MegatronTrainData
 from megatron_sky.data.sampling.mixture import SessionMixture
 from megatron_sky.data.tokens.sources import open_source
 from megatron_sky.distributed import device
 from megatron_sky.errors import ConfigError, DataError
-from tests.data.helpers import write_pair
+from tests.data.helpers import megatron_datasets, write_pair
 
 SEQ = 8
 
@@ -99,3 +100,55 @@ def test_a_run_that_stepped_over_samples_goes_on_with_the_first(tmp_path, names)
 def test_an_id_beyond_the_vocabulary_is_told(tmp_path):
     with pytest.raises(DataError, match="must be in"):
         make(tmp_path, "ab", vocab_size=5000).read(np.arange(150))
+
+
+PARTS = {
+    "split": {"split": "60,30,10"},
+    "sizes": {"weights": "sizes"},
+    "split_sizes": {"split": "50,50", "weights": "sizes"},
+    "longer": {"num_samples": 400},
+    "surplus": {"surplus": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_else_decides_the_order(tmp_path, name):
+    """Against megatron-core's own builder, given what Megatron-LM gives it."""
+    part = MegatronOrder(**PARTS[name])
+    for prefix, start in (("a", 0), ("b", 5000)):
+        write_pair(tmp_path / prefix, [list(range(start + 10 * n, start + 10 * n + 10)) for n in range(60)])
+    given = tuple({"name": n, "path": str(tmp_path / n), "weight": w} for n, w in (("a", 3.0), ("b", 1.0)))
+    config = DataConfig(train=given, sampling="megatron", megatron=part)
+    samples = 60 if part.weights == "given" else 40
+    data = MegatronTrainData(
+        config, opened(config), seq_length=SEQ, vocab_size=6000, total_samples=samples, cache=tmp_path / "cache"
+    )
+    gpt, builder = megatron_datasets("gpt_dataset"), megatron_datasets("blended_megatron_dataset_builder")
+    settings = gpt.GPTDatasetConfig(
+        random_seed=1234,
+        sequence_length=SEQ,
+        blend=([str(tmp_path / "a"), str(tmp_path / "b")], [3.0, 1.0] if part.weights == "given" else None),
+        split=part.split or "100,0,0",
+        mid_level_dataset_surplus=part.surplus,
+        tokenizer=SimpleNamespace(vocab_size=6000, eod=5999, pad=-1, unique_identifiers={}),
+        **dict.fromkeys(
+            ("reset_position_ids", "reset_attention_mask", "eod_mask_loss", "create_attention_mask"), False
+        ),
+    )
+    sizes = [part.num_samples or samples, 8, 8]
+    theirs = builder.BlendedMegatronDatasetBuilder(gpt.GPTDataset, sizes, lambda: True, settings).build()[0]
+    assert torch.equal(data.read(range(samples)).tokens, torch.stack([theirs[n]["tokens"] for n in range(samples)]))
+    if part.split:
+        used = float(part.split.split(",")[0]) / 100
+        assert data.read(range(samples)).tokens.unique().numel() <= 2 * 600 * used
+        assert data.plan.epochs(samples)[0] == pytest.approx(data.plan.consumed(samples)[0] * SEQ / (600 * used - 1))
+
+
+def test_a_run_from_before_the_split_was_a_part_of_the_order(tmp_path):
+    """Its fingerprint says nothing of it, which is the default."""
+    first = make(tmp_path, "ab")
+    saved = {key: value for key, value in first.plan.fingerprint().items() if key not in MegatronOrder.model_fields}
+    assert first.continue_from(saved, 50) == ""
+    changed = make(tmp_path, "ab", change={"megatron": MegatronOrder(split="90,10")})
+    with pytest.raises(ConfigError, match=r"data\.megatron\.split: was None when the run began"):
+        changed.continue_from(saved, 50)
