@@ -10,6 +10,8 @@ from megatron_sky.migrate.arguments import Arguments, Untold, known
 
 Stage = tuple[int, int]  # (consumed tokens from which it holds, global batch size)
 RAMP, STEPS = "rampup-batch-size", "step-batch-size-schedule"
+RAMPS_NO_MORE = (0, 18)
+"""The first version of megatron-core that passes over --rampup-batch-size, with a warning."""
 NOT_THREE = Untold(f"--{RAMP} wants three values: START INCREMENT SAMPLES")
 
 
@@ -21,6 +23,8 @@ class Batch:
 
     @property
     def size(self) -> int:
+        if not self.args.has("global-batch-size") and self.args.has(STEPS):
+            return last_size(self.args)
         return self.args.number("global-batch-size", int)
 
     @property
@@ -54,16 +58,28 @@ def stages_of(args: Arguments, batch: Batch) -> list[Stage]:
     return (args.has(STEPS) and even_steps(args, batch)) or whole
 
 
+def last_size(args: Arguments) -> int:
+    """The batch that --step-batch-size-schedule ends with; newer versions take no --global-batch-size beside it."""
+    return _entries(args)[-1][1]
+
+
 def even_steps(args: Arguments, batch: Batch) -> list[Stage] | None:
     """The stages of --step-batch-size-schedule where they are even ones; None where they are not."""
+    stages = _entries(args)
+    growths = {(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(stages)}
+    return stages if len(growths) == 1 and stages[-1][1] == batch.size else None
+
+
+def _entries(args: Arguments) -> list[Stage]:
     parts = [known(STEPS, part) for part in args.several(STEPS, lambda text: text.replace(",", " ").split())]
     entries = [entry for part in parts for entry in part]
     try:
         stages = sorted((_count(tokens), _count(size)) for tokens, _, size in (text.partition(":") for text in entries))
     except ValueError:
         raise Untold(f"--{STEPS} {' '.join(entries)} is no list of TOKENS:SIZE") from None
-    growths = {(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(stages)}
-    return stages if len(growths) == 1 and stages[-1][1] == batch.size else None
+    if not stages:
+        raise Untold(f"--{STEPS} has no value")
+    return stages
 
 
 def tokens_of(iterations: int, stages: list[Stage], batch: Batch) -> int:

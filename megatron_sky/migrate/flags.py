@@ -3,6 +3,14 @@
 An argument that is in no table here is told as unknown: a newer one, or a model kind's own.
 """
 
+import re
+
+
+def _named(reasons: dict[str, str]) -> dict[str, str]:
+    """Name -> reason, of reasons with the names that they hold for."""
+    return {name: reason for reason, names in reasons.items() for name in names.split()}
+
+
 NO_EFFECT = {
     # name: why nothing is lost
     "use-mcore-models": "megatron-core's model is the only one",
@@ -113,7 +121,68 @@ NO_EFFECT = {
     "no-load-optim": "checkpoint.init_from loads weights alone",
     "no-load-rng": "checkpoint.init_from loads weights alone",
     "no-save-rng": "random numbers follow from seed and step, nothing is saved",
-}
+} | _named(
+    {
+        "the backend decides": """no-rope-fusion apply-rope-fusion masked-softmax-fusion bias-activation-fusion
+            bias-dropout-fusion persist-layer-norm memory-efficient-layer-norm fused-residual-rmsnorm
+            fused-single-qkv-rope cross-entropy-fusion-impl use-te-activation-func flash-attention-version
+            use-transformer-engine-op-fuser disable-jit-fuser use-grouped-gemm-for-dense-mlp mla-down-proj-fusion
+            no-gradient-reduce-div-fusion use-fused-weighted-squared-relu disable-bf16-reduced-precision-matmul
+            disable-parameter-transpose-cache keep-fp8-transpose-cache onnx-safe legacy-tokenizer""",
+        "megatron-core decides": """apply-query-key-layer-scaling async-tensor-model-parallel-allreduce
+            batch-p2p-* overlap-p2p-comm overlap-p2p-* deallocate-pipeline-outputs
+            defer-embedding-wgrad-compute wgrad-deferral-limit delay-wgrad-compute align-grad-reduce
+            no-align-grad-reduce no-scatter-gather-tensors-in-pipeline microbatch-group-size-*
+            variable-seq-lengths clone-scatter-output-in-embedding ddp-num-buckets
+            ddp-pad-buckets-for-high-nccl-busbw ddp-reduce-scatter-with-fp32-accumulation
+            suggested-communication-unit-size create-all-gather-group reuse-grad-buf-for-mxfp8-param-ag
+            tp-only-amax-red no-use-layer-wise-param-layout hierarchical-context-parallel-sizes
+            tensor-parallel-num-weight-shards""",
+        "only how ranks exchange tensors": """disable-gloo-process-groups use-gloo-process-groups use-nccl-ub
+            use-sharp sharp-enabled-group nccl-* high-priority-* disable-symmetric-registration symmetric-ar-type
+            pipeline-model-parallel-comm-backend use-tp-pp-dp-mapping tp-comm-* fake-process-group""",
+        "random numbers follow from seed and step": """te-rng-tracker use-te-rng-tracker
+            use-same-sampling-seed-across-dp-ranks""",
+        "is a graph for each layer (kernels.cuda_graphs)": """cuda-graph-* external-cuda-graph
+            optimizer-cuda-graph decode-only-cuda-graphs""",
+        "the tokenizer's file tells it": """tokenizer-* tiktoken-* vocab-extra-ids special-tokens
+            trust-remote-code use-tokenizer-model-from-checkpoint-args save-tokenizer-assets use-gigatoken
+            metadata-path null-tokenizer-* pad-vocab-size padded-vocab-size chat-template""",
+        "the saver decides": """async-strategy async-ckpt-* ckpt-fully-parallel-* ckpt-pg-tensors-cache-*
+            ckpt-drop-redundant-extra-state ckpt-load-validate-sharding-integrity dist-ckpt-* distrib-optim-*
+            fully-parallel-* stream-ckpt-dequant verify-integrity strict-fsdp-dtensor-load
+            load-main-params-from-ckpt""",
+        "megatron-sky convert does it": "ckpt-convert-* hetereogenous-dist-checkpoint bert-load ict-load",
+        "a recipe says what is kept and gone on with": """load-optim load-rng save-optim save-rng
+            save-config-filepath override-ckpt-iteration""",
+        "is not logged": """log-device-memory-used log-energy log-max-attention-logit log-memory-interval
+            log-l2-norm-grad-to-tensorboard log-runtime-to-tensorboard log-throughput-to-tensorboard memory-keys
+            throughput-window-size runtime-time-unit timers barrier-with-L1-time logging-level filter-warnings
+            modules-to-filter set-level-for-all-loggers indexer-log-interval otel-* app-tag-run-* one-logger-async
+            save-activations-interval save-dgrads-interval save-params-interval save-tokens-per-expert-interval
+            save-wgrads-interval dump-param-to-param-group-map result-rejected-tracker-filename test-mode""",
+        "slow ranks are always told (resilience.straggler_ratio)": "straggler-* disable-straggler-on-startup",
+        "see megatron-sky slurm submit: jobs requeue themselves": "adlr-autoresume-interval enable-ft-package "
+        "calc-ft-timeouts ft-num-warmup-iters run-workload-inspector-server",
+        "a rank that hangs is told with every thread's place": "flight-recorder-* distributed-timeout-seconds-*",
+        "profile writes the trace": """nvtx-ranges pytorch-profiler-* record-shapes use-nsys-profiler
+            memory-snapshot-path""",
+        "signals always save first": "exit-signal-handler-*",
+        "checks are the trainer's own (resilience)": """check-for-large-grads check-for-nan-in-loss
+            check-weight-hash-across-dp-replicas-interval gpu-sniff-test-interval error-injection-* fault-injector-*""",
+        "is Megatron-LM's own": """enable-msc disable-msc no-initialization enable-experimental
+            init-model-with-meta-device
+            perform-initialization params-dtype pipeline-dtype autocast-dtype enable-autocast grad-scale-func
+            no-sync-func grad-sync-func param-sync-func finalize-model-grads-func timers init-method
+            output-layer-init-method embedding-init-method manual-gc-eval disable-chunked-prefill
+            use-legacy-static-engine use-torch-optimizer-for-cpu-offload no-pin-cpu-grads no-pin-cpu-params
+            max-tokens-to-oom use-mamba-mem-eff-path cpu-offloading-context""",
+        "sampling is arithmetic, no index is built": "object-storage-cache-path",
+        "is of --same-order alone": "mid-level-dataset-surplus",
+        "documents hold no padding": "allow-ambiguous-pad-tokens",
+        "megatron-sky generate takes a checkpoint": "inference-*",
+    }
+)
 
 NO_COUNTERPART = {
     # name or prefix*: what is different without it
@@ -152,10 +221,8 @@ NO_COUNTERPART = {
     "loss-scale-window": "megatron-core's own value",
     "hysteresis": "megatron-core's own value",
     "fp16-lm-cross-entropy": "the cross-entropy is in fp32",
-    "split": "a file is one set: give validation.sets files of their own",
+    "split": "a file is one set: give validation.sets files of their own, or --same-order",
     "mock-data": "megatron-sky quickstart makes a corpus",
-    "data-args-path": "write the sources it lists into data.train",
-    "per-split-data-args-path": "write the sources it lists into data.train and validation.sets",
     "test-data-path": "megatron-sky eval evaluates a checkpoint",
     "reset-position-ids": "goes only together with reset-attention-mask (data.document_mask)",
     "reset-attention-mask": "goes only together with reset-position-ids (data.document_mask)",
@@ -180,22 +247,71 @@ NO_COUNTERPART = {
     "overlap-param-gather-with-optimizer-step": "parameters are gathered in the forward pass",
     "exit-interval": "see train.max_steps for the step to stop after",
     "iterations-to-skip": "see resilience.on_spike for steps to skip",
+    "persistent-save-interval": "every checkpoint stays until checkpoint.keep_last deletes it",
     "non-persistent-save-interval": "every checkpoint stays until checkpoint.keep_last deletes it",
     "inprocess-restart": "the launcher starts the run again",
     "fp4-format": "no 4-bit products",
+    "fp8": "is an older name of fp8-format",
     "fp8-margin": "scales have no margin",
     "fp8-dot-product-attention": "the attention core keeps dtype",
     "ckpt-step": "a run goes on from its last whole checkpoint",
-    "inference-*": "megatron-sky generate takes a checkpoint",
     "rl-*": "another training",
     "grpo-*": "another training",
     "vision-*": "another model",
     "yaml-cfg": "give the arguments themselves",
-}
+} | _named(
+    {
+        "another model": """activation-func* attention-output-gate glu-linear-offset gated-linear-unit
+            layernorm-zero-centered-gamma apply-wd-to-qk-layernorm fp32-residual-connection
+            experimental-attention-variant* dsa-* linear-attention-freq linear-key-head-dim linear-value-head-dim
+            linear-num-* linear-conv-* heterogeneous-* is-hybrid-model mhc-* enable-mhc-connections hash-*
+            engram-* mrope-section mscale mscale-all-dim qk-l2-norm qk-clip* qk-head-dim qk-pos-emb-head-dim
+            v-head-dim rope-type rotary-scaling-factor no-rope-freq relative-attention-* softmax-* window-attn-*
+            yarn-* no-yarn-* output-logit-dtype cache-mla-latents gdp-* use-mup mup-* embedding-init-method-std
+            num-moe-experts mlp-chunks-* output-bert-embeddings spec num-layers-in-* add-bias-linear""",
+        "another model: mixture of experts": """overlap-moe-* ep-overlap-* overlap-dispatch-* delay-offload-*
+            use-grouped-gemm-for-shared-expert""",
+        "another model: BERT, T5, retrieval or vision": """bert-* biencoder-* block-data-path dino-*
+            embedding-path evidence-data-path ict-head-size img-* indexer-batch-size iter-per-epoch
+            classes-fraction data-per-class-fraction mask-* num-channels num-classes patch-dim query-in-block-prob
+            retriever-* retro-* sample-rate short-seq-prob swin-* titles-data-path use-one-sent-docs
+            decoder-num-layers encoder-num-layers decoder-seq-length""",
+        "another optimizer: AdamW it is": "lion-* soap-* emerging-* adaptive-muon-* dist-muon",
+        "optimizer state is in fp32": "exp-avg-dtype exp-avg-sq-dtype main-grads-dtype main-params-dtype",
+        "optimizer state stays on the device": "optimizer-offload-fraction overlap-cpu-optimizer-d2h-h2d",
+        "activations stay on the device": """fine-grained-* min-offloaded-tensor-size activation-offload-fraction
+            delta-offload-* offload-modules cpu-offloading-*""",
+        "data parallelism is the distributed optimizer (ZeRO-1)": """fsdp-* megatron-fsdp-* torch-fsdp2-* gtp-*
+            outer-dp-sharding-strategy enable-full-sharding-in-hsdp ddp-param-name-patterns-* replication
+            replication-*""",
+        "8-bit products are of the linears alone (precision.fp8)": """fp8-* fp4 fp4-* te-precision-config-file
+            quant-recipe kitchen-* use-kitchen*""",
+        "is precision.fp8.first_last_layers_bf16, one layer at each end": "num-layers-at-start-in-bf16 "
+        "num-layers-at-end-in-bf16",
+        "weights are the same on all ranks, bit for bit": "batch-invariant-*",
+        "validation reads the files of validation.sets": """full-validation multiple-validation-sets
+            start-eval-at-iter eval-global-batch-size eval-micro-batch-size validation-set-names""",
+        "another training": """langrl-* perform-rl-step refit-method logits-load-* logits-save-*
+            num-speculative-tokens freeze-all-layers phase-transition-iterations sft-* distill-*
+            use-inference-optimized-layers enable-chunked-prefill flash-decode dataloader-inter-document-masking
+            per-dataset-sequences-path max-seqlen-per-dp-cp-rank hybrid-context-parallel dynamic-context-parallel""",
+        "weight decay is constant, none on norms and biases": "wd-incr-steps no-weight-decay-cond-type",
+        "every checkpoint stays until checkpoint.keep_last deletes it": "non-persistent-*",
+        "the launcher starts the run again": "inprocess-*",
+        "is an old name that newer versions refuse": """batch-size warmup model-parallel-size
+            checkpoint-activations lr-decay-steps lr-warmup-steps wsd-decay-steps
+            virtual-pipeline-model-parallel-size""",
+        "a batch must divide by micro batch x data-parallel size": "decrease-batch-size-if-needed",
+        "samples go to all ranks by their number": "no-data-sharding",
+        "activations are recomputed alike in all micro batches": "num-microbatches-with-partial-*",
+    }
+)
 
 
 def find(table: dict[str, str], name: str) -> str | None:
-    """The table's word on an argument, by its name or by a prefix."""
+    """The table's word on an argument, by its name or by a prefix; what turns one off has that one's."""
     if name in table:
         return table[name]
-    return next((why for key, why in table.items() if key.endswith("*") and name.startswith(key[:-1])), None)
+    family = next((why for key, why in table.items() if key.endswith("*") and name.startswith(key[:-1])), None)
+    turned_off = re.match("no-|disable-", name)
+    return find(table, name[turned_off.end() :]) if family is None and turned_off else family

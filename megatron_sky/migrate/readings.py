@@ -6,11 +6,11 @@ from megatron_sky.migrate.translation import TO_GIVE, Translation
 from megatron_sky.records import flattened
 
 
-def translate_script(script: Script) -> Translation:
+def translate_script(script: Script, *, same_order: bool = False, megatron: str | None = None) -> Translation:
     """Of a script whose conditions leave several readings: a key on which they differ is still to be given."""
-    done = translate(script.words)
+    done = translate(script.words, same_order=same_order, megatron=megatron)
     for words, why in script.readings:
-        other = translate(words)
+        other = translate(words, same_order=same_order, megatron=megatron)
         ours, theirs = flattened(done.recipe), flattened(other.recipe)
         for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) != theirs.get(key) and ours.get(key) != TO_GIVE:

@@ -8,42 +8,58 @@ value has to be reckoned with, or the script does not tell it, an `Untold` takes
 `TO_GIVE`, which no key accepts, so that it is not trained with a default that nobody asked for.
 """
 
-import re
 from collections.abc import Callable, Sequence
-from pathlib import PurePath
 
-from megatron_sky.migrate import flags
+from megatron_sky.migrate import flags, vocabulary
 from megatron_sky.migrate.arguments import (
-    NOT_COMPUTED,
-    VARIABLE,
     Arguments,
     Untold,
-    is_number,
     known,
     number_or_variable,
     split_launcher,
-    split_words,
 )
-from megatron_sky.migrate.batch import NOT_THREE, RAMP, STEPS, Batch, budget, decay_tokens, even_steps, span
+from megatron_sky.migrate.batch import (
+    NOT_THREE,
+    RAMP,
+    RAMPS_NO_MORE,
+    STEPS,
+    Batch,
+    budget,
+    decay_tokens,
+    even_steps,
+    span,
+)
+from megatron_sky.migrate.order import put_order
+from megatron_sky.migrate.sources import SPLIT_LISTS, sources_of, training_list, validation_list
 from megatron_sky.migrate.translation import TO_GIVE, Translation, Writer
 
 _LAUNCHER = ("nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port", "rdzv_id", "rdzv_backend")
 _LISTS = ("data-path", "train-data-path", "valid-data-path", "rampup-batch-size", "profile-ranks")
 
 
-def translate(words: Sequence[str]) -> Translation:
-    """The recipe that trains what `words`, a launch command or its arguments, would train."""
+def translate(words: Sequence[str], *, same_order: bool = False, megatron: str | None = None) -> Translation:
+    """The recipe that trains what `words`, a launch command or its arguments, would train.
+
+    `same_order`: on the same samples in the same order. `megatron`: the version of megatron-core that the command has,
+    as 0.16.1, where what its arguments mean depends on it.
+    """
     launcher, arguments = split_launcher(words)
     args, done = Arguments(arguments), Translation()
-    put = Writer(args, done).put
-    batch = Batch(args)
+    if megatron is not None and vocabulary.version_of(megatron) >= RAMPS_NO_MORE and RAMP in args.given:
+        given = " ".join([f"--{RAMP}", *args.given.pop(RAMP)])
+        done.no_effect.append(f"{given}: megatron-core {megatron} passes over it; see --{STEPS}")
+    writer = Writer(args, done)
+    put, batch = writer.put, Batch(args)
     _model(args, put, done)
+    vocabulary.put_size(args, writer, megatron)
     _parallel(args, put)
     _precision(args, put)
     _optimizer(args, put)
     _train(args, put, done, batch)
     _schedule(args, put, done, batch)
     _data(args, put, done, batch)
+    if same_order:
+        put_order(args, writer, done, batch)
     _run(args, put, done, batch)
     done.nodes, done.gpus_per_node = (number_or_variable(launcher, name) for name in ("nnodes", "nproc_per_node"))
     _sort_the_rest(args, done)
@@ -74,7 +90,10 @@ def _model(args: Arguments, put: Put, done: Translation) -> None:
     put("model.normalization", args.one("normalization", str.lower, "layernorm"), "normalization")
     epsilon = args.one("norm-epsilon", float, args.one("layernorm-epsilon", float, 1e-5))
     put("model.norm_epsilon", epsilon, "norm-epsilon", "layernorm-epsilon")
-    put("model.activation", "swiglu" if swiglu else "gelu", "swiglu")
+    by_tanh = not args.has("no-bias-gelu-fusion", "disable-bias-linear")  # only the fused GELU is
+    gelu = "gelu" if by_tanh else "gelu_exact"
+    sources = () if swiglu else ("no-bias-gelu-fusion", "disable-bias-linear")
+    put("model.activation", "swiglu" if swiglu else gelu, "swiglu", *sources)
     put("model.add_bias_linear", not args.has("disable-bias-linear"), "disable-bias-linear")
     untied = args.has("untie-embeddings-and-output-weights")
     put("model.tie_embeddings", not untied, "untie-embeddings-and-output-weights")
@@ -85,15 +104,6 @@ def _model(args: Arguments, put: Put, done: Translation) -> None:
     alone = args.one(*tensor) == 1
     rows = args.one(*multiple) if alone else lambda: args.number(*multiple) * args.number(*tensor)
     put("model.vocab_multiple", rows, multiple[0], tensor[0])
-    unknown = Untold("the tokenizer's number of tokens, without padding")
-    size = args.one("vocab-size", int, unknown)
-    put("model.vocab_size", size, "vocab-size")
-    if args.given.get("tokenizer-type") == ["NullTokenizer"] and not isinstance(size, Untold):
-        done.to_give.append(
-            f"model.vocab_size: is written as {size}, the tokens of a run with megatron-core 0.18 and newer, whose "
-            "NullTokenizer takes the last of them for the end of a document; up to 0.17 it adds one token for that, "
-            "so that such a run has one more: add 1 to go on with its checkpoints"
-        )
 
 
 def _ffn_hidden_size(hidden_size: int, swiglu: bool) -> int:
@@ -206,7 +216,8 @@ def _optimizer(args: Arguments, put: Put) -> None:
 
 def _train(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
     unknown = Untold("--global-batch-size is not given (micro batch x data-parallel size)")
-    put("train.global_batch_size", args.one("global-batch-size", int, unknown), "global-batch-size")
+    last = (lambda: batch.size) if args.has(STEPS) else unknown
+    put("train.global_batch_size", args.one("global-batch-size", int, last), "global-batch-size")
     put("train.micro_batch_size", args.one("micro-batch-size", int, 1), "micro-batch-size")
     seed = args.one("seed", int, 1234)
     put("train.seed", seed, "seed")
@@ -248,9 +259,13 @@ def _rampup(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
 
 def _schedule(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
     style = args.one("lr-decay-style", str.lower, "linear")
-    if isinstance(style, str) and "${" not in style and style not in ("constant", "linear", "cosine", "wsd"):
-        done.no_counterpart.append(f"--lr-decay-style {style}: the styles are constant, linear, cosine, wsd")
-        style = "cosine"
+    if isinstance(style, str) and "${" not in style:
+        style = style.replace("inverse-square-root", "inverse_sqrt")
+        if style not in ("constant", "linear", "cosine", "wsd", "inverse_sqrt"):
+            done.no_counterpart.append(
+                f"--lr-decay-style {style}: the styles are constant, linear, cosine, wsd, inverse-square-root"
+            )
+            style = "cosine"
     put("schedule.style", style, "lr-decay-style")
     put("schedule.lr", args.asked("lr", float), "lr")
     put("schedule.min_lr", args.one("min-lr", float, 0.0), "min-lr")
@@ -265,24 +280,24 @@ def _schedule(args: Arguments, put: Put, done: Translation, batch: Batch) -> Non
         put("schedule.warmup_tokens", lambda: round(args.number(fraction, float) * decay_tokens(args, batch)), fraction)
     else:
         put("schedule.warmup_tokens", (lambda: span(args, batch, *counted)) if args.has(*counted) else 0, *counted)
+    if style == "inverse_sqrt" and done.recipe["schedule"]["warmup_tokens"] == 0:
+        put("schedule.warmup_tokens", lambda: batch.seq_length, "lr-decay-style")  # Megatron-LM's counts from 1 sample
+        put("schedule.warmup_start_lr", args.asked("lr", float), "lr-decay-style")
     if style == "wsd" or "${" in str(style):
         counted = ("lr-wsd-decay-iters", "lr-wsd-decay-samples")
         if style == "wsd" or args.has(*counted):
             put("schedule.wsd_decay_tokens", lambda: span(args, batch, *counted), *counted)
-        shape = args.one("lr-wsd-decay-style", lambda text: text.replace("minus_sqrt", "sqrt"), "exponential")
+        names = {"minus_sqrt": "sqrt", "exponential": "halving"}
+        shape = args.one("lr-wsd-decay-style", lambda text: names.get(text, text), "halving")
         put("schedule.wsd_decay_style", shape, "lr-wsd-decay-style")
 
 
 def _data(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
-    name = "train-data-path" if args.has("train-data-path") else "data-path"
-    unknown = Untold("the sources, as {name: web, path: tokens/web, weight: 1.0}")
-    put("data.train", (lambda: _blend(name, args.values(name) or [])) if args.has(name) else unknown, name)
+    put("data.train", lambda: _training_sources(args), *_TRAINING_LISTS)
     if any(source["weight"] == TO_GIVE for source in done.recipe["data"]["train"] if isinstance(source, dict)):
         done.to_give.append("data.train: weights; without any, Megatron-LM's are the numbers of the sources' samples")
-    held_out = "valid-data-path"
-    if args.has(held_out):
-        sets = args.values(held_out) or []
-        put("validation.sets", lambda: [_set(source) for source in _blend(held_out, sets)], held_out)
+    if args.has("valid-data-path", SPLIT_LISTS):
+        put("validation.sets", lambda: _validation_sets(args), "valid-data-path", SPLIT_LISTS)
     if args.has("tokenizer-model"):
         put("tokenizer.path", args.one("tokenizer-model"), "tokenizer-model")
     if args.has("num-workers"):
@@ -302,40 +317,20 @@ def _steps(text: str) -> str:
     return f"{int(text)} steps"
 
 
-def _blend(flag: str, values: list[str]) -> list[dict]:
-    """Sources of `PREFIX...` or of `WEIGHT PREFIX WEIGHT PREFIX...`, each with a name of its own."""
-    words = [word for value in values for word in split_words(value)]  # a blend may come as one quoted text
-    given = f"--{flag} {' '.join(words)}"
-    if not words or re.search(NOT_COMPUTED, given):
-        raise Untold(f"{given} is not computed" if words else f"{given}has no value")
-    weights: Sequence[object] = words[::2]
-    paths = words[1::2]
-    open_ones = [bool(VARIABLE.fullmatch(weight)) for weight in words[::2]]
-    numbers = [is_number(weight) for weight in weights]
-    if len(words) % 2 or (not any(numbers) and not all(open_ones)):
-        weights, paths = [1.0 if len(words) == 1 else [*TO_GIVE] for _ in words], words
-    elif not any(numbers) or not all(a or b for a, b in zip(numbers, open_ones, strict=True)):
-        raise Untold(f"{given} may be weights and sources, or sources alone")
-    return [
-        {"name": name, "path": path, "weight": float(weight) if is_number(weight) else weight}
-        for name, path, weight in zip(_names(paths), paths, weights, strict=True)
-    ]
+_TRAINING_LISTS = ("train-data-path", "data-path", "data-args-path", SPLIT_LISTS)
 
 
-def _names(paths: list[str]) -> list[str]:
-    """Of each path its last part, in the letters that a source's name may have, none twice."""
-    names: list[str] = []
-    for path in paths:
-        base = re.sub(r"[^A-Za-z0-9_.-]", "_", PurePath(path).name).strip("_") or "text"
-        name, number = base, len(names)
-        while name in names:
-            name, number = f"{base}_{number}", number + 1
-        names.append(name)
-    return names
+def _training_sources(args: Arguments) -> list[dict]:
+    given = training_list(args)
+    if given is None:
+        raise Untold("the sources, as {name: web, path: tokens/web, weight: 1.0}")
+    return sources_of(*given)
 
 
-def _set(source: dict) -> dict:
-    return {"name": source["name"], "path": source["path"]}
+def _validation_sets(args: Arguments) -> list[dict]:
+    given = validation_list(args)
+    sets = [] if given is None else sources_of(*given)
+    return [{"name": source["name"], "path": source["path"]} for source in sets]
 
 
 def _run(args: Arguments, put: Put, done: Translation, batch: Batch) -> None:
@@ -401,7 +396,7 @@ def _sort_the_rest(args: Arguments, done: Translation) -> None:
         if name in args.used or name.replace("-", "_") in _LAUNCHER:
             continue
         shown = " ".join([f"--{name}", *values[:4]])
-        without = flags.find(flags.NO_COUNTERPART, name)
+        without = None if name in flags.NO_EFFECT else flags.find(flags.NO_COUNTERPART, name)
         needless = flags.find(flags.NO_EFFECT, name)
         if without is not None:
             done.no_counterpart.append(f"{shown}: {without}")

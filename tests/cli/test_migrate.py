@@ -40,3 +40,11 @@ def test_what_is_no_script(from_args, tmp_path):
     (tmp_path / "empty.sh").write_text("echo hello\n")
     code, _, err = from_args(tmp_path / "empty.sh")
     assert code == 2 and "starts no command" in err and "fix:" in err
+
+
+def test_the_same_order(from_args, tmp_path):
+    arguments = "--num-layers 2 --data-path d --train-iters 10 --tokenizer-type NullTokenizer --vocab-size 99"
+    code, out, _ = from_args(arguments, "--same-order", "--megatron", "0.16.1")
+    assert code == 0 and "sampling: megatron" in out and "split: 969,30,1" in out and "vocab_size: 100" in out
+    code, _, err = from_args(arguments, "--megatron", "new")
+    assert code == 2 and "--megatron new: is no version" in err and "fix: give one as 0.16.1" in err
