@@ -132,7 +132,6 @@ CASES: dict[str, Case] = {
     "no_clip": Case({"clip-grad": 0.0, "weight-decay": 0.0}),
     "adam": Case({"adam-beta1": 0.8, "adam-beta2": 0.9, "adam-eps": 1e-5}),
     "tp2": Case({"tensor-model-parallel-size": 2}, 2),
-    "tp2_sequence_parallel": Case({"tensor-model-parallel-size": 2, "sequence-parallel": True}, 2),
     "pp2": Case({"pipeline-model-parallel-size": 2}, 2),
     "pp2_vpp2": Case({"pipeline-model-parallel-size": 2, "num-layers-per-virtual-pipeline-stage": 1}, 2),
     "pp2_gpt2": Case(GPT2 | {"pipeline-model-parallel-size": 2}, 2),

@@ -91,11 +91,9 @@ def load(megatron: Path) -> None:
     from megatron.core.datasets import utils
 
     utils.compile_helpers = _nothing
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # its own checkpoints hold more than torch would load
     for name in ("megatron.training.training", "gpt_builders", "model_provider"):
         importlib.import_module(name)
-    from megatron_sky.checkpoint.writers import writers_queue
-
-    writers_queue()  # a save starts no process, which would load everything once more
 
 
 def run_ranks(script: Path, words: list[str], *, world_size: int, folder: Path) -> list[dict]:
@@ -123,6 +121,9 @@ def _rank(script: Path, words: list[str], facts: Path, log: Path) -> int:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
+    from megatron_sky.checkpoint.writers import writers_queue
+
+    writers_queue()  # of this rank alone; a save starts no process, which would load everything once more
     watch = Watch()
     code = run_script(script, words, watch)
     if not code and watch.facts and "loss" in watch.facts[0]:
