@@ -178,6 +178,12 @@ NO_EFFECT = {
             use-legacy-static-engine use-torch-optimizer-for-cpu-offload no-pin-cpu-grads no-pin-cpu-params
             max-tokens-to-oom use-mamba-mem-eff-path cpu-offloading-context""",
         "sampling is arithmetic, no index is built": "object-storage-cache-path",
+        "is of rotary positions alone": """use-rope-scaling rope-scaling-factor rotary-base rotary-percent
+            rotary-seq-len-interpolation-factor""",
+        "is of --group-query-attention alone": "num-query-groups",
+        "is of --fp16 alone": "initial-loss-scale",
+        "is of --profile alone": "profile-ranks profile-step-start",
+        "is of --wandb-project alone": "wandb-exp-name",
         "is of --same-order alone": "mid-level-dataset-surplus",
         "documents hold no padding": "allow-ambiguous-pad-tokens",
         "megatron-sky generate takes a checkpoint": "inference-*",

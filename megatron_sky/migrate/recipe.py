@@ -131,6 +131,8 @@ def _positions(args: Arguments, put: Put, done: Translation) -> None:
         done.no_counterpart.append(
             f"--rotary-percent {args.one('rotary-percent')}: another model unless it is 1.0, all of a head rotates"
         )
+    elif args.has("rotary-percent"):
+        done.no_effect.append(f"--rotary-percent {args.one('rotary-percent')}: all of a head rotates")
     if args.has("use-rope-scaling"):
         put("model.rope_scaling.kind", "llama3", "use-rope-scaling")
         put("model.rope_scaling.factor", args.one("rope-scaling-factor", float, 8.0), "rope-scaling-factor")
@@ -382,11 +384,14 @@ def _load(args: Arguments, done: Translation) -> None:
     starts_anew = args.has("finetune") or load != save
     source = args.one("pretrained-checkpoint") or (load if starts_anew else None)
     if source is None:
+        if args.has("finetune"):
+            done.no_effect.append("--finetune: is of --load alone")
         if load:
             done.no_effect.append(f"--load {load}: a run folder is gone on with from its last whole checkpoint")
         return
+    flag = "--pretrained-checkpoint" if args.has("pretrained-checkpoint") else "--load"
     done.no_counterpart.append(
-        f"--load {source}: its weights come in by `megatron-sky convert from-megatron {source} OUT` and "
+        f"{flag} {source}: its weights come in by `megatron-sky convert from-megatron {source} OUT` and "
         f"checkpoint.init_from: OUT; optimizer state does not"
     )
 
