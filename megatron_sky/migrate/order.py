@@ -21,6 +21,8 @@ def put_order(args: Arguments, writer: Writer, done: Translation, batch: Batch) 
         put("data.megatron.surplus", args.one("mid-level-dataset-surplus", float), "mid-level-dataset-surplus")
     if args.has("train-samples"):
         put("train.tokens", lambda: _whole_steps(args, batch), "train-samples")
+        if not args.has("lr-decay-samples"):  # the rate falls until the last sample, one that is left out too
+            put("schedule.decay_tokens", lambda: args.number("train-samples", int) * batch.seq_length, "train-samples")
     _without_weights(done)
     for key in ("document_mask", "mask_document_ends"):
         if done.recipe["data"].pop(key, None) is not None:
