@@ -1,4 +1,4 @@
-"""The main text of HTML pages: without menus, footers and advertisements; lists, tables and code blocks in lines.
+"""The main text of HTML pages: without menus, footers and advertisements; lists, tables and code blocks by lines.
 
 resiliparse is the default: some 20 times faster than trafilatura, and a link within a Chinese sentence stays in its
 line. Pages go through datatrove's sandbox, a process beside the task's, so that a page that takes for ever or brings
@@ -17,11 +17,15 @@ from datatrove.pipeline.extractors.base import BaseExtractor, ExtractorSandbox
 from megatron_sky.corpus.recipe import ExtractConfig
 from megatron_sky.corpus.stage import Stage
 
+_PLAIN_ITEM = re.compile(r"<li\b([^<>]*)>([^<>]*[^<>\s][^<>]*)</li\s*>", re.IGNORECASE)
 _BLANK = re.compile(r"[ \t]+(?=\n)|(?<=\n)\n+")
 
 
 class Resiliparse(BaseExtractor):
-    """datatrove's extractor over resiliparse."""
+    """datatrove's extractor over resiliparse.
+
+    It takes lists for menus, unless their items are paragraphs: items without a link are made such.
+    """
 
     name = "⛏ Resiliparse"
     _requires_dependencies = ("resiliparse",)
@@ -32,6 +36,7 @@ class Resiliparse(BaseExtractor):
     def extract(self, text: str) -> str:
         from resiliparse.extract.html2text import extract_plain_text
 
+        text = _PLAIN_ITEM.sub(r"<li\1><p>\2</p></li>", text)
         return str(extract_plain_text(text, main_content=True, alt_texts=False, noscript=False))
 
 

@@ -7,7 +7,8 @@ from megatron_sky.corpus.recipe import ExtractConfig
 PAGE = """<html><head><title>t</title><script>var x;</script></head><body>
 <nav><a href="/">Home</a></nav><main><article>
 <h1>桥的历史</h1><p>工匠用<a href="/stone">石头</a>把它建在河上，后来河水改了方向，人们便把它当作集市。</p>
-<pre>x = 1</pre><p>如今修复的工作已经开始，研究者希望在两年内完成，并且保留原来的样子。</p></article></main>
+<pre>x = 1</pre><ul><li>第一点是石头的来源</li><li class="x">second
+</li></ul></article></main>
 <footer>all rights reserved</footer></body></html>"""
 
 
@@ -15,7 +16,7 @@ def test_main_text_is_taken_and_a_link_stays_in_its_line(tmp_path, document):
     pages = [document(PAGE, is_html=True), document("<p>plain"), document("<html></html>", is_html=True)]
     kept = list(Extract(tmp_path, ExtractConfig(), True).run(pages))
     assert len(kept) == 2 and kept[1].text == "<p>plain"
-    assert "工匠用石头把它建在河上" in kept[0].text and "x = 1" in kept[0].text
+    assert all(part in kept[0].text for part in ("工匠用石头把它建在河上", "x = 1", "第一点", "second"))
     assert not any(word in kept[0].text for word in ("Home", "var x", "all rights"))
     assert read_stage(tmp_path, "extract")["web"].dropped["no_main_text"].documents == 1
 
