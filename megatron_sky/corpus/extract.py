@@ -17,14 +17,15 @@ from datatrove.pipeline.extractors.base import BaseExtractor, ExtractorSandbox
 from megatron_sky.corpus.recipe import ExtractConfig
 from megatron_sky.corpus.stage import Stage
 
-_PLAIN_ITEM = re.compile(r"<li\b([^<>]*)>([^<>]*[^<>\s][^<>]*)</li\s*>", re.IGNORECASE)
+_PLAIN_LIST = re.compile(r"<ul\b[^<>]*>((?:(?!<ul\b|<a\b|</ul).)*)</ul\s*>", re.IGNORECASE | re.DOTALL)
+_ITEM = re.compile(r"(</?)li\b", re.IGNORECASE)
 _BLANK = re.compile(r"[ \t]+(?=\n)|(?<=\n)\n+")
 
 
 class Resiliparse(BaseExtractor):
     """datatrove's extractor over resiliparse.
 
-    It takes lists for menus, unless their items are paragraphs: items without a link are made such.
+    It takes every list with bullets for a menu: one without links becomes paragraphs before.
     """
 
     name = "⛏ Resiliparse"
@@ -36,8 +37,13 @@ class Resiliparse(BaseExtractor):
     def extract(self, text: str) -> str:
         from resiliparse.extract.html2text import extract_plain_text
 
-        text = _PLAIN_ITEM.sub(r"<li\1><p>\2</p></li>", text)
+        text = _PLAIN_LIST.sub(_as_paragraphs, text)
         return str(extract_plain_text(text, main_content=True, alt_texts=False, noscript=False))
+
+
+def _as_paragraphs(match: re.Match[str]) -> str:
+    items = _ITEM.sub(r"\1p", match.group(1))
+    return f"<div>{items}</div>"
 
 
 def build_extractor(config: ExtractConfig) -> BaseExtractor:
