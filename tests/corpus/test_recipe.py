@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 
+from megatron_sky.config import dump_config
 from megatron_sky.corpus.recipe import load_corpus_recipe
 from megatron_sky.errors import ConfigError
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 GOOD = """
 out: built
 sources:
@@ -36,6 +40,15 @@ def test_all_problems_are_told_at_once_with_their_place(load):
     assert len(raised.value.problems) == 3
     assert "sources.0.kind" in message and "recipe.yaml:4" in message and "less than or equal to 5" in message
     assert "did you mean heuristics?" in message
+
+
+def test_the_full_recipe_is_valid_and_loads_back_equal(monkeypatch, tmp_path):
+    for name in ("CRAWL", "WIKI", "CODE", "BENCHMARKS"):
+        monkeypatch.setenv(name, "/data")
+    recipe = load_corpus_recipe([EXAMPLES / "skypile" / "corpus.yaml"])
+    (tmp_path / "again.yaml").write_text(dump_config(recipe), encoding="utf-8")
+    assert load_corpus_recipe([tmp_path / "again.yaml"]) == recipe
+    assert all(output.repeat <= 5 for output in recipe.outputs) and recipe.recurrence.partitions == 512
 
 
 def test_outputs_name_known_sources(load):
