@@ -5,6 +5,7 @@ and asks it for ranks, groups and the few collectives a run needs.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from megatron_sky.config.schema import ParallelConfig
+from megatron_sky.distributed import compat, seeding
 from megatron_sky.distributed import device as accelerator
-from megatron_sky.distributed import seeding
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.distributed.rendezvous import choose_interface, meet
 from megatron_sky.distributed.topology import Coordinates, Layout
@@ -225,9 +226,41 @@ def open_fake_context(parallel: ParallelConfig, rank: int, world_size: int) -> I
     device = accelerator.setup()
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
-        yield _make_groups(parallel, rank, 0, world_size, device, gloo_groups=False)
+        with _own_groups_alone(rank):
+            context = _make_groups(parallel, rank, 0, world_size, device, gloo_groups=False)
+        yield context
     finally:
         close_context()
+
+
+@contextlib.contextmanager
+def _own_groups_alone(rank: int) -> Iterator[None]:
+    """While megatron-core makes its groups, those without this rank are left out, and who is in which is kept.
+
+    Every rank takes part in making all groups, which a job that does not exist has no need of: of 16,384 ranks there
+    are 45,000, and a rehearsal makes them once for each rank that it looks at.
+    """
+    from megatron.core import parallel_state
+    from torch.distributed import GroupMember
+
+    create, members = parallel_state.create_group, parallel_state.generate_masked_orthogonal_rank_groups
+
+    def create_own(ranks=None, *args, **kwargs):
+        return create(ranks, *args, **kwargs) if ranks is None or rank in ranks else GroupMember.NON_GROUP_MEMBER
+
+    def kept(world_size, parallel_size, mask):
+        return _kept_members(members, world_size, tuple(parallel_size), tuple(mask))
+
+    compat.replace_members(parallel_state, create_group=create_own, generate_masked_orthogonal_rank_groups=kept)
+    try:
+        yield
+    finally:
+        compat.replace_members(parallel_state, create_group=create, generate_masked_orthogonal_rank_groups=members)
+
+
+@functools.lru_cache(maxsize=32)
+def _kept_members(members: Callable, world_size: int, parallel_size: tuple, mask: tuple) -> list:
+    return members(world_size, list(parallel_size), list(mask))
 
 
 def close_context() -> None:

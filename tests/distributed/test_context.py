@@ -78,3 +78,23 @@ def test_of_two_chunks_the_first_holds_the_embedding_and_the_last_the_output(ran
     first, last = ranks(2, places, {"pp_size": 2, "vpp_size": 2})
     assert (first["first"], first["last"]) == ([True, False], [False, False])
     assert (last["first"], last["last"]) == ([False, False], [False, True])
+
+
+def fake_groups(info) -> tuple:
+    from megatron.core import parallel_state
+    from torch.distributed import distributed_c10d, get_process_group_ranks
+
+    from megatron_sky.config.schema import ParallelConfig
+    from megatron_sky.distributed.context import open_fake_context
+
+    create = parallel_state.create_group
+    with open_fake_context(ParallelConfig(tp_size=2, pp_size=2), 5, 16) as context:
+        groups = (context.tp_group, context.pp_group, context.dp_cp_group)
+        members = [get_process_group_ranks(group) for group in groups]
+        number = len(distributed_c10d._world.pg_map)
+    return members, number, parallel_state.create_group is create
+
+
+def test_a_job_that_does_not_exist_has_this_ranks_groups_alone(ranks):
+    ((members, number, restored),) = ranks(1, fake_groups)
+    assert members == [[4, 5], [5, 13], [1, 3, 5, 7]] and number < 30 and restored
