@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, replace
 
 HOUR = 3600.0
-_LEAST_TRAINED = 0.05
+LEAST_TRAINED = 0.05
 """Of the time, where a job still gets on."""
 
 
@@ -35,11 +35,11 @@ def too_often(r: Reliability) -> str:
     """Why next to nothing trains: failures come faster than restarts and checkpoints end. Empty: enough does."""
     stopped = r.restart_seconds + r.checkpoint_stall_seconds
     # more than e^(-stopped / M) of the time can't train: said first, as what is exact overflows far beyond it
-    if stopped <= -math.log(_LEAST_TRAINED) * r.job_mtbf_seconds and goodput(best_interval(r), r) >= _LEAST_TRAINED:
+    if stopped <= -math.log(LEAST_TRAINED) * r.job_mtbf_seconds and goodput(best_interval(r), r) >= LEAST_TRAINED:
         return ""
     return (
         f"one of {r.num_nodes:,} nodes fails every {r.job_mtbf_seconds:,.0f} s, and a restart and a checkpoint take "
-        f"{stopped:,.0f} s: less than {_LEAST_TRAINED:.0%} of the time would train"
+        f"{stopped:,.0f} s: less than {LEAST_TRAINED:.0%} of the time would train"
     )
 
 

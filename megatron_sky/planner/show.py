@@ -9,6 +9,7 @@ from megatron_sky.errors import Problem
 from megatron_sky.planner.forecast import Forecast, usable_bytes
 from megatron_sky.planner.goodput import (
     HOUR,
+    LEAST_TRAINED,
     Reliability,
     best_interval,
     goodput,
@@ -164,8 +165,14 @@ def goodput_lines(forecast: Forecast, r: Reliability, tokens: int) -> list[str]:
         f"for {format_count(tokens)} tokens in place of {forecast.days(tokens):.1f}",
         "spares      nodes, share of time that trains, share for all nodes paid for (played through)",
     ]
-    for number, trained, paid in spares:
+    shown = [row for row in spares if row[1] >= LEAST_TRAINED]
+    if len(shown) < len(spares):
+        fewest = f"with at least {shown[0][0]}" if shown else f"even with {spares[-1][0]}"
+        lines.append(f"  {fewest} spare nodes {'' if shown else 'less than '}{LEAST_TRAINED:.0%} of the time trains")
+    for number, trained, paid in shown:
         lines.append(f"  {number:6}{trained:10.1%}{paid:10.1%}{'   worth having' if number == worth else ''}")
+    if worth == spares[-1][0] and shown:
+        lines.append("  more spare nodes would help further: nodes fail about as fast as they are repaired")
     return lines
 
 

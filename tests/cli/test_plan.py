@@ -64,6 +64,13 @@ def test_goodput(plan, skywork_file):
     assert int(re.search(r"checkpoint.interval: (\d+) steps", shown)[1]) > 10
 
 
+def test_too_few_spares_are_no_rows(plan, skywork_file):
+    arguments = (skywork_file, "--gpus", 512, "--gpu", "a800", "--goodput", "--explain", "pp2", "--node-mtbf-hours", 16)
+    shown = plan(*arguments)
+    assert re.search(r"with at least \d+ spare nodes 5% of the time trains", shown) and "would help further" in shown
+    assert min(float(share) for share in re.findall(r"^ +\d+ +([\d.]+)% +[\d.]+%", shown, re.M)) >= 5
+
+
 def test_check(plan):
     shown = plan("--check")
     assert "sky-skywork-dp256-pp2" in shown and re.search(r"^all +339", shown, re.M)
