@@ -31,7 +31,7 @@ def tuned(kept, ranks, recipe, corpus):
     if "run" not in kept:
         write_samples(folder, corpus / "tokenizer.model")
         exact = ["model.vocab_size=703", "model.vocab_multiple=1"]
-        train_base(ranks, recipe, folder / "base", *exact)
+        train_base(ranks, recipe, folder / "base", *exact, "tokenizer.path=null")  # the corpus's has 700
         config = recipe(*settings(folder, folder / "base", folder / "lora"), *exact, *LORA)
         numbers = ranks(1, run_training, dump_config(config))[0]
         kept["run"] = open_source(folder / "base").folder, next((folder / "lora/checkpoints").iterdir()), numbers[-1][0]
