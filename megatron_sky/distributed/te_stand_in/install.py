@@ -70,9 +70,10 @@ def _keep_norms_as_they_are() -> None:
 
 
 def forget() -> None:
-    """Between two rehearsals of a process: buffers of the one before are not the next one's."""
+    """Between two rehearsals of a process: buffers, scales and groups of the one before are not the next one's."""
     from transformer_engine.pytorch.module import base
 
+    base.FP8GlobalStateManager.reset()
     if base._ub_communicators is not None:
         base.destroy_ub()
 
