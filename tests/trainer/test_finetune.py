@@ -104,3 +104,19 @@ def test_the_best_checkpoint_is_kept(tuned):
     assert best["loss"] == min(losses.values()) and losses[best["step"]] == best["loss"]
     kept = {path.name for path in (folder / "checkpoints").glob("step_*")}
     assert kept == {best["checkpoint"], f"step_{STEPS:07d}"}
+
+
+@pytest.mark.slow
+def test_a_hugging_face_folder_is_a_base_too(tuned, ranks, recipe, tmp_path):
+    """Without rows that pad the vocabulary, which such a folder has not, and which take part in the softmax."""
+    from megatron_sky.convert.huggingface.folder import write_hf
+    from megatron_sky.convert.sources import open_source
+
+    exact = ["model.vocab_size=703", "model.vocab_multiple=1"]
+    train_base(ranks, recipe, tmp_path / "base", *exact, "tokenizer.path=null")
+    write_hf(open_source(tmp_path / "base"), tmp_path / "hf")
+    two = [*exact, "train.max_steps=2"]
+    _, native = tuned("from_native", f"finetune.base={tmp_path / 'base'}", *two)
+    folder, got = tuned("from_hf", f"finetune.base={tmp_path / 'hf'}", *two)
+    assert got == native
+    assert read_description(folder / "base").layout.startswith("converted from a Hugging Face folder")
