@@ -136,13 +136,10 @@ class MegatronTrainData:
 
 def _changes(before: Mapping, now: Mapping) -> list[Problem]:
     """What of a run's order is not as it began. Of a run that Megatron-LM began, its checkpoint does not say all."""
-    before = {**now, **before}
+    before = {**now, **(UNSAID if "sources" in before else {}), **before}
     anew = "start a new run from the weights with checkpoint.init_from"
     rules = {
-        **{
-            (f"data.megatron.{key}", key): f"was {before.get(key, default)} when the run began"
-            for key, default in UNSAID.items()
-        },
+        **{(f"data.megatron.{key}", key): f"was {before[key]} when the run began" for key in UNSAID},
         ("data.seed", "seed"): f"was {before['seed']} when the run began",
         ("model.seq_length", "seq_length"): f"was {before['seq_length']} when the run began",
         ("train.tokens", "total_samples"): f"makes {now['total_samples']:,} samples with these batch sizes, "
@@ -153,7 +150,7 @@ def _changes(before: Mapping, now: Mapping) -> list[Problem]:
     return [
         Problem(where, f"{rule}; megatron-core's order would be another", f"restore it, or {anew}")
         for (where, name), rule in rules.items()
-        if before.get(name, UNSAID.get(name)) != now[name]
+        if before[name] != now[name]
     ]
 
 
