@@ -110,6 +110,7 @@ def _prepare(recipe: CorpusRecipe, folder: Path) -> Plan:
 
 
 def _passes(recipe: CorpusRecipe, plan: Plan, folder: Path) -> "list[Pass]":
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when it is imported: the screen has a line for each pass
     from megatron_sky.corpus.passes import build_passes
 
     return build_passes(recipe, plan, folder)
