@@ -162,8 +162,8 @@ def test_what_can_not_be_asked_is_said(native, ranks, folder, tmp_path):
         evaluate_tasks([str(native("tp2"))], ["sums_choice"], include_path=folder, out=tmp_path / "file/out")
     with pytest.raises(ConfigError, match="--include-path"):
         evaluate_tasks([str(native("tp2"))], ["sums_choice"], include_path=tmp_path / "none")
-    with pytest.raises(AssertionError, match=r"generation_kwargs: not known here: top_p=0\.9"):
-        ranks(1, texts_in_a_rank, str(native("tp2")), ["a"], {"top_p": 0.9})
+    with pytest.raises(AssertionError, match=r"generation_kwargs: not known here: watermark=1"):
+        ranks(1, texts_in_a_rank, str(native("tp2")), ["a"], {"watermark": 1})
 
 
 @pytest.mark.parametrize(
