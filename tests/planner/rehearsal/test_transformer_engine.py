@@ -5,13 +5,10 @@ It needs `pip install "megatron-sky[te-rehearsal]"`, and skips without.
 
 import pytest
 
-from megatron_sky.distributed.machine import Machine
 from megatron_sky.errors import ConfigError, RunError
-from megatron_sky.model.backends.support import machine_problems
 from megatron_sky.planner.rehearsal import Rehearsal, process, rehearse
 from megatron_sky.versions import installed
 from tests.planner.rehearsal.jobs import rehearse_layouts, tiny
-from tests.planner.rehearsal.te_facts import CAPABILITIES, RECIPES, facts
 
 pytestmark = [
     pytest.mark.te,
@@ -115,30 +112,3 @@ def test_packed_documents_make_the_cpu_wait_where_rotary_positions_are_not_fused
 def test_recorded_graphs_are_refused():
     with pytest.raises(ConfigError, match=r"kernels\.cuda_graphs = True: can't be rehearsed"):
         process.choose_backend(tiny(TE, "kernels.cuda_graphs=true"))
-
-
-def test_the_sharded_state_is_the_torch_backend_s():
-    te, torch = (facts()["sharded"][backend] for backend in ("te", "torch"))
-
-    def tensors(state: dict) -> dict:
-        return {name: entry for name, entry in state.items() if "_extra_state" not in name}
-
-    assert tensors(te) == tensors(torch) and len(tensors(te)) > 5
-    assert set(torch) <= set(te), "what else Transformer Engine has are extra states, which loading passes over"
-
-
-def test_calls_of_our_own_fit_the_installed_version():
-    assert facts()["calls"] == []
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
-def test_recipes_are_refused_as_transformer_engine_refuses_them(capability):
-    """By our own message before a run, and by no other recipe."""
-    machine = Machine("a GPU", capability, "2.13", "13.0", installed("transformer-engine"), 13, True)
-    refused = set()
-    for recipe in RECIPES:
-        config = tiny(TE, f"precision.fp8={recipe}")
-        problems = machine_problems(machine, "te", precision=config.precision, kernels=config.kernels)
-        assert all("needs a" in problem.rule and problem.fix for problem in problems)
-        refused |= {recipe} if problems else set()
-    assert refused == facts()["refused"][capability]
