@@ -143,8 +143,8 @@ NO_EFFECT = {
             pipeline-model-parallel-comm-backend use-tp-pp-dp-mapping tp-comm-* fake-process-group""",
         "random numbers follow from seed and step": """te-rng-tracker use-te-rng-tracker
             use-same-sampling-seed-across-dp-ranks""",
-        "is a graph for each layer (kernels.cuda_graphs)": """cuda-graph-* external-cuda-graph
-            optimizer-cuda-graph decode-only-cuda-graphs""",
+        "is a graph for each layer (kernels.cuda_graphs)": """external-cuda-graph optimizer-cuda-graph
+            decode-only-cuda-graphs cuda-graph-*""",
         "the tokenizer's file tells it": """tokenizer-* tiktoken-* vocab-extra-ids special-tokens
             trust-remote-code use-tokenizer-model-from-checkpoint-args save-tokenizer-assets use-gigatoken
             metadata-path null-tokenizer-* pad-vocab-size padded-vocab-size chat-template""",

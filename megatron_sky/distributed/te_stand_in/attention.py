@@ -28,8 +28,8 @@ class Attention:
             kind, head_sizes, dropout = first.qkv_dtype, (first.head_dim_qk, first.head_dim_v), first.dropout
             chosen = self._choose(kind, first.qkv_layout, head_sizes, dropout)
             return chosen, "" if chosen == self._backends.NVTE_F16_arbitrary_seqlen else "the sizes do not fit"
-        kind, _, layout, _, _, _, dropout, _, _, _, _, *head_sizes = rest[:13]
-        return self._choose(kind, layout, head_sizes, dropout)
+        kind, _, layout, _, _, _, dropout, _, _, _, _, *sizes = rest[:13]
+        return self._choose(kind, layout, tuple(sizes), dropout)
 
     def _choose(self, kind, layout, head_sizes, dropout: float):
         widest = 256 if self._capability[0] == 9 else 128
