@@ -67,7 +67,7 @@ def test_large_recipes_run():
 
 @pytest.mark.te
 @pytest.mark.slow
-@pytest.mark.skipif(installed("transformer-engine") is None, reason="needs te-rehearsal")
+@pytest.mark.skipif(any(installed(name) is None for name in process._TE_PACKAGES), reason="needs te-rehearsal")
 def test_recipes_for_transformer_engine_run():
     rehearse_examples(WITH_TE)
 

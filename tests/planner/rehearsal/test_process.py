@@ -130,6 +130,12 @@ def test_without_transformer_engine_its_extra_is_named(monkeypatch):
         assert 'fix: pip install "megatron-sky[te-rehearsal]"' in str(caught.value)
 
 
+def test_what_of_the_extra_is_lacking_is_told(monkeypatch):
+    monkeypatch.setattr(process, "installed", lambda name: None if name == "onnxscript" else "2.20")
+    with pytest.raises(ConfigError, match="needs onnxscript to be rehearsed"):
+        rehearse(tiny("model.backend=te"), 1, 0)
+
+
 def test_an_open_choice_is_the_torch_backend_s_where_it_can(monkeypatch):
     monkeypatch.setattr(process, "installed", lambda name: "2.20")
     assert process.choose_backend(tiny()) == process.choose_backend(tiny("precision.fp8=delayed")) == "torch"
