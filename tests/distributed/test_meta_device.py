@@ -1,9 +1,14 @@
 """Which of torch's kernels a GPU would take for attention: flash, the one that knows masks, or whole scores."""
 
+import ast
+import importlib.util
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
 
-from megatron_sky.distributed import meta_device
+from megatron_sky.distributed import cpu_emulation, meta_device
 from megatron_sky.planner.rehearsal.ledger import Ledger
 
 
@@ -32,3 +37,26 @@ def test_the_kernel_that_a_gpu_takes(dtype, heads, groups, size, masked, kernel)
         out.sum().backward()
     assert kernel in {name for _, (name, *_) in ledger.operations}
     assert k.grad.shape == k.shape
+
+
+def calls_of(module: str) -> list[ast.Call]:
+    """megatron-core's calls `module.function(...)`."""
+    spec = importlib.util.find_spec("megatron.core")
+    assert spec is not None and spec.origin is not None
+    calls = []
+    for path in Path(spec.origin).parent.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if f"{module}." in text else ():
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(f"{module}."):
+                calls.append(node)
+    return calls
+
+
+@pytest.mark.parametrize("kernels", [cpu_emulation.WeightGradients, meta_device._weight_gradients(Ledger())])
+def test_what_stands_in_for_apex_has_what_megatron_core_calls(kernels):
+    """apex itself is not held to it: it can't be built without CUDA."""
+    calls = calls_of("fused_weight_gradient_mlp_cuda")
+    assert len(calls) > 1
+    for call in calls:
+        function = getattr(kernels, ast.unparse(call.func).rpartition(".")[2])
+        inspect.signature(function).bind(*call.args, **{word.arg: word.value for word in call.keywords})

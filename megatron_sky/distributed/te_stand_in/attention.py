@@ -45,7 +45,7 @@ class Attention:
         out = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device="meta")
         batch, heads = self._count("flash_attention", _FORWARD, layout, query, key, max_seqlen_q, max_seqlen_kv)
         rows = (query.shape[0], heads, 1) if query.dim() == 3 else (batch, heads, max_seqlen_q, 1)
-        statistics = torch.empty(rows if is_training else 0, dtype=torch.float32, device="meta")
+        statistics = torch.empty(rows, dtype=torch.float32, device="meta")  # in validation too, for CP
         return [out, statistics, torch.empty(2, dtype=torch.int64, device="meta")]
 
     def fused_attn_bwd(self, max_seqlen_q, max_seqlen_kv, attn_scale, p_dropout, set_zero, layout, *rest):

@@ -5,10 +5,13 @@ It needs `pip install "megatron-sky[te-rehearsal]"`, and skips without.
 
 import pytest
 
+from megatron_sky.distributed.machine import Machine
 from megatron_sky.errors import ConfigError, RunError
+from megatron_sky.model.backends.support import machine_problems
 from megatron_sky.planner.rehearsal import Rehearsal, process, rehearse
 from megatron_sky.versions import installed
 from tests.planner.rehearsal.jobs import rehearse_layouts, tiny
+from tests.planner.rehearsal.te_facts import CAPABILITIES, MODELS, RECIPES, facts
 
 pytestmark = [
     pytest.mark.te,
@@ -32,7 +35,7 @@ MORE: dict[str, tuple[int, list[str]]] = {
     "cp2, validation": (4, ["parallel.cp_size=2", "parallel.pp_size=2", "validation.sets=[{name: a, path: /nowhere}]"]),
     "fp32": (2, ["precision.dtype=fp32"]),
     "fp16": (2, ["precision.dtype=fp16"]),
-    "blockwise": (2, [*TP2_SP, "precision.fp8=blockwise"]),
+    "blockwise": (2, [*TP2_SP, "model.hidden_size=256", "precision.fp8=blockwise"]),
     "mxfp8": (2, [*TP2_SP, "precision.fp8=mxfp8"]),
     "gathered, delayed": (2, ["precision.fp8={recipe: delayed, param_gather: true}"]),
     "gathered, blockwise": (2, ["precision.fp8={recipe: blockwise, param_gather: true}"]),
@@ -112,3 +115,46 @@ def test_packed_documents_make_the_cpu_wait_where_rotary_positions_are_not_fused
 def test_recorded_graphs_are_refused():
     with pytest.raises(ConfigError, match=r"kernels\.cuda_graphs = True: can't be rehearsed"):
         process.choose_backend(tiny(TE, "kernels.cuda_graphs=true"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_sharded_state_is_the_torch_backend_s(model):
+    te, torch = (facts()["sharded"][model][backend] for backend in ("te", "torch"))
+
+    def tensors(state: dict) -> dict:
+        return {name: entry for name, entry in state.items() if "_extra_state" not in name}
+
+    assert tensors(te) == tensors(torch) and len(tensors(te)) > 5
+    assert set(torch) <= set(te), "what else Transformer Engine has are extra states, which loading passes over"
+
+
+def test_names_of_our_own_are_there_in_the_installed_version():
+    asked = facts()["names"]
+    for name in (
+        "megatron.core.extensions.transformer_engine.TENorm",
+        "transformer_engine.pytorch.module.base.initialize_ub",
+        "transformer_engine.pytorch.module.base.destroy_ub",
+        "transformer_engine.pytorch.optimizers",
+    ):
+        assert name in asked
+    assert facts()["lacking"] == []
+
+
+@pytest.mark.parametrize("fp8", [None, *RECIPES])
+def test_our_call_for_user_buffers_fits_the_installed_version(fp8):
+    """A wrong keyword would have failed already."""
+    assert set(facts()["buffers"][fp8]) == {"shape", "tp_size", "bootstrap_backend", "quantization_modes"}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+def test_recipes_are_refused_as_transformer_engine_refuses_them(capability):
+    """By our own message before a run, and by no other recipe."""
+    te = installed("transformer-engine")
+    machine = Machine("a GPU", capability, torch="2.13", cuda_version="13.0", te=te, te_cuda=13, apex=True)
+    refused = set()
+    for recipe in RECIPES:
+        config = tiny(TE, f"precision.fp8={recipe}")
+        problems = machine_problems(machine, "te", precision=config.precision, kernels=config.kernels)
+        assert all("needs a" in problem.rule and problem.fix for problem in problems)
+        refused |= {recipe} if problems else set()
+    assert refused == facts()["refused"][capability]
