@@ -39,7 +39,7 @@ EXTRAS = {
     "crawl": [  # `corpus build`: the engine, and what reads crawl files and pages
         "datatrove>=0.9,<0.11",
         "orjson>=3.9,<4",
-        "regex>=2023.6.3",  # the engine imports it without declaring it
+        "regex>=2023.6.3,<2028",  # the engine imports it without declaring it
         "warcio>=1.7.4,<2",
         "resiliparse>=0.15,<3",
         "trafilatura>=1.8,<1.12",  # of datatrove's own range

@@ -59,7 +59,9 @@ def test_closed_forms_are_the_programs(make_config, names):
         assert closed.gradients == rehearsed.state["gradients"], name
         # A rank's share of the optimizer is in pieces, each rounded up to the allocator's 512 bytes.
         assert closed.optimizer == pytest.approx(rehearsed.state["optimizer"], abs=64 << 10), name
-        made = rehearsed.peaks["forward and backward"] - sum(rehearsed.state.values())
+        # What a pass leaves behind for the next, as tensor parallelism's buffers, is among the closed forms' parts.
+        kept = sum(rehearsed.state[part] for part in ("weights", "gradients", "optimizer"))
+        made = rehearsed.peaks["forward and backward"] - kept
         mine = closed.activations + closed.logits + closed.working
         assert mine == pytest.approx(made, rel=0.01), name
 
