@@ -53,6 +53,7 @@ FP8, FP16, ROPE = "precision.fp8.recipe=delayed", "precision.dtype=fp16", "model
 RAMP = "train.batch_rampup={start_size: 2, increment: 2, tokens: 4096}"
 WSD = "schedule.style=wsd schedule.wsd_decay_tokens=9728"
 WANDB = "monitor.wandb={project: p}"
+MEGATRON = "data.sampling=megatron"
 TWO = (
     "sessions=[{name: a, tokens: 768}, {name: b, tokens: 4096, weights: {en_web: 1.0}, start: weights}] "
     "train.tokens=4864"
@@ -94,6 +95,10 @@ EDITS = {
     "data.document_mask": moves("data.document_mask=true"),
     "data.mask_document_ends": moves("data.mask_document_ends=true"),
     "data.sampling": refused("data.sampling=megatron", 2),
+    "data.megatron.split": refused("data.megatron.split=98,1,1", 2, before=MEGATRON),
+    "data.megatron.weights": refused("data.megatron.weights=sizes", 2, before=MEGATRON),
+    "data.megatron.num_samples": refused("data.megatron.num_samples=5000", 2, before=MEGATRON),
+    "data.megatron.surplus": refused("data.megatron.surplus=0.1", 2, before=MEGATRON),
     "data.allow_changed_files": Edit("data.allow_changed_files=true"),
     "parallel.distributed_optimizer": refused("parallel.distributed_optimizer=false", 2),
     "parallel.overlap_grad_reduce": Edit("parallel.overlap_grad_reduce=true"),
