@@ -29,12 +29,12 @@ BASE = [
     "nltk>=3.9.1,<4",
     "tree-sitter>=0.26.1,<0.27",  # reads launch scripts
     "tree-sitter-bash>=0.25.1,<0.26",
+    "transformers>=4.56,<6",  # runs models for text: quickstart's lines, generate, chat
+    "accelerate>=1.0,<2",  # makes its models without memory, into which a checkpoint's weights go one by one
 ]
 
-TRANSFORMERS = "transformers>=4.56,<6"
-ACCELERATE = "accelerate>=1.0,<2"
 EXTRAS = {
-    "hf": [TRANSFORMERS, "safetensors>=0.4,<1", ACCELERATE],
+    "hf": ["safetensors>=0.4,<1"],
     "corpus": ["gigatoken>=0.10,<0.11", "zstandard>=0.22,<1", "pyarrow>=15,<27"],
     "crawl": [  # `corpus build`: the engine, and what reads crawl files and pages
         "datatrove>=0.9,<0.11",
@@ -47,8 +47,8 @@ EXTRAS = {
         "pyarrow>=15,<27",
     ],
     "wandb": ["wandb>=0.17,<1"],
-    "serve": [TRANSFORMERS, ACCELERATE, "fastapi>=0.115,<1", "uvicorn>=0.30,<1"],
-    "eval": ["lm-eval>=0.4.13,<0.5", TRANSFORMERS, ACCELERATE],
+    "serve": ["fastapi>=0.115,<1", "uvicorn>=0.30,<1"],
+    "eval": ["lm-eval>=0.4.13,<0.5"],
     "gpu": ["transformer-engine[pytorch]>=2.2,<3"],  # once torch is there, with --no-build-isolation: built for it
     "te-rehearsal": [  # Transformer Engine's own Python, rehearsed without a GPU: no compiled package comes with it
         "transformer-engine>=2.9,<3",  # before, it brought CUDA libraries along; tried with 2.20
