@@ -14,7 +14,6 @@ TensorBoard at every step; the Trainer logs nothing.
 import argparse
 import multiprocessing
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import SHAPE, WARMUP_STEPS, Side, recipe, told
+from turns import Turns, free_port, train_in_turns
 
 
 @dataclass(frozen=True)
@@ -48,53 +48,10 @@ class Setting:
         return self.warmup_steps + self.rounds * self.steps_per_block + 10
 
 
-class Turns:
-    """A worker's end of the pipe: waits for "go", lets a block of steps run, answers with CPU seconds and losses."""
-
-    def __init__(self, pipe, setting: Setting):
-        self._pipe = pipe
-        self._blocks = [setting.warmup_steps] + [setting.steps_per_block] * setting.rounds
-        self._left = 0
-        self._losses: list[float] = []
-
-    def before_step(self) -> None:
-        """Returns at once inside a block; between blocks waits for the turn, after the last one for the end."""
-        if self._left == 0:
-            self._pipe.recv()
-            self._left = self._blocks.pop(0)
-            self._cpu_start = time.process_time()
-
-    def after_step(self, loss=None) -> None:
-        """Counts a step; at the block's end tells the parent."""
-        if loss is not None:
-            self._losses.append(loss)
-        self._left -= 1
-        if self._left == 0:
-            self._pipe.send((time.process_time() - self._cpu_start, [float(each) for each in self._losses]))
-            self._losses = []
-
-
 def ours(pipe, setting: Setting, rank: int, port: int) -> None:
     """One rank of megatron_sky's side: `trainer.run.train`, waiting for its turns. Its losses are in metrics.jsonl."""
     join_job(setting, rank, port)
-    from megatron_sky.distributed.launch import rank_info
-    from megatron_sky.trainer import run
-    from megatron_sky.trainer.loop import Trainer
-
-    turns = Turns(pipe, setting)
-
-    class InTurns(Trainer):
-        stepping = False
-
-        def should_continue(self) -> bool:  # what `fit` asks before every step
-            if self.stepping:
-                turns.after_step()
-            self.stepping = True
-            turns.before_step()
-            return super().should_continue()
-
-    run.Trainer = InTurns
-    run.train(_recipe(setting), rank_info())
+    train_in_turns(_recipe(setting), Turns(pipe, setting))
 
 
 def theirs(pipe, setting: Setting, rank: int, port: int) -> None:
@@ -213,7 +170,7 @@ def compare(setting: Setting) -> tuple[Side, Side, list[list[float]]]:
     losses: list[list[float]] = [[], []]
     teams, processes = [], []
     for work in (ours, theirs):
-        port, pipes = _free_port(), []
+        port, pipes = free_port(), []
         for rank in range(setting.nproc):
             pipe, far_end = spawn.Pipe()
             processes.append(spawn.Process(target=work, args=(far_end, setting, rank, port)))
@@ -250,12 +207,6 @@ def _recipe(setting: Setting):
         threads=setting.threads,
         distributed_optimizer=setting.distributed_optimizer,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import Side, told
-from hf_trainer import Turns
+from turns import Turns, train_in_turns
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {
@@ -57,31 +57,15 @@ def ours(pipe, setting: Setting) -> None:
     """megatron_sky's side. Its losses are in metrics.jsonl."""
     _enter(setting)
     from megatron_sky.config import load_config, strict_yaml
-    from megatron_sky.distributed.launch import rank_info
     from megatron_sky.migrate.recipe import translate
-    from megatron_sky.trainer import run
-    from megatron_sky.trainer.loop import Trainer
     from tests.megatron_lm.cases import words
     from tests.megatron_lm.record import version_of
-
-    turns = Turns(pipe, setting)
-
-    class InTurns(Trainer):
-        stepping = False
-
-        def should_continue(self) -> bool:  # what `fit` asks before every step
-            if self.stepping:
-                turns.after_step()
-            self.stepping = True
-            turns.before_step()
-            return super().should_continue()
 
     done = translate(words(setting.flags), same_order=True, megatron=version_of(setting.copy))
     done.recipe["train"] |= {"run_dir": str(setting.folder / "run"), "num_threads": setting.threads}
     path = setting.folder / "recipe.yaml"
     path.write_text(strict_yaml.dump(done.recipe), encoding="utf-8")
-    run.Trainer = InTurns
-    run.train(load_config([path]), rank_info())
+    train_in_turns(load_config([path]), Turns(pipe, setting))
 
 
 def theirs(pipe, setting: Setting) -> None:

@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 
 from common import recipe
-from hf_trainer import Setting, Turns, _free_port, join_job
+from hf_trainer import Setting, join_job
+from turns import Turns, free_port, train_in_turns
 
 LAYOUTS = {
     "one process": (1, {}),
@@ -52,24 +53,7 @@ def train(pipe, setting: Setting, rank: int, port: int, config) -> None:
     """One rank: `trainer.run.train`, waiting for its turn before each step."""
     join_job(setting, rank, port)
     del os.environ["OMP_NUM_THREADS"]
-    from megatron_sky.distributed.launch import rank_info
-    from megatron_sky.trainer import run
-    from megatron_sky.trainer.loop import Trainer
-
-    turns = Turns(pipe, setting)
-
-    class InTurns(Trainer):
-        stepping = False
-
-        def should_continue(self) -> bool:  # what `fit` asks before every step
-            if self.stepping:
-                turns.after_step()
-            self.stepping = True
-            turns.before_step()
-            return super().should_continue()
-
-    run.Trainer = InTurns
-    run.train(config, rank_info())
+    train_in_turns(config, Turns(pipe, setting))
 
 
 def measure(configs: dict, settings: dict[str, Setting]) -> dict[str, list[float]]:
@@ -79,7 +63,7 @@ def measure(configs: dict, settings: dict[str, Setting]) -> dict[str, list[float
     spawn = multiprocessing.get_context("spawn")
     teams, processes = {}, []
     for name, setting in settings.items():
-        port, pipes = _free_port(), []
+        port, pipes = free_port(), []
         for rank in range(setting.nproc):
             pipe, far_end = spawn.Pipe()
             processes.append(spawn.Process(target=train, args=(far_end, setting, rank, port, configs[name])))

@@ -8,7 +8,7 @@ problems are told at once, with the nearest known name for a typo.
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -39,13 +39,22 @@ def load_config(files: Sequence[str | Path], overrides: Iterable[str] = (), *, k
     Raises ConfigError with every problem found in reading and in the sections' own rules. Rules that span sections
     and need the number of ranks are `validate.check`'s.
     """
-    return load_as(Config, files, overrides, keep_unset=keep_unset)
+    fill = None if keep_unset else fill_from_epochs  # else of another place, whose data lie elsewhere
+    return load_as(Config, files, overrides, keep_unset=keep_unset, fill=fill)
 
 
 def load_as(
-    recipe: type[Recipe], files: Sequence[str | Path], overrides: Iterable[str] = (), *, keep_unset: bool = False
+    recipe: type[Recipe],
+    files: Sequence[str | Path],
+    overrides: Iterable[str] = (),
+    *,
+    keep_unset: bool = False,
+    fill: Callable[[dict], list[Problem]] | None = None,
 ) -> Recipe:
-    """`load_config` of a recipe of another kind, described by its own sections."""
+    """`load_config` of a recipe of another kind, described by its own sections.
+
+    `fill`: sets in the tree of all files what follows from other values of it; returns problems.
+    """
     problems: list[Problem] = []
     tree: dict = {}
     places: dict[str, Place] = {}
@@ -56,8 +65,8 @@ def load_as(
         _merge(tree, layer)
     for text in overrides:
         _apply_override(tree, text, places, problems)
-    if not keep_unset:  # else of another place, whose data lie elsewhere
-        problems += fill_from_epochs(tree)
+    if fill is not None:
+        problems += fill(tree)
     config = None
     try:
         config = recipe.model_validate(_expand_numbers(tree, "", recipe, problems), context={KEEP_UNSET: keep_unset})

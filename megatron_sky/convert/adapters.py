@@ -8,7 +8,6 @@ together: each of PEFT's gets all of A and its own rows of B, which is the same 
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES, LazyTensor, as_floa
 from megatron_sky.config.schema import LoraConfig
 from megatron_sky.convert.huggingface import families
 from megatron_sky.errors import CheckpointError
-from megatron_sky.files import read_bytes
+from megatron_sky.files import json_text, read_bytes, remove_tree, write_text
 
 PREFIX = "adapters."
 HALVES = ("lora_a", "lora_b")
@@ -176,7 +175,11 @@ def write_peft(folder: Path, out: Path, *, base_model: str | None = None) -> int
     }
     partial = out.with_name(f"{out.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-    (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    partial.rename(out)
+    try:
+        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_text(partial / "adapter_config.json", json_text(config, indent=2) + "\n")
+        partial.rename(out)
+    finally:
+        if partial.exists():
+            remove_tree(partial)
     return sum(tensor.size for tensor in tensors.values())

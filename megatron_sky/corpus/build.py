@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from megatron_sky.config import dump_config
 from megatron_sky.corpus.contamination import BenchmarkIndex
+from megatron_sky.corpus.ledger import num_done
 from megatron_sky.corpus.plan import Plan, continue_plan
 from megatron_sky.corpus.recipe import CorpusRecipe
 from megatron_sky.errors import ConfigError, MissingDependency, Problem, RunError
@@ -65,12 +66,6 @@ def status(recipe: CorpusRecipe) -> list[PassStatus]:
         raise RunError(f"{folder}: no corpus was begun here\n  fix: megatron-sky corpus build RECIPE")
     passes = _passes(recipe, continue_plan(folder / "plan.json", recipe), folder)
     return [PassStatus(one.name, num_done(folder, one.name), one.num_tasks) for one in passes]
-
-
-def num_done(folder: Path, name: str) -> int:
-    """Tasks of a pass that have completed."""
-    place = folder / "logs" / name / "completions"
-    return len(os.listdir(place)) if place.is_dir() else 0
 
 
 def require_engine(recipe: CorpusRecipe) -> None:

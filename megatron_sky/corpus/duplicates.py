@@ -21,13 +21,13 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 from megatron_sky.corpus.grams import content_key, gram_hashes, hash_text
 from megatron_sky.corpus.recipe import DuplicatesConfig, NearDuplicatesConfig
-from megatron_sky.corpus.stage import Stage
-from megatron_sky.files import replacing
+from megatron_sky.corpus.stage import Stage, save_array
 
 KEY = np.dtype([("key", "<u8"), ("rank", "<u4"), ("index", "<u4"), ("quality", "<f4"), ("held_out", "u1")])
 LOSER = np.dtype([("rank", "<u4"), ("index", "<u4"), ("rule", "u1")])
 RULES = ("exact", "exact_held_out", "url", "url_held_out", "near", "near_held_out")
 _KINDS = ("exact", "url")
+_NEVER_ASKED = "signatures are made of grams, not of datatrove's words"
 _SHINGLES_AT_ONCE = 8192  # of one document, each with all hashes of the signature in memory
 
 
@@ -70,13 +70,7 @@ class WriteKeys(PipelineStep):
             table = np.array(rows, dtype=KEY)
             parts = table["key"] % np.uint64(self.config.partitions)
             for partition in range(self.config.partitions):
-                _save(self.folder / kind / f"{partition:05d}" / f"{rank:05d}.npy", table[parts == partition])
-
-
-def _save(path: Path, table: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        np.save(file, table)
+                save_array(self.folder / kind / f"{partition:05d}" / f"{rank:05d}.npy", table[parts == partition])
 
 
 class ChooseExact(PipelineStep):
@@ -92,7 +86,7 @@ class ChooseExact(PipelineStep):
         for number, kind in enumerate(_KINDS):
             paths = sorted((self.folder / kind / f"{rank:05d}").glob("*.npy"))
             entries = np.concatenate([np.empty(0, dtype=KEY), *map(np.load, paths)])
-            _save(self.out / f"{kind}_{rank:05d}.npy", choose_losers(entries, 2 * number))
+            save_array(self.out / f"{kind}_{rank:05d}.npy", choose_losers(entries, 2 * number))
 
 
 class DropLosers(Stage):
@@ -140,13 +134,13 @@ class _Tokens(WordTokenizer):
     """In the place of the tokenizers that datatrove would download: signatures are made of `grams`."""
 
     def word_tokenize(self, text: str) -> list[str]:
-        raise NotImplementedError
+        raise AssertionError(_NEVER_ASKED)
 
     def sent_tokenize(self, text: str) -> list[str]:
-        raise NotImplementedError
+        raise AssertionError(_NEVER_ASKED)
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        raise NotImplementedError
+        raise AssertionError(_NEVER_ASKED)
 
 
 def minhash_config(config: NearDuplicatesConfig) -> MinhashConfig:
@@ -189,7 +183,7 @@ class WriteQualities(PipelineStep):
             held_out = int(document.metadata.get("held_out", False))
             rows.append((0, rank, index, document.metadata["quality"], held_out))
             yield document
-        _save(self.folder / f"{rank:05d}.npy", np.array(rows, dtype=KEY))
+        save_array(self.folder / f"{rank:05d}.npy", np.array(rows, dtype=KEY))
 
 
 class ChooseNear(PipelineStep):
@@ -210,6 +204,6 @@ class ChooseNear(PipelineStep):
             parts.append(entries)
         entries = np.concatenate(parts)
         shutil.rmtree(self.out, ignore_errors=True)
-        _save(self.out / "near.npy", choose_losers(entries, RULES.index("near")))
+        save_array(self.out / "near.npy", choose_losers(entries, RULES.index("near")))
         sizes, counts = np.unique(np.unique(entries["key"], return_counts=True)[1], return_counts=True)
-        _save(self.out / "cluster_sizes" / "sizes.npy", np.stack([sizes, counts]))
+        save_array(self.out / "cluster_sizes" / "sizes.npy", np.stack([sizes, counts]))

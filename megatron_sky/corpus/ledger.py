@@ -4,6 +4,7 @@ Each task writes its part as one file, `ledger/<stage>/<rank>.json`, when its do
 is run again writes the same file again. Documents are counted, and the UTF-8 bytes of their texts.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,12 @@ from pathlib import Path
 from megatron_sky.errors import RunError
 from megatron_sky.files import read_json, write_json
 from megatron_sky.records import read_record
+
+
+def num_done(folder: Path, name: str) -> int:
+    """Tasks of a pass that have completed: datatrove notes each by a file."""
+    place = folder / "logs" / name / "completions"
+    return len(os.listdir(place)) if place.is_dir() else 0
 
 
 @dataclass

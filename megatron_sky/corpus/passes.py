@@ -65,7 +65,7 @@ def build_passes(recipe: CorpusRecipe, plan: Plan, folder: Path) -> list[Pass]:
         passes.append(Pass("tokenize", [tokenize], len(tokenize.jobs), "output"))
     passes.append(Pass("summary", [Summarize(folder, recipe, stages)], 1, "corpus"))
     for before, after in itertools.pairwise(passes):
-        after.steps.insert(0, After(folder / "logs" / before.name, before.num_tasks))
+        after.steps.insert(0, After(folder, before.name, before.num_tasks))
     return passes
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from megatron_sky.config.load import load_as, split_arguments
-from megatron_sky.config.sections.base import FilePath, Line, Positive, Section
+from megatron_sky.config.sections.base import FilePath, Line, Positive, Section, check_unique
 from megatron_sky.config.units import TokenCount
 from megatron_sky.records import more_than_once
 
@@ -73,7 +73,7 @@ class Thresholds(Section):
 
     min_length: Positive = Field(description="Characters, white space aside.")
     max_length: Positive = Field(1_000_000, description="Characters, white space aside.")
-    max_symbol_share: Share = Field(description="Signs that are neither letters, digits nor common punctuation.")
+    max_symbol_share: Share = Field(0.10, description="Signs that are neither letters, digits nor common punctuation.")
     max_digit_share: Share = Field(0.3, description="Digits.")
     max_bullet_share: Share = Field(0.9, description="Of lines: those that begin with a bullet.")
     max_ellipsis_share: Share = Field(0.3, description="Of lines: those that end with an ellipsis.")
@@ -81,7 +81,7 @@ class Thresholds(Section):
     max_repeated_line_characters: Share = Field(0.2, description="Characters in such lines.")
     max_repeated_grams: Share = Field(description="Characters in n-grams that came before (10 words or 20 characters).")
     max_list_share: Share = Field(0.8, description="Of lines: short ones without an end of a sentence.")
-    min_stop_words: int = Field(description="Different function words that must occur.")
+    min_stop_words: int = Field(2, description="Different function words that must occur.")
     max_advertisements: float = Field(description="Advertising and SEO phrases per 1,000 characters.")
     max_mojibake: float = Field(2.0, description="Wrongly decoded places per 1,000 characters.")
 
@@ -90,9 +90,7 @@ class ChineseThresholds(Thresholds):
     """Rules for Chinese text."""
 
     min_length: Positive = Field(100, description="Characters, white space aside.")
-    max_symbol_share: Share = Field(0.10, description="Signs that are neither letters, digits nor common punctuation.")
     max_repeated_grams: Share = Field(0.25, description="Characters in n-grams that came before (20 characters).")
-    min_stop_words: int = Field(2, description="Different function words that must occur.")
     max_advertisements: float = Field(5.0, description="Advertising and SEO phrases per 1,000 characters.")
 
 
@@ -100,9 +98,7 @@ class EnglishThresholds(Thresholds):
     """Rules for English text."""
 
     min_length: Positive = Field(200, description="Characters, white space aside.")
-    max_symbol_share: Share = Field(0.10, description="Signs that are neither letters, digits nor common punctuation.")
     max_repeated_grams: Share = Field(0.20, description="Characters in n-grams that came before (10 words).")
-    min_stop_words: int = Field(2, description="Different function words that must occur.")
     max_advertisements: float = Field(3.0, description="Advertising and SEO phrases per 1,000 characters.")
     min_mean_word: float = Field(3.0, description="Characters of a word, on average.")
     max_mean_word: float = Field(10.0, description="Characters of a word, on average.")
@@ -190,8 +186,7 @@ class DecontaminationConfig(Section):
 
     @model_validator(mode="after")
     def _unique_names(self) -> "DecontaminationConfig":
-        if twice := more_than_once(benchmark.name for benchmark in self.benchmarks):
-            raise ValueError(f"benchmark names must be unique; more than once: {', '.join(twice)}")
+        check_unique("benchmark names", (benchmark.name for benchmark in self.benchmarks))
         return self
 
 

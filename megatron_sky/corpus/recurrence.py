@@ -15,8 +15,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from megatron_sky.corpus.grams import hash_text, tokens_of
 from megatron_sky.corpus.recipe import RecurrenceConfig
-from megatron_sky.corpus.stage import Stage
-from megatron_sky.files import replacing
+from megatron_sky.corpus.stage import Stage, save_array
 
 _HELD = 1 << 17  # hashes of one partition in memory, until they are written
 COUNTED_AT_ONCE = 1 << 25
@@ -89,9 +88,7 @@ class CountParagraphs(PipelineStep):
         total = sum(path.stat().st_size for path in paths) // 8
         num_pieces = max(1, -(-total // self.at_once))
         frequent = [self._frequent(paths, piece, num_pieces) for piece in range(num_pieces)]
-        self.out.mkdir(parents=True, exist_ok=True)
-        with replacing(self.out / f"{rank:05d}.npy") as file:
-            np.save(file, np.sort(np.concatenate(frequent)))
+        save_array(self.out / f"{rank:05d}.npy", np.sort(np.concatenate(frequent)))
 
     def _frequent(self, paths: list[Path], piece: int, num_pieces: int) -> np.ndarray:
         """Of the hashes that fall to this piece, those that come too often."""

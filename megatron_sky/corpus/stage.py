@@ -3,18 +3,19 @@
 datatrove's own readers and filters pass over what they can't use with a line in a log; here each document is counted.
 """
 
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 
-from megatron_sky.corpus.ledger import Accounts, StageAccount, write_part
+from megatron_sky.corpus.ledger import Accounts, StageAccount, num_done, write_part
 from megatron_sky.errors import RunError
+from megatron_sky.files import replacing
 
 DOCUMENTS = "${rank}.jsonl.zst"
 _KEPT_CHARACTERS = 20_000  # of a dropped document
@@ -25,6 +26,13 @@ FROM_READER = "_size"
 def size_of(document: Document) -> int:
     """UTF-8 bytes of a text."""
     return len(document.text.encode("utf-8", "surrogatepass"))
+
+
+def save_array(path: Path, table: np.ndarray) -> None:
+    """Writes `table` as a .npy file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        np.save(file, table)
 
 
 class UnitWriter(JsonlWriter):
@@ -111,12 +119,12 @@ class After(PipelineStep):
 
     type, name = "⏳ - WAIT", "after"
 
-    def __init__(self, logs: Path, num_tasks: int):
+    def __init__(self, folder: Path, name_before: str, num_tasks: int):
         super().__init__()
-        self.logs, self.num_tasks = logs, num_tasks
+        self.folder, self.name_before, self.num_tasks = folder, name_before, num_tasks
 
     def run(self, data: None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]  # gives nothing on
-        done = len(os.listdir(self.logs / "completions")) if (self.logs / "completions").is_dir() else 0
+        done = num_done(self.folder, self.name_before)
         if done < self.num_tasks:
             fix = "look at its log files, then give the same command again to go on"
-            raise RunError(f"{self.logs.name}: {done:,} of {self.num_tasks:,} tasks are done\n  fix: {fix}")
+            raise RunError(f"{self.name_before}: {done:,} of {self.num_tasks:,} tasks are done\n  fix: {fix}")

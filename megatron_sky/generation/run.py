@@ -58,10 +58,13 @@ def open_engine(folder: Path, *, dtype: str | None = None, chat_template: str | 
 
     `chat_template` None: the one beside its tokenizer. Raises CheckpointError, DataError, ConfigError.
     """
+    template = None if chat_template is None else find_template(chat_template)
+    return _load(open_checkpoint(folder), dtype, template)
+
+
+def _load(checkpoint: Checkpoint, dtype: str | None, template: ChatTemplate | None = None) -> Opened:
     from megatron_sky.distributed import device
 
-    template = None if chat_template is None else find_template(chat_template)
-    checkpoint = open_checkpoint(folder)
     assert checkpoint.coder.vocab_size  # before its weights are read: it may lack one
     checkpoint, engine = read_latest(checkpoint, lambda newest: engine_of(newest, device.use(0), dtype))
     return Opened(checkpoint, engine, template or template_beside(checkpoint.path))
@@ -96,7 +99,7 @@ def generate_texts(
     """
     checkpoint = open_checkpoint(folder)
     check_lengths(prompts, [checkpoint.coder.encode_prompt(prompt) for prompt in prompts], checkpoint.context)
-    opened = open_engine(folder, dtype=dtype)
+    opened = _load(checkpoint, dtype)
     coder = opened.engine.coder
     requests = [text_request(coder, prompt, sampling, opened.engine.context) for prompt in prompts]
     texts = [coder.decode(coder.encode(prompt)) for prompt in prompts]

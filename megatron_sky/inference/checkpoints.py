@@ -55,15 +55,14 @@ class Checkpoint:
         return _hf_coder(self.path) if self.kind == HF else _native_coder(self)
 
     def load(self, context: "ParallelContext") -> Model:
-        """The model with its weights, on this rank of `context`. Raises Deleted where its files have gone meanwhile."""
-        with self.kept():
-            if self.kind == HF:
-                from megatron_sky.inference.hf_model import HfModel, load_folder
+        """The model with its weights, on this rank of `context`; by `load_latest`, as its files may go meanwhile."""
+        if self.kind == HF:
+            from megatron_sky.inference.hf_model import HfModel, load_folder
 
-                return HfModel(load_folder(self.path, context.device), context)
-            from megatron_sky.inference.native_model import NativeModel
+            return HfModel(load_folder(self.path, context.device), context)
+        from megatron_sky.inference.native_model import NativeModel
 
-            return NativeModel(self.path, context)
+        return NativeModel(self.path, context)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_sky.errors import ConfigError, DataError, Problem
-from megatron_sky.tokenizer.kinds import load_tokenizer
+from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
 
 BEGINS = ("auto", "bos", "eod", "none")  # what may go before a document, see `TextCoder.begin_id`
 
@@ -80,8 +80,11 @@ def file_coder(path: Path, *, adds_bos: bool = False) -> TextCoder:
         eod_id=tokenizer.eod_id,
         adds_bos=adds_bos and tokenizer.bos_id is not None,
         encode_special=lambda text: tokenizer.encode(text, parse_special=True),
-        special={
-            name: None if token_id is None else tokenizer.piece(token_id)
-            for name, token_id in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eod_id))
-        },
+        special=special_of(tokenizer),
     )
+
+
+def special_of(tokenizer: Tokenizer) -> dict[str, str | None]:
+    """The tokenizer's begin and end tokens under a chat template's names."""
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eod_id}
+    return {name: None if token_id is None else tokenizer.piece(token_id) for name, token_id in ids.items()}

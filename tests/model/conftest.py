@@ -9,20 +9,13 @@ def weights_by_name(info, path: str) -> dict:
     """{(key, layer): (sum, first value)} of the whole tensors that this rank holds a part of."""
     from megatron_sky.config import load_config
     from megatron_sky.distributed.context import open_context
-    from megatron_sky.model.build import build_model
     from megatron_sky.model.init import _shards
+    from tests.models import build
 
     config = load_config([path])
     with open_context(config.parallel, info) as context:
         context.seed_step(1, 0)
-        built = build_model(
-            config.model,
-            parallel=config.parallel,
-            precision=config.precision,
-            train=config.train,
-            context=context,
-            ddp=False,
-        )
+        built = build(config, context, ddp=False)
         found = {}
         for chunk in built.chunks:
             for shard in _shards(chunk.sharded_state_dict()):

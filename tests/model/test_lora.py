@@ -13,22 +13,14 @@ def look(info, text: str) -> dict:
     import torch
 
     from megatron_sky.distributed.context import open_context
-    from megatron_sky.model.build import build_model
     from megatron_sky.model.lora import adapters_of
+    from tests.models import build
     from tests.recipes import config_of
 
     config = config_of(text)
     with open_context(config.parallel, info) as context:
         context.seed_step(1, 0)
-        built = build_model(
-            config.model,
-            parallel=config.parallel,
-            precision=config.precision,
-            train=config.train,
-            context=context,
-            ddp=False,
-            lora=config.finetune.lora,
-        )
+        built = build(config, context, ddp=False, lora=config.finetune.lora)
         (chunk,) = built.chunks
         halves = {}
         for placed in adapters_of(chunk):

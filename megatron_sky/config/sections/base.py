@@ -2,12 +2,14 @@
 
 import os
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Annotated, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationInfo, model_validator
 
 from megatron_sky.control import find_control
+from megatron_sky.records import more_than_once
 
 KEEP_UNSET = "keep_unset"
 """In a validation's context: a variable that is not set stays as it is written, as in a recipe of another machine."""
@@ -106,3 +108,9 @@ def _numbers(section: type[Section]) -> set[str]:
 def kinds_in(annotation: object) -> set:
     """An annotation and all that it is made of."""
     return {annotation}.union(*map(kinds_in, get_args(annotation)))
+
+
+def check_unique(what: str, names: Iterable[str]) -> None:
+    """Raises ValueError that tells which of `names` come more than once."""
+    if twice := more_than_once(names):
+        raise ValueError(f"{what} must be unique; more than once: {', '.join(twice)}")

@@ -5,9 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from megatron_sky.config.sections.base import FilePath, PairPrefix, Positive, Section
+from megatron_sky.config.sections.base import FilePath, PairPrefix, Positive, Section, check_unique
 from megatron_sky.config.units import IntervalField
-from megatron_sky.records import more_than_once
 
 
 class TokenizerConfig(Section):
@@ -106,8 +105,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _unique_names(self) -> "DataConfig":
-        if twice := more_than_once(source.name for source in self.train):
-            raise ValueError(f"source names must be unique; more than once: {', '.join(twice)}")
+        check_unique("source names", (source.name for source in self.train))
         return self
 
 
@@ -143,6 +141,5 @@ class ValidationConfig(Section):
 
     @model_validator(mode="after")
     def _unique_names(self) -> "ValidationConfig":
-        if twice := more_than_once(one_set.name for one_set in self.sets):
-            raise ValueError(f"validation set names must be unique; more than once: {', '.join(twice)}")
+        check_unique("validation set names", (one_set.name for one_set in self.sets))
         return self

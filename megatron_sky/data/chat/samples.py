@@ -14,6 +14,7 @@ from megatron_sky.data.chat.conversations import Message, Unusable, messages_of
 from megatron_sky.data.tokens.mask import ANSWER, CONTEXT
 from megatron_sky.errors import DataError
 from megatron_sky.tokenizer.chat_template import BUILT_IN, SYMBOLS, ChatTemplate, find_template, template_beside
+from megatron_sky.tokenizer.coder import special_of
 from megatron_sky.tokenizer.kinds import Tokenizer, any_of
 
 
@@ -84,12 +85,6 @@ class SampleMaker:
         if not (mask == ANSWER).any():
             raise Unusable("no_answer_left", f"{cut:,} tokens were cut" if cut else "the template marks no answer")
         return Sample(ids, mask, cut)
-
-
-def special_of(tokenizer: Tokenizer) -> dict[str, str | None]:
-    """The tokenizer's begin and end tokens under a chat template's names."""
-    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eod_id}
-    return {name: None if token_id is None else tokenizer.piece(token_id) for name, token_id in ids.items()}
 
 
 def choose_template(given: str | None, tokenizer: Path) -> ChatTemplate:

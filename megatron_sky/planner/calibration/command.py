@@ -29,11 +29,11 @@ def calibrate(output: Path, *, seconds: float = DEFAULT_SECONDS, say: Callable[[
     """Measures this machine and writes its hardware file."""
     started = time.perf_counter()
     numbers = rank_numbers()
-    each = max(1.0, seconds / len(numbers) - _START_SECONDS)
+    own_seconds = max(1.0, seconds / len(numbers) - _START_SECONDS)
     tables = []
     for ranks in numbers:
-        say(f"measuring   {ranks} rank(s) at once, about {each + _START_SECONDS:.0f} s")
-        tables.append(measure_together(ranks, each, say))
+        say(f"measuring   {ranks} rank(s) at once, about {own_seconds + _START_SECONDS:.0f} s")
+        tables.append(measure_together(ranks, own_seconds, say))
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, _head(tables) + _as_yaml(describe(tables)))
     gpu = hardware.find_gpu(str(output))

@@ -7,25 +7,31 @@ DIST = ("fully_reshardable", "dp_reshardable", "dp_zero_gather_scatter")
 SAMPLES = 16  # consumed by the two steps of tests/convert/conftest.py's runs
 
 
-def settings_of(model, parallel, precision, **more) -> dict:
-    """Megatron-LM's args of a run of ours, as far as they are read."""
+def kind_settings(model) -> dict:
+    """Megatron-LM's args that say what kind of model it is."""
     return {
-        "num_layers": model.num_layers,
-        "hidden_size": model.hidden_size,
-        "ffn_hidden_size": model.ffn_hidden_size,
-        "num_attention_heads": model.num_attention_heads,
         "group_query_attention": model.query_groups != model.num_attention_heads,
         "num_query_groups": model.query_groups,
-        "kv_channels": model.head_size,
-        "max_position_embeddings": model.seq_length,
-        "seq_length": model.seq_length,
         "position_embedding_type": model.position_embedding,
-        "rotary_base": model.rotary_base,
         "normalization": {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.normalization],
         "norm_epsilon": model.norm_epsilon,
         "swiglu": model.activation == "swiglu",
         "add_bias_linear": model.add_bias_linear,
         "untie_embeddings_and_output_weights": not model.tie_embeddings,
+    }
+
+
+def settings_of(model, parallel, precision, **more) -> dict:
+    """Megatron-LM's args of a run of ours, as far as they are read."""
+    return kind_settings(model) | {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "kv_channels": model.head_size,
+        "max_position_embeddings": model.seq_length,
+        "seq_length": model.seq_length,
+        "rotary_base": model.rotary_base,
         "padded_vocab_size": model.padded_vocab_size,
         "make_vocab_size_divisible_by": model.vocab_multiple // parallel.tp_size,
         "tensor_model_parallel_size": parallel.tp_size,

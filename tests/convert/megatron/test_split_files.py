@@ -15,6 +15,7 @@ from megatron_sky.errors import CheckpointError
 from tests.conftest import SEQ_LENGTH, VOCAB_SIZE
 from tests.convert import workers
 from tests.convert.conftest import MODEL
+from tests.convert.megatron.runs import kind_settings
 from tests.convert.test_native import assert_same_weights
 from tests.slow import slow_except
 
@@ -111,7 +112,7 @@ def write_split(source, folder, *, tp: int, pp: int, vpp: int, nested: bool) -> 
             path = folder / (f"mp_rank_{rank:02d}" if pp == 1 else f"mp_rank_{rank:02d}_{stage:03d}")
             path.mkdir(parents=True)
             models = {"model": chunks[0]} if vpp == 1 else {f"model{i}": chunk for i, chunk in enumerate(chunks)}
-            settings = argparse.Namespace(**settings_of(model), callback=workers.Unknown())
+            settings = argparse.Namespace(**SETTINGS | kind_settings(model), callback=workers.Unknown())
             content = {"args": settings, "checkpoint_version": 3.0, "iteration": 7, "optimizer": {"x": torch.ones(3)}}
             torch.save(content | models, path / "model_optim_rng.pt")
 
@@ -168,19 +169,6 @@ def as_nested(flat: dict) -> dict:
                 name = name.replace(new, old)
             model["encoder"][name] = tensor
     return {"language_model": model}
-
-
-def settings_of(model) -> dict:
-    return SETTINGS | {
-        "group_query_attention": model.query_groups != model.num_attention_heads,
-        "num_query_groups": model.query_groups,
-        "position_embedding_type": model.position_embedding,
-        "normalization": {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}[model.normalization],
-        "norm_epsilon": model.norm_epsilon,
-        "swiglu": model.activation == "swiglu",
-        "add_bias_linear": model.add_bias_linear,
-        "untie_embeddings_and_output_weights": not model.tie_embeddings,
-    }
 
 
 def test_a_missing_rank_is_named(native, corpus, tmp_path):

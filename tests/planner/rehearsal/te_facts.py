@@ -64,18 +64,10 @@ def sharded_states(overrides: list[str]) -> dict[str, dict[str, tuple]]:
 def _sharded_state(config: Config, context) -> dict[str, tuple]:
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-    from megatron_sky.model.build import build_model
+    from tests.models import build
 
     context.seed_step(config.train.seed, 0)  # megatron-core's modules draw weights when they are made
-    built = build_model(
-        config.model,
-        parallel=config.parallel,
-        precision=config.precision,
-        train=config.train,
-        context=context,
-        ddp=False,
-        init=False,
-    )
+    built = build(config, context, ddp=False, init=False)
     assert built.backend == config.model.backend
     found = {}
     for entry in built.chunks[0].sharded_state_dict().values():
