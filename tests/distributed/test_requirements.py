@@ -25,7 +25,7 @@ def listed(name: str) -> list[Line]:
     return [Line(text) for text in texts if re.search("[<>]", text)]
 
 
-RANGES = {line.name: line.specifier for name in ("BASE", "TRANSFORMERS", "EXTRAS") for line in listed(name)}
+RANGES = {line.name: line.specifier for name in ("BASE", "EXTRAS") for line in listed(name)}
 
 
 @pytest.mark.parametrize(
