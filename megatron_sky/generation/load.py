@@ -14,9 +14,8 @@ from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES, read_ahead
 from megatron_sky.convert.huggingface import families
 from megatron_sky.convert.huggingface.config import build_config
 from megatron_sky.convert.sources import Source, open_source
-from megatron_sky.errors import ConfigError, MissingDependency, Problem
+from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.inference.checkpoints import HF, Checkpoint
-from megatron_sky.inference.hf_folder import transformers_for
 from megatron_sky.inference.hf_model import load_folder
 
 if TYPE_CHECKING:
@@ -31,12 +30,13 @@ def load_for_generation(
     """(the model with its weights on `device`, the ids of its own settings that end a text).
 
     `dtype` None: float32 on a CPU, else the weights' own. Raises CheckpointError, for a model too that no architecture
-    of transformers computes; ConfigError for a dtype that isn't known; MissingDependency.
+    of transformers computes; ConfigError for a dtype that isn't known.
     """
+    import transformers
+
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(Problem("--dtype", f"must be one of {', '.join(DTYPES)}", value=dtype))
     chosen = None if dtype is None else DTYPES[dtype]
-    transformers = transformers_for(checkpoint.path, "text from a checkpoint")
     if checkpoint.kind == HF:
         model = load_folder(checkpoint.path, device, chosen)
     else:
@@ -60,10 +60,8 @@ def stream_weights(source: Source, device: torch.device, dtype: torch.dtype) -> 
     """
     import transformers
 
-    try:
-        from accelerate import init_empty_weights
-    except ImportError:
-        raise MissingDependency("accelerate", "text from a checkpoint", "pip install 'megatron-sky[hf]'") from None
+    from accelerate import init_empty_weights
+
     architecture = families.architecture_for(source.model)
     settings = build_config(
         source.model, architecture=architecture, dtype=source.dtype, special_ids={}, kept=source.hugging_face

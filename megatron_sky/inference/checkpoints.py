@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from megatron_sky.checkpoint import description, store
 from megatron_sky.errors import CheckpointError
 from megatron_sky.files import real_path
-from megatron_sky.inference.hf_folder import HF_CONFIG, hf_settings, is_skywork, said, transformers_for
+from megatron_sky.inference.hf_folder import HF_CONFIG, check_name, hf_settings, is_skywork, said
 from megatron_sky.inference.model import Model
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer import files as tokenizer_files
@@ -170,7 +170,9 @@ def _hf_coder(folder: Path) -> TextCoder:
     known = (folder / tokenizer_files.SETTINGS).is_file() and not is_skywork(hf_settings(folder))
     if tokenizer_file is not None and not known:
         return file_coder(tokenizer_file, adds_bos=tokenizer_files.adds_begin(tokenizer_file))
-    transformers = transformers_for(folder)
+    import transformers
+
+    check_name(folder)
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # whatever a file of another shape causes within it

@@ -1,9 +1,8 @@
-"""A Hugging Face folder's config.json, and the library that runs such folders."""
+"""A Hugging Face folder's name and config.json."""
 
 from pathlib import Path
-from types import ModuleType
 
-from megatron_sky.errors import CheckpointError, MissingDependency
+from megatron_sky.errors import CheckpointError
 from megatron_sky.files import read_json
 
 HF_CONFIG = "config.json"
@@ -69,15 +68,3 @@ def said(error: Exception) -> str:
     """An error of Hugging Face's libraries in a line, without torch's advice to run a pickle that it refuses."""
     text = str(error).partition("\n")[0]
     return type(error).__name__ if not text or "eights only" in text or "weights_only" in text else text
-
-
-def transformers_for(folder: Path, needed_for: str | None = None) -> ModuleType:
-    """The transformers module, or MissingDependency with the install command; CheckpointError for `check_name`."""
-    check_name(folder)
-    try:
-        import transformers
-    except ImportError:
-        raise MissingDependency(
-            "transformers", needed_for or f"the Hugging Face folder {folder}", "pip install 'megatron-sky[hf]'"
-        ) from None
-    return transformers

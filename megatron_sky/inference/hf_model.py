@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import CheckpointError
-from megatron_sky.inference.hf_folder import HF_CONFIG, check_size, hf_settings, is_skywork, said, transformers_for
+from megatron_sky.inference.hf_folder import HF_CONFIG, check_name, check_size, hf_settings, is_skywork, said
 from megatron_sky.inference.logits import losses_of_logits, row_chunks
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ def load_model(folder: Path, dtype: torch.dtype):
 
     Raises CheckpointError where transformers can't load the folder, or lacks a weight and would make it up.
     """
-    transformers = transformers_for(folder)
+    import transformers
+
+    check_name(folder)
     transformers.utils.logging.disable_progress_bar()
     settings = hf_settings(folder)
     check_size(folder, settings)

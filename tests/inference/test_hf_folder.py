@@ -1,11 +1,11 @@
-"""config.json of a Hugging Face folder, and the library that runs it."""
+"""A Hugging Face folder's name and config.json."""
 
-import sys
+import os
 
 import pytest
 
-from megatron_sky.errors import CheckpointError, MissingDependency
-from megatron_sky.inference.hf_folder import hf_settings, is_skywork, transformers_for
+from megatron_sky.errors import CheckpointError
+from megatron_sky.inference.hf_folder import check_name, hf_settings, is_skywork
 
 
 def test_settings_are_read(tmp_path):
@@ -36,8 +36,7 @@ def test_the_published_form_is_known(settings, expected):
     assert is_skywork(settings) == expected
 
 
-def test_without_the_library_its_install_is_told(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'megatron-sky\[hf\]'") as caught:
-        transformers_for(tmp_path)
-    assert str(tmp_path) in str(caught.value)
+def test_a_name_that_hugging_faces_libraries_cannot_open(tmp_path):
+    check_name(tmp_path / "数据")
+    with pytest.raises(CheckpointError, match="no UTF-8"):
+        check_name(tmp_path / os.fsdecode(b"na\xffme"))

@@ -21,7 +21,7 @@ from megatron_sky.config.schema import ModelConfig
 from megatron_sky.convert.sources import HF, Source, open_source
 from megatron_sky.errors import CheckpointError, DataError
 from megatron_sky.files import read_text
-from megatron_sky.inference.hf_folder import transformers_for
+from megatron_sky.inference.hf_folder import check_name
 from megatron_sky.log import get_logger
 from megatron_sky.tokenizer.kinds import load_tokenizer
 from megatron_sky.tokenizer.sample_text import SAMPLES
@@ -262,7 +262,7 @@ def _open_single():
 
 def _runner(source: Source, single: Callable):
     if source.kind == HF:
-        transformers_for(source.folder)
+        check_name(source.folder)
         from megatron_sky.convert.compare.run_transformers import TransformersRunner
 
         return TransformersRunner(source)
