@@ -21,6 +21,7 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16. Default: float32 on a CPU, the weights' own on a GPU."),
 ]
+Base = Annotated[Path | None, typer.Option(help="The model beneath a checkpoint of adapters, where it was moved.")]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", "--max-tokens", min=1, help="Tokens to generate, at most.")
 ]
@@ -79,6 +80,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts continued side by side, at most.")] = 8,
     chat_template: Template = None,
     dtype: Dtype = None,
+    base: Base = None,
 ) -> None:
     """Continue prompts with a checkpoint of any layout, in this one process, by transformers."""
     from megatron_sky.generation.prompts import answer_file, read_prompts
@@ -90,13 +92,13 @@ def generate(
     if prompts is not None:
         assert out is not None
         read = read_prompts(prompts)
-        opened = open_engine(checkpoint, dtype=dtype, chat_template=chat_template)
+        opened = open_engine(checkpoint, dtype=dtype, chat_template=chat_template, base=base)
         answer_file(opened, read, sampling, out, batch_size=batch_size)
         print(f"{out}: {len(read)} prompts answered")
     elif sys.stdout.isatty() and sampling.num_beams == 1:
-        generate_texts(checkpoint, prompt or [], sampling, dtype=dtype, show=_write)
+        generate_texts(checkpoint, prompt or [], sampling, dtype=dtype, base=base, show=_write)
     else:
-        for text in generate_texts(checkpoint, prompt or [], sampling, batch_size=batch_size, dtype=dtype):
+        for text in generate_texts(checkpoint, prompt or [], sampling, batch_size=batch_size, dtype=dtype, base=base):
             print(text)
 
 
@@ -109,6 +111,7 @@ def chat(
     temperature: Temperature = 0.7,
     chat_template: Template = None,
     dtype: Dtype = None,
+    base: Base = None,
 ) -> None:
     """Talk to a model in the terminal; /help lists the commands."""
     import contextlib
@@ -120,7 +123,7 @@ def chat(
         import readline  # noqa: F401 (arrow keys and history for input())
     sampling = options()(max_new_tokens, temperature)
     log_to_screen()
-    opened = open_engine(checkpoint, dtype=dtype, chat_template=chat_template)
+    opened = open_engine(checkpoint, dtype=dtype, chat_template=chat_template, base=base)
     _write(f"{opened.checkpoint.name}, chat template {opened.needed_template().name}; /help lists the commands\n")
     converse(Chat(opened, sampling, _write, system=system), _read_line)
 
@@ -165,6 +168,7 @@ def serve(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until an answer must be whole.")] = 600.0,
     chat_template: Template = None,
     dtype: Dtype = None,
+    base: Base = None,
 ) -> None:
     """Serve a model over the OpenAI API, with a page to try it at /. MEGATRON_SKY_API_KEY sets a key."""
     from megatron_sky.cli._common import parse_size
@@ -179,4 +183,13 @@ def serve(
         batch_size=batch_size,
         timeout=timeout,
     )
-    run(checkpoint, host=host, port=port, limits=limits, engine=engine, chat_template=chat_template, dtype=dtype)
+    run(
+        checkpoint,
+        host=host,
+        port=port,
+        limits=limits,
+        engine=engine,
+        chat_template=chat_template,
+        dtype=dtype,
+        base=base,
+    )

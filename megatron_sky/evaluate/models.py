@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.evaluate.results import file_name
-from megatron_sky.inference.checkpoints import Checkpoint, open_checkpoint
+from megatron_sky.inference.checkpoints import Checkpoint, load_latest, open_checkpoint
 from megatron_sky.records import more_than_once
+
+if TYPE_CHECKING:
+    from megatron_sky.distributed.context import ParallelContext
+    from megatron_sky.inference.model import Model
 
 
 def open_models(given: Sequence[str]) -> list[Checkpoint]:
@@ -22,6 +27,20 @@ def open_models(given: Sequence[str]) -> list[Checkpoint]:
             Problem("CHECKPOINT", "two of them have this name", "give names: a=PATH b=PATH", ", ".join(twice))
         )
     return opened
+
+
+def load_model(checkpoint: Checkpoint, parallel: "ParallelContext") -> tuple[Checkpoint, "Model"]:
+    """`load_latest` of any kind of checkpoint: with adapters, transformers runs the model that they are merged into."""
+    return load_latest(checkpoint, parallel, lambda newest: _load(newest, parallel))
+
+
+def _load(checkpoint: Checkpoint, parallel: "ParallelContext") -> "Model":
+    if not checkpoint.has_adapters:
+        return checkpoint.load(parallel)
+    from megatron_sky.generation.load import load_for_generation
+    from megatron_sky.inference.hf_model import HfModel
+
+    return HfModel(load_for_generation(checkpoint, parallel.device)[0], parallel)
 
 
 def _open(argument: str) -> Checkpoint:

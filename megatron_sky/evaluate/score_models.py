@@ -24,9 +24,10 @@ from megatron_sky.errors import CheckpointError, ConfigError, DataError
 from megatron_sky.evaluate import overlap, write
 from megatron_sky.evaluate.documents import Document, Domain
 from megatron_sky.evaluate.metrics import DocumentLoss
+from megatron_sky.evaluate.models import load_model
 from megatron_sky.evaluate.results import ModelRecord, Results
 from megatron_sky.evaluate.windows import Span, cut_spans, num_predictions
-from megatron_sky.inference.checkpoints import NATIVE, Checkpoint, load_latest
+from megatron_sky.inference.checkpoints import NATIVE, Checkpoint
 from megatron_sky.inference.model import Model
 from megatron_sky.log import get_logger
 
@@ -124,7 +125,7 @@ def evaluate_models(
     with partial, _open(checkpoints, options, info, out) as parallel:
         for checkpoint, encoded in zip(checkpoints, prepared, strict=True):
             warnings = _overlaps(checkpoint, evaluation.tests)
-            checkpoint, model = load_latest(checkpoint, parallel, lambda newest: newest.load(parallel))
+            checkpoint, model = load_model(checkpoint, parallel)
             tokens, seconds = _score(checkpoint, model, encoded, options, parallel)
             losses = _document_losses(evaluation, encoded, tokens)
             scored = Scored(encoded, tokens, losses)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from megatron_sky.distributed.launch import RankInfo
 from megatron_sky.errors import CheckpointError, ConfigError, DataError, MissingDependency, Problem
-from megatron_sky.evaluate.models import open_models
+from megatron_sky.evaluate.models import load_model, open_models
 from megatron_sky.evaluate.results import check_writable, write_text
 from megatron_sky.evaluate.tables import Rows, markdown_table
 from megatron_sky.evaluate.write import print_partial_on_error
@@ -247,7 +247,7 @@ def _load_model(checkpoint: Checkpoint, parallel: "ParallelContext", generates: 
     """(the checkpoint, its model, the engine that continues texts or None): the weights are there once, so where a task
     generates, transformers runs the others too."""
     if not generates:
-        return (*load_latest(checkpoint, parallel, lambda newest: newest.load(parallel)), None)
+        return (*load_model(checkpoint, parallel), None)
     from megatron_sky.generation.run import engine_of
     from megatron_sky.inference.hf_model import HfModel
 

@@ -1,7 +1,8 @@
 """A checkpoint of any kind as a model of transformers, ready to generate.
 
 A native checkpoint's weights go one by one from their files, by the converter's rules, into the model's own parameters:
-no folder is written, and at most one weight is there twice.
+no folder is written, and at most one weight is there twice. Adapters are merged into the weights of their base on the
+way.
 """
 
 from typing import TYPE_CHECKING
@@ -40,7 +41,7 @@ def load_for_generation(
     if checkpoint.kind == HF:
         model = load_folder(checkpoint.path, device, chosen)
     else:
-        source = open_source(checkpoint.path)
+        source = open_source(checkpoint.path, base=checkpoint.base)
         own = torch.float32 if device.type == "cpu" else getattr(torch, TORCH_NAMES[source.dtype])
         model = stream_weights(source, device, chosen or own)
     ends = _end_ids(model.generation_config)
@@ -59,7 +60,6 @@ def stream_weights(source: Source, device: torch.device, dtype: torch.dtype) -> 
     Raises CheckpointError, which names the fields that no architecture of transformers has.
     """
     import transformers
-
     from accelerate import init_empty_weights
 
     architecture = families.architecture_for(source.model)

@@ -53,13 +53,16 @@ class Opened:
         return (end,) if end and end != self.engine.coder.special.get("eos_token") else ()
 
 
-def open_engine(folder: Path, *, dtype: str | None = None, chat_template: str | None = None) -> Opened:
+def open_engine(
+    folder: Path, *, dtype: str | None = None, chat_template: str | None = None, base: Path | None = None
+) -> Opened:
     """A checkpoint, a run's latest, or a Hugging Face folder, loaded on the GPU where there is one.
 
-    `chat_template` None: the one beside its tokenizer. Raises CheckpointError, DataError, ConfigError.
+    `chat_template` None: the one beside its tokenizer. `base`: the model beneath adapters, where it was moved. Raises
+    CheckpointError, DataError, ConfigError.
     """
     template = None if chat_template is None else find_template(chat_template)
-    return _load(open_checkpoint(folder), dtype, template)
+    return _load(open_checkpoint(folder, base=base), dtype, template)
 
 
 def _load(checkpoint: Checkpoint, dtype: str | None, template: ChatTemplate | None = None) -> Opened:
@@ -85,6 +88,7 @@ def generate_texts(
     *,
     batch_size: int = 8,
     dtype: str | None = None,
+    base: Path | None = None,
     show: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Each prompt with its continuation, up to an end, the context length, or max_new_tokens.
@@ -97,7 +101,7 @@ def generate_texts(
         ConfigError: a prompt that leaves no token of the context length.
         CheckpointError: no whole checkpoint, or one without a tokenizer, or one that transformers has no form of.
     """
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, base=base)
     check_lengths(prompts, [checkpoint.coder.encode_prompt(prompt) for prompt in prompts], checkpoint.context)
     opened = _load(checkpoint, dtype)
     coder = opened.engine.coder

@@ -38,7 +38,8 @@ class Deleted(CheckpointError):
 class Checkpoint:
     """A model on disk. `context`: the tokens it was made for. `step`, `consumed_tokens`: where a run tells them.
 
-    `run`: the run folder whose latest it was when it was opened; None where it was given itself.
+    `run`: the run folder whose latest it was when it was opened; None where it was given itself. `has_adapters`: it
+    holds adapters alone, of the model that lies in `base` where it was moved.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Checkpoint:
     step: int | None
     consumed_tokens: int | None
     run: Path | None = None
+    has_adapters: bool = False
+    base: Path | None = None
 
     @cached_property
     def coder(self) -> TextCoder:
@@ -75,11 +78,21 @@ class Checkpoint:
             raise _deleted(self.path) from error
 
 
-def open_checkpoint(folder: Path, name: str | None = None) -> Checkpoint:
+def open_checkpoint(folder: Path, name: str | None = None, *, base: Path | None = None) -> Checkpoint:
     """The checkpoint in `folder`, or the latest of the run that it is; `name` None: its folder's.
 
-    Raises CheckpointError where it is neither a checkpoint, nor a run with one, nor a Hugging Face folder.
+    `base`: where the model beneath adapters lies now. Raises CheckpointError where it is neither a checkpoint, nor a
+    run with one, nor a Hugging Face folder, or has no use for `base`.
     """
+    opened = _opened(folder, name)
+    if base is None:
+        return opened
+    if not opened.has_adapters:
+        raise CheckpointError(f"{opened.path}: holds no adapters, which --base is for\n  fix: leave --base out")
+    return replace(opened, base=base)
+
+
+def _opened(folder: Path, name: str | None) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is no folder\n  fix: give a checkpoint, a run or a Hugging Face folder")
     if (folder / HF_CONFIG).is_file() and not (folder / store.MANIFEST).is_file():
@@ -101,7 +114,8 @@ def _described(folder: Path, name: str | None, run: Path | None) -> Checkpoint:
     saved = description.read_description(folder)
     progress, context = saved.progress, saved.config.model.seq_length
     step, tokens = progress.get("step"), progress.get("consumed_tokens")
-    return Checkpoint(name or _native_name(folder), folder, NATIVE, context, step, tokens, run)
+    name, has_adapters = name or _native_name(folder), saved.adapter is not None
+    return Checkpoint(name, folder, NATIVE, context, step, tokens, run, has_adapters)
 
 
 def _deleted(folder: Path) -> Deleted:
@@ -133,7 +147,7 @@ def read_latest(
         except Deleted:
             if checkpoint.run is None or not alone:
                 raise
-        newer = open_checkpoint(checkpoint.run)
+        newer = open_checkpoint(checkpoint.run, base=checkpoint.base)
         if checkpoint.name != _native_name(checkpoint.path):
             newer = replace(newer, name=checkpoint.name)
         log.warning("%s was deleted while it was read; taking %s", checkpoint.path, newer.path.name)

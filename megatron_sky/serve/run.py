@@ -4,12 +4,14 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from megatron_sky.distributed import device
 from megatron_sky.errors import ConfigError, MissingDependency, Problem, RunError
-from megatron_sky.generation.run import open_engine
+from megatron_sky.generation.run import Opened, open_engine
 from megatron_sky.inference.checkpoints import HF, open_checkpoint
 from megatron_sky.log import get_logger
 from megatron_sky.serve.limits import Limits
@@ -29,6 +31,7 @@ def serve(
     engine: str = "auto",
     chat_template: str | None = None,
     dtype: str | None = None,
+    base: Path | None = None,
 ) -> None:
     """Serves until SIGINT or SIGTERM; answers that run then have five seconds.
 
@@ -42,7 +45,8 @@ def serve(
     log.info("engine: %s, since %s", chosen, reason)
     if chosen == "vllm":
         _become_vllm(folder, host, port, chat_template, dtype)
-    _serve_here(folder, host, port, limits, chat_template, dtype)
+    load = partial(open_engine, folder, dtype=dtype, chat_template=chat_template, base=base)
+    _serve_here(host, port, limits, load)
 
 
 def is_loopback(host: str) -> bool:
@@ -81,9 +85,7 @@ def _become_vllm(folder: Path, host: str, port: int, chat_template: str | None, 
     os.execve(command[0], command, environment)
 
 
-def _serve_here(
-    folder: Path, host: str, port: int, limits: Limits, chat_template: str | None, dtype: str | None
-) -> None:
+def _serve_here(host: str, port: int, limits: Limits, load: Callable[[], Opened]) -> None:
     try:
         import fastapi  # noqa: F401 (its absence is told before the model is loaded)
         import uvicorn
@@ -93,7 +95,7 @@ def _serve_here(
     from megatron_sky.serve.scheduler import Scheduler
 
     listener = _listen(host, port)
-    opened = open_engine(folder, dtype=dtype, chat_template=chat_template)
+    opened = load()
     if opened.template is None:
         log.warning("no chat template: /v1/chat/completions answers 400; --chat-template gives one")
     scheduler = Scheduler(opened.engine, batch_size=limits.batch_size, most=limits.max_requests)

@@ -65,6 +65,24 @@ def test_what_is_asked_must_be_there(tuned, tmp_path):
         open_source(adapters, base=tmp_path)
 
 
+def test_a_text_is_generated_with_adapters_on_their_base_wherever_it_lies(tuned, tmp_path):
+    torch = pytest.importorskip("torch")
+    from megatron_sky.generation.load import load_for_generation
+    from megatron_sky.inference.checkpoints import open_checkpoint
+
+    base, adapters, loss, samples = tuned
+    moved = base.rename(tmp_path / "moved")
+    try:
+        with pytest.raises(CheckpointError, match="give its folder with --base"):
+            load_for_generation(open_checkpoint(adapters), torch.device("cpu"))
+        with pytest.raises(CheckpointError, match="holds no adapters, which --base is for"):
+            open_checkpoint(moved, base=moved)
+        model, _ = load_for_generation(open_checkpoint(adapters, base=moved), torch.device("cpu"))
+    finally:
+        moved.rename(base)
+    assert abs(_answer_loss(model, samples / "held_out") - loss) <= 1e-5
+
+
 @pytest.mark.slow
 def test_merged_and_exported_adapters_compute_what_the_run_did(tuned, tmp_path):
     """The run's validation loss, by transformers on the merged model, row by row of the packed file, and by peft."""
