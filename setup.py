@@ -43,10 +43,12 @@ EXTRAS = {
         "warcio>=1.7.4,<2",
         "resiliparse>=0.15,<3",
         "trafilatura>=1.8,<1.12",  # of datatrove's own range
+        "scikit-learn>=1.4,<2",  # fits `corpus train-classifier`
         "lxml_html_clean>=0.4,<1",  # trafilatura's lxml[html_clean], which Debian 12's pip does not find in newer lxml
         "zstandard>=0.22,<1",
         "pyarrow>=15,<27",
     ],
+    "perplexity": ["camel-kenlm>=2026.2.7"],  # KenLM; kenlm itself has no wheels, and can't be built on 3.13
     "wandb": ["wandb>=0.17,<1"],
     "serve": ["fastapi>=0.115,<1", "uvicorn>=0.30,<1"],
     "eval": ["lm-eval>=0.4.13,<0.5"],

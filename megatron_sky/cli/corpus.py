@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_sky.cli._common import Recipe, verb_group
+from megatron_sky.cli._common import INPUTS_HELP, Recipe, parse_size, verb_group
 
 app = verb_group("Corpora: crawl files to cleaned text and token files by domain, with every document accounted for.")
 
@@ -27,6 +27,31 @@ def build(
     folder = build_corpus(loaded, executor, say)
     if executor == "local":
         print(funnel(folder))
+
+
+@app.command()
+def train_classifier(
+    out: Annotated[str, typer.Argument(metavar="FILE", help="The classifier, for a recipe's quality.classifier.")],
+    positive: Annotated[list[str], typer.Option(help=f"Documents like those to keep: {INPUTS_HELP}")],
+    negative: Annotated[list[str], typer.Option(help="Documents like those to drop: an unfiltered crawl, for one.")],
+    language: Annotated[
+        list[str] | None, typer.Option(help="Language to train for, zh or en; may be given twice; none: both.")
+    ] = None,
+    key: Annotated[str, typer.Option(help="Field of the text, of JSONL and Parquet.")] = "text",
+    held_out: Annotated[float, typer.Option(min=0.01, max=0.5, help="Share of documents to measure with.")] = 0.1,
+    max_characters: Annotated[str, typer.Option(help="Taken of each class, evenly over its files.")] = "200M",
+) -> None:
+    """Train a classifier of text quality, and show its precision and recall on held-out documents by threshold."""
+    from megatron_sky.corpus.train_classifier import describe
+    from megatron_sky.corpus.train_classifier import train_classifier as train
+    from megatron_sky.errors import ConfigError, Problem
+
+    languages = list(dict.fromkeys(language or ["zh", "en"]))
+    for one in languages:
+        if one not in ("zh", "en"):
+            raise ConfigError(Problem("--language", "must be zh or en", value=one))
+    most = parse_size(max_characters, "--max-characters", "give a number of characters, as 200M")
+    print(describe(train(out, positive, negative, languages=languages, key=key, held_out=held_out, max_bytes=most)))
 
 
 @app.command()

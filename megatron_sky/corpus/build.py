@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_sky.config import dump_config
+from megatron_sky.corpus.classifier import load_classifier
 from megatron_sky.corpus.contamination import BenchmarkIndex
 from megatron_sky.corpus.ledger import num_done
-from megatron_sky.corpus.plan import Plan, continue_plan
+from megatron_sky.corpus.plan import Plan, continue_plan, quality_files
 from megatron_sky.corpus.recipe import CorpusRecipe
 from megatron_sky.errors import ConfigError, MissingDependency, Problem, RunError
 from megatron_sky.files import InUse, hold, real_path, write_text
@@ -41,7 +42,7 @@ def build(recipe: CorpusRecipe, executor: str, report: Callable[[str], None]) ->
     for a task that fails.
     """
     require_engine(recipe)
-    _check_tokenizer(recipe)
+    _check_files(recipe)
     folder = real_path(recipe.out)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -79,18 +80,33 @@ def require_engine(recipe: CorpusRecipe) -> None:
         needed.append(recipe.extract.engine)
     if recipe.language.simplify:
         needed.append("opencc")
+    if recipe.quality.perplexity:
+        needed.append("kenlm")
     import importlib.util
 
     for package in needed:
         if importlib.util.find_spec(package) is None:
-            raise MissingDependency(package, "building a corpus", INSTALL)
+            install = INSTALL.replace("]", ",perplexity]") if package == "kenlm" else INSTALL
+            raise MissingDependency(package, "building a corpus", install)
 
 
-def _check_tokenizer(recipe: CorpusRecipe) -> None:
-    """Before hours of work that end with it."""
-    path = recipe.tokens.tokenizer
-    if path is not None and not os.path.exists(path):
-        raise ConfigError(Problem("tokens.tokenizer", "is not there", "give the path of a tokenizer file", path))
+def _check_files(recipe: CorpusRecipe) -> None:
+    """Before hours of work that end with a file that is missing. Raises ConfigError, DataError."""
+    paths = {"tokens.tokenizer": recipe.tokens.tokenizer} | quality_files(recipe)
+    problems = [
+        Problem(key, "is not there", "give the path of a file", path)
+        for key, path in paths.items()
+        if path is not None and not os.path.exists(path)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    if recipe.quality.classifier:
+        known = load_classifier(recipe.quality.classifier)
+        for language in sorted(recipe.quality.min_score.keys() - known):
+            fix = f"train one for it, or give {', '.join(known)} alone"
+            problems.append(Problem(f"quality.min_score.{language}", "the classifier has no such language", fix))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _prepare(recipe: CorpusRecipe, folder: Path) -> Plan:

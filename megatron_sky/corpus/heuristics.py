@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Iterator
 
 from megatron_sky.corpus.grams import content_key, share_of, tokens_of
-from megatron_sky.corpus.language import ENGLISH_WORDS
+from megatron_sky.corpus.language import ENGLISH_WORDS, count_han, count_latin
 from megatron_sky.corpus.recipe import (
     ChineseThresholds,
     CodeThresholds,
     EnglishThresholds,
     HeuristicsConfig,
+    PairThresholds,
     Thresholds,
 )
 
@@ -123,6 +124,22 @@ def _repetitions(text: str, language: str, limits: Thresholds) -> Iterator[str]:
     repeated = find_all_duplicate(tokens, _GRAM["zh" if language == "zh" else "en"])
     if repeated > limits.max_repeated_grams * sum(map(len, tokens)):
         yield "repeated_grams"
+
+
+def judge_pair(zh: str, en: str, limits: PairThresholds) -> str | None:
+    """The rule that a Chinese and an English text break first as each other's translation; None where they break none.
+
+    The length of texts of fewer than five characters says nothing of them.
+    """
+    sizes = [len(_SPACE.sub("", side)) for side in (zh, en)]
+    if min(sizes) < limits.min_length:
+        return "pair_too_short"
+    letters = [max(1, sum(map(str.isalpha, side))) for side in (zh, en)]
+    if min(count_han(zh) / letters[0], count_latin(en) / letters[1]) < limits.min_script_share:
+        return "pair_script"
+    if sizes[0] >= 5 and not limits.min_ratio <= sizes[1] / sizes[0] <= limits.max_ratio:
+        return "pair_ratio"
+    return None
 
 
 def judge_code(text: str, path: str, limits: CodeThresholds) -> str | None:

@@ -7,10 +7,10 @@ from datatrove.data import Document
 
 from megatron_sky.corpus.contamination import BenchmarkIndex
 from megatron_sky.corpus.grams import content_key, share_of
-from megatron_sky.corpus.heuristics import judge_code, judge_text
+from megatron_sky.corpus.heuristics import judge_code, judge_pair, judge_text
 from megatron_sky.corpus.language import keep_paragraphs, language_of_document
 from megatron_sky.corpus.privacy import mask
-from megatron_sky.corpus.read import in_domains
+from megatron_sky.corpus.read import PAIR, in_domains
 from megatron_sky.corpus.recipe import CorpusOutput, CorpusRecipe, HeldOutConfig, LanguageConfig
 from megatron_sky.corpus.stage import Stage
 
@@ -23,16 +23,18 @@ class JudgeLanguage(Stage):
         self.config = config
 
     def judge(self, document: Document) -> str | None:
-        if document.metadata.get("language") == "code":
+        language = document.metadata.get("language")
+        if language == "code":
             return None
-        language = language_of_document(document.text)
-        document.metadata["language"] = language
-        self.account_of(document).note(f"language_{language}")
-        if language not in self.config.keep:
-            return f"language_{language}"
-        if self.config.simplify and language == "zh":
+        if language != PAIR:
+            language = language_of_document(document.text)
+            document.metadata["language"] = language
+            self.account_of(document).note(f"language_{language}")
+            if language not in self.config.keep:
+                return f"language_{language}"
+        if self.config.simplify and language in ("zh", PAIR):
             document.text = _simplified(document.text)
-        if self.config.drop_paragraphs:
+        if self.config.drop_paragraphs and language != PAIR:
             document.text = keep_paragraphs(document.text, self.config.keep)
         return None if document.text else "language_mixed"
 
@@ -52,20 +54,23 @@ class JudgeForm(Stage):
 
     def judge(self, document: Document) -> str | None:
         metadata = document.metadata
-        if self.config.enabled:
-            is_code = metadata["language"] == "code"
-            rule = (
-                judge_code(document.text, metadata["file"], self.config.code)
-                if is_code
-                else judge_text(document.text, metadata["language"], self.config)
-            )
-            if rule:
-                return rule
+        rule = self._rule(document, metadata["language"]) if self.config.enabled else None
+        metadata.pop("pair", None)
+        if rule:
+            return rule
         metadata["quality"] = quality_of(document.text)
         if is_held_out(document.text, str(metadata.get("date", "")), self.held_out):
             metadata["held_out"] = True
             self.account_of(document).note("held_out")
         return None
+
+    def _rule(self, document: Document, language: str) -> str | None:
+        if language == "code":
+            return judge_code(document.text, document.metadata["file"], self.config.code)
+        if language == PAIR:
+            zh, en = document.metadata["pair"]
+            return judge_pair(zh, en, self.config.pairs)
+        return judge_text(document.text, language, self.config)
 
 
 def quality_of(text: str) -> float:

@@ -23,10 +23,20 @@ ENGLISH_WORDS = frozenset(
 )
 
 
+def count_han(text: str) -> int:
+    """Chinese characters."""
+    return len(_HAN.findall(text))
+
+
+def count_latin(text: str) -> int:
+    """Letters from A to Z."""
+    return len(_LATIN.findall(text))
+
+
 def language_of(text: str) -> str:
     """`zh`, `en` or `other`; `other` too for what has no letters."""
     text = text[:_MOST_CHARACTERS]
-    han, latin = len(_HAN.findall(text)), len(_LATIN.findall(text))
+    han, latin = count_han(text), count_latin(text)
     letters = sum(map(str.isalpha, text))
     if letters == 0:
         return "other"

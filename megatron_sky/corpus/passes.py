@@ -25,6 +25,7 @@ from megatron_sky.corpus.extract import Extract
 from megatron_sky.corpus.judge import Decontaminate, JudgeForm, JudgeLanguage, Mask, Route
 from megatron_sky.corpus.outputs import Publish, Summarize, Tokenize, WriteOutputs
 from megatron_sky.corpus.plan import Plan
+from megatron_sky.corpus.quality import JudgeQuality
 from megatron_sky.corpus.read import ReadUnits
 from megatron_sky.corpus.recipe import CorpusRecipe
 from megatron_sky.corpus.recurrence import CountParagraphs, CutParagraphs, WriteParagraphs
@@ -45,6 +46,7 @@ def stages_of(recipe: CorpusRecipe) -> tuple[str, ...]:
     """The stages that keep an account, in order."""
     return (
         *("read", "extract", "language", "heuristics"),
+        *(("quality",) if recipe.quality.classifier or recipe.quality.perplexity else ()),
         *(("exact_duplicates",) if recipe.duplicates.exact or recipe.duplicates.url else ()),
         *(("recurrence",) if recipe.recurrence.enabled else ()),
         *(("near_duplicates",) if recipe.duplicates.near.enabled else ()),
@@ -76,6 +78,7 @@ def _read(recipe: CorpusRecipe, plan: Plan, folder: Path) -> Pass:
         Extract(folder, recipe.extract, keep),
         JudgeLanguage(folder, recipe.language, keep),
         JudgeForm(folder, recipe),
+        *([JudgeQuality(folder, recipe.quality, keep)] if "quality" in stages_of(recipe) else []),
         UnitWriter(work / "documents"),
         WriteKeys(work / "keys", recipe.duplicates),
     ]

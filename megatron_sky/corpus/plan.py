@@ -6,7 +6,7 @@ order of the units, so where the cuts are makes no difference to them.
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,20 @@ from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.files import read_json, real_path, write_json
 from megatron_sky.records import flattened, read_record
 
+_PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
+_LINES = (".jsonl", ".json", ".ndjson", ".jl")
+_PLAIN = (*_LINES, ".tsv")
+_ZH, _EN = (tuple(language + packed for packed in _PACKED) for language in (".zh", ".en"))
 ENDINGS: dict[str, tuple[str, ...]] = {
     "warc": (".warc", ".warc.gz"),
     "wet": (".wet", ".wet.gz", ".warc", ".warc.gz"),
-    "jsonl": tuple(
-        ending + packed
-        for ending in (".jsonl", ".json", ".ndjson", ".jl")
-        for packed in ("", ".gz", ".bz2", ".xz", ".zst")
-    ),
+    "jsonl": tuple(ending + packed for ending in _LINES for packed in _PACKED),
+    "parallel": (*(ending + packed for ending in _PLAIN for packed in _PACKED), *_ZH),
     "parquet": (".parquet", ".pq"),
     "html": (".html", ".htm", ".xhtml", ".shtml"),
     "code": (),  # any
 }
 _MOST_FILES = 10_000  # of a unit
-_PLAIN = (".jsonl", ".json", ".ndjson", ".jl")
 _NOT_COMPARED = ("out", "execution", "read.unit_bytes")
 
 
@@ -66,11 +66,26 @@ def make_plan(recipe: CorpusRecipe) -> Plan:
     files: dict[str, tuple[int, int]] = {}
     for number, source in enumerate(recipe.sources):
         paths = _files_of(source, f"sources.{number}.paths", problems)
-        files |= {path: (os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths}
+        partners = map(partner_of, paths if source.kind == "parallel" else ())
+        files |= _stamps(filter(os.path.isfile, [*paths, *filter(None, partners)]))
         units += _units_of(source, paths, recipe.read.unit_bytes)
     if problems:
         raise ConfigError(problems)
+    files |= _stamps(filter(os.path.isfile, quality_files(recipe).values()))
     return Plan(_comparable(recipe), tuple(units), files)
+
+
+def _stamps(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
+    return {path: (os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths}
+
+
+def quality_files(recipe: CorpusRecipe) -> dict[str, str]:
+    """The files by which quality is judged, by the recipe's keys."""
+    given = {"quality.classifier": recipe.quality.classifier}
+    for language, one in recipe.quality.perplexity.items():
+        key = f"quality.perplexity.{language}"
+        given |= {f"{key}.model": one.model, f"{key}.tokenizer": one.tokenizer}
+    return {key: path for key, path in given.items() if path is not None}
 
 
 def continue_plan(path: Path, recipe: CorpusRecipe) -> Plan:
@@ -126,12 +141,24 @@ def _files_of(source: CorpusSource, key: str, problems: list[Problem]) -> list[s
         files = [file for path in paths for file in _walk(path, endings)]
         for file in [file for file in files if not os.path.isfile(file)]:
             problems.append(Problem(f"{key} of {source.name}", "is a link to nothing", "take it away", file))
+        for other in map(partner_of, files if source.kind == "parallel" else ()):
+            if other is not None and not os.path.isfile(other):
+                fix = "put the English lines of the file that ends in .zh beside it"
+                problems.append(Problem(f"{key} of {source.name}", "is not there", fix, other))
         for file in filter(os.path.isfile, files):
             found.setdefault(real_path(file), os.path.abspath(file))
         if not files:
             wanted = f" that end in {', '.join(endings)}" if endings else ""
             problems.append(Problem(f"{key} of {source.name}", f"names no files{wanted}", "check the path", given))
     return list(found.values())
+
+
+def partner_of(path: str) -> str | None:
+    """The file of the English lines, NAME.en, that goes with one of Chinese lines, NAME.zh; None for another file."""
+    for chinese, english in zip(_ZH, _EN, strict=True):
+        if path.endswith(chinese):
+            return path.removesuffix(chinese) + english
+    return None
 
 
 def _walk(path: str, endings: tuple[str, ...]) -> Iterator[str]:
@@ -160,7 +187,7 @@ def _units_of(source: CorpusSource, paths: list[str], unit_bytes: int) -> Iterat
 
 def _pieces_of(source: CorpusSource, path: str, unit_bytes: int) -> Iterator[Piece]:
     size = os.path.getsize(path)
-    if source.kind != "jsonl" or not path.lower().endswith(_PLAIN):
+    if source.kind not in ("jsonl", "parallel") or not path.lower().endswith(_PLAIN):
         yield Piece(path, 0, size)
         return
     for start in range(0, max(size, 1), unit_bytes):

@@ -4,8 +4,10 @@ What is damaged is a document too, which its stage drops by name: a line that is
 rest of a file that is cut off. Records that hold no page (requests, images) are no documents; they are noted.
 """
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,13 +15,16 @@ from urllib.parse import urlsplit
 from datatrove.data import Document
 
 from megatron_sky.corpus.decode import decode
-from megatron_sky.corpus.plan import Piece, Unit
+from megatron_sky.corpus.grams import hash_text
+from megatron_sky.corpus.plan import Piece, Unit, partner_of
 from megatron_sky.corpus.recipe import CorpusSource, ReadConfig
 from megatron_sky.corpus.stage import FROM_READER, Stage
 from megatron_sky.data.ingest.compressed import compression_of, open_compressed
 from megatron_sky.errors import DataError
 from megatron_sky.files import parse_json
 
+PAIR = "zh-en"
+"""A pair's language."""
 BROKEN = "_broken"
 """In a document's metadata: the rule by which the reader's stage drops it."""
 _PAGES = ("text/html", "application/xhtml+xml")
@@ -55,7 +60,8 @@ class ReadUnits(Stage):
     def _documents(self, unit: Unit) -> Iterator[Document]:
         source = self.sources[unit.source]
         self.account(source.name)  # of a unit without documents too
-        readers = {"warc": _read_warc, "wet": _read_warc, "jsonl": _read_lines, "parquet": _read_rows}
+        readers: dict[str, Callable] = {"warc": _read_warc, "wet": _read_warc, "jsonl": _read_lines}
+        readers |= {"parquet": _read_rows, "parallel": _read_pairs}
         read = readers.get(source.kind, _read_file)
         for piece in unit.pieces:
             for document in read(piece, source, self.config.max_document_bytes):
@@ -155,33 +161,64 @@ def _ends_whole(record: Any) -> bool:
 
 
 def _read_lines(piece: Piece, source: CorpusSource, limit: int) -> Iterator[Document]:
-    with open(piece.path, "rb") as file:
+    row = _row
+    if source.kind == "parallel":
+        row = _tabbed_pair if ".tsv" in Path(piece.path).suffixes else _pair_row
+    for place, line in _lines_of(piece):
+        if isinstance(line, DataError):
+            yield _broken_file(source, piece, place, line)
+        else:
+            yield row(piece, source, place, line, limit)
+
+
+def _broken_file(source: CorpusSource, piece: Piece, place: int, error: object) -> Document:
+    return _document(source, piece, place, str(error), size=len(str(error)), rule="broken_file")
+
+
+def _lines_of(piece: Piece, path: str | None = None) -> Iterator[tuple[int, bytes | DataError]]:
+    """The lines that begin in the piece with their places in bytes, blank ones aside; at last the error of a file that
+    is broken from there on. `path`: of another file of lines, all of them, blank ones too."""
+    with open(path or piece.path, "rb") as file:
         packed = compression_of(file.read(8))
-    place = piece.start
-    with open_compressed(piece.path, packed) if packed else open(piece.path, "rb") as file:
-        if piece.start:
-            file.seek(piece.start - 1)
-            place = piece.start - 1 + len(file.readline())  # the line that begins before belongs to the piece before
-        end = None if packed else piece.end
+    place, start = 0, 0 if path else piece.start
+    with open_compressed(path or piece.path, packed) if packed else open(path or piece.path, "rb") as file:
+        if start:
+            file.seek(start - 1)
+            place = start - 1 + len(file.readline())  # the line that begins before belongs to the piece before
+        end = None if packed or path else piece.end
         try:
             while (end is None or place < end) and (line := file.readline(_MOST_LINE)):
-                if line.strip():
-                    yield _row(piece, source, place, line, limit)
+                if path or line.strip():
+                    yield place, line
                 place += len(line)
         except DataError as error:
-            yield _document(source, piece, place, str(error), size=len(str(error)), rule="broken_file")
+            yield place, error
 
 
 def _row(piece: Piece, source: CorpusSource, place: int, line: bytes, limit: int) -> Document:
+    value = _object(piece, source, place, line, limit)
+    return value if isinstance(value, Document) else _fields(piece, source, place, value, len(line), limit)
+
+
+def _object(piece: Piece, source: CorpusSource, place: int, line: bytes, limit: int) -> Any:
+    """What a line of JSON holds, or a document that says why it holds nothing."""
+    text = _decoded(piece, source, place, line, limit)
+    if isinstance(text, Document):
+        return text
+    try:
+        return parse_json(text)
+    except ValueError:
+        return _document(source, piece, place, text, size=len(line), rule="not_json")
+
+
+def _decoded(piece: Piece, source: CorpusSource, place: int, line: bytes, limit: int) -> str | Document:
+    """A line's text, or a document that says why it has none."""
     if len(line) > limit:
         return _document(source, piece, place, "", size=len(line), rule="too_large")
     try:
-        value = parse_json(line.decode("utf-8"))
+        return line.decode("utf-8")
     except UnicodeDecodeError:
         return _document(source, piece, place, line.decode("latin-1"), size=len(line), rule="invalid_utf8")
-    except ValueError:
-        return _document(source, piece, place, line.decode("utf-8"), size=len(line), rule="not_json")
-    return _fields(piece, source, place, value, len(line), limit)
 
 
 def _fields(piece: Piece, source: CorpusSource, place: int, value: Any, size: int, limit: int) -> Document:
@@ -210,7 +247,7 @@ def _read_rows(piece: Piece, source: CorpusSource, limit: int) -> Iterator[Docum
                 yield _fields(piece, source, place, row, size, limit)
                 place += 1
     except (pyarrow.ArrowException, OSError) as error:
-        yield _document(source, piece, place, str(error), size=len(str(error)), rule="broken_file")
+        yield _broken_file(source, piece, place, error)
 
 
 def _read_file(piece: Piece, source: CorpusSource, limit: int) -> Iterator[Document]:
@@ -226,3 +263,62 @@ def _read_file(piece: Piece, source: CorpusSource, limit: int) -> Iterator[Docum
     else:
         page.metadata["is_html"] = True
     yield page
+
+
+def _read_pairs(piece: Piece, source: CorpusSource, limit: int) -> Iterator[Document]:
+    """Pairs of Chinese and English texts: of lines, or of the lines of two files."""
+    partner = partner_of(piece.path)
+    if partner is None:
+        yield from _read_lines(piece, source, limit)
+        return
+    for one, other in itertools.zip_longest(_lines_of(piece, piece.path), _lines_of(piece, partner)):
+        lines = [each[1] for each in (one, other) if each is not None]
+        place = (one or other)[0]
+        whole = [line for line in lines if isinstance(line, bytes)]
+        if len(whole) < len(lines):
+            yield _broken_file(source, piece, place, next(line for line in lines if isinstance(line, DataError)))
+            return
+        if len(whole) < 2:
+            which, longer = (piece.path, partner) if one is None else (partner, piece.path)
+            yield _broken_file(source, piece, place, f"{which} ends before {longer} does: their lines do not agree")
+            return
+        sides = [_decoded(piece, source, place, line, limit) for line in whole]
+        wrong = [side for side in sides if isinstance(side, Document)]
+        yield wrong[0] if wrong else _pair(piece, source, place, sides, sum(map(len, whole)))
+
+
+def _tabbed_pair(piece: Piece, source: CorpusSource, place: int, line: bytes, limit: int) -> Document:
+    text = _decoded(piece, source, place, line, limit)
+    if isinstance(text, Document):
+        return text
+    cells = text.rstrip("\r\n").split("\t")
+    sides = [cells[column - 1] if column <= len(cells) else None for column in source.columns]
+    return _pair(piece, source, place, sides, len(line))
+
+
+def _pair_row(piece: Piece, source: CorpusSource, place: int, line: bytes, limit: int) -> Document:
+    value = _object(piece, source, place, line, limit)
+    if isinstance(value, Document):
+        return value
+    sides = [_at(value, key) for key in (source.zh_key, source.en_key)]
+    return _pair(piece, source, place, sides, len(line))
+
+
+def _at(value: Any, key: str) -> Any:
+    """What stands at a dotted key of nested objects; None where there is nothing."""
+    for word in key.split("."):
+        value = value.get(word) if isinstance(value, dict) else None
+    return value
+
+
+def _pair(piece: Piece, source: CorpusSource, place: int, sides: list, size: int) -> Document:
+    """A document of a Chinese and an English text, by the template that follows from their hash."""
+    if not all(isinstance(side, str) and side.strip() for side in sides):
+        return _document(source, piece, place, json.dumps(sides, default=str), size=size, rule="no_pair")
+    zh, en = (side.strip().encode("utf-8", "replace").decode() for side in sides)
+    template = source.templates[hash_text(f"{zh}\n{en}") % len(source.templates)]
+    before, name, after = re.split("{(zh|en)}", template, maxsplit=1)
+    first, second = (zh, en) if name == "zh" else (en, zh)
+    middle, _, end = re.split("{(zh|en)}", after, maxsplit=1)
+    text = f"{before}{first}{middle}{second}{end}"
+    return _document(source, piece, place, text, size=size, language=PAIR, pair=[zh, en])

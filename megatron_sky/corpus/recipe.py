@@ -7,17 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from megatron_sky.config.load import load_as, split_arguments
 from megatron_sky.config.sections.base import FilePath, Line, Positive, Section, check_unique
 from megatron_sky.config.units import TokenCount
 from megatron_sky.records import more_than_once
 
-Kind = Literal["warc", "wet", "jsonl", "parquet", "html", "code"]
-Language = Literal["zh", "en", "other", "code"]
+
+def _template(text: str) -> str:
+    if text.count("{zh}") != 1 or text.count("{en}") != 1:
+        raise ValueError("must hold {zh} and {en}, each once")
+    return text
+
+
+Kind = Literal["warc", "wet", "jsonl", "parquet", "html", "code", "parallel"]
+Language = Literal["zh", "en", "other", "code", "zh-en"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]+$")]
 Share = Annotated[float, Field(ge=0, le=1)]
+Template = Annotated[str, AfterValidator(_template)]
 MOST_REPETITIONS = 5
 """Of a high-quality source, as in the Skywork report (section 3.1)."""
 
@@ -28,12 +36,21 @@ class CorpusSource(Section):
     name: Name = Field(description="Name in the account and in outputs' rules.")
     kind: Kind = Field(
         description="warc: crawl responses; wet: crawl texts; jsonl (.gz, .bz2, .xz, .zst); parquet; html: a folder of "
-        "pages; code: a tree of source files."
+        "pages; code: a tree of source files; parallel: pairs of Chinese and English texts, as .tsv, jsonl, or files "
+        "NAME.zh and NAME.en of the same number of lines (.gz, .bz2, .xz, .zst)."
     )
     paths: tuple[FilePath, ...] = Field(min_length=1, description="Files, folders and globs.")
     text_key: Line = Field("text", description="Field of the text, of jsonl and parquet.")
     url_key: Line = Field("url", description="Field of the address, of jsonl and parquet; may be absent.")
     date_key: Line = Field("date", description="Field of the date, of jsonl and parquet; may be absent.")
+    zh_key: Line = Field("zh", description="Field of the Chinese text, of parallel jsonl; a dot leads into an object.")
+    en_key: Line = Field("en", description="Field of the English text, of parallel jsonl; a dot leads into an object.")
+    columns: tuple[Positive, Positive] = Field((1, 2), description="Columns of Chinese and English, of .tsv, from 1.")
+    templates: tuple[Template, ...] = Field(
+        ("{zh}\n{en}", "{en}\n{zh}"),
+        min_length=1,
+        description="How a pair becomes a document; which one is used follows from the pair's hash.",
+    )
     html: bool = Field(False, description="The text of jsonl or parquet is HTML, and its main text is extracted.")
     license: Line = Field("unknown", description="Licence of the documents, for the data card.")
 
@@ -116,6 +133,15 @@ class CodeThresholds(Section):
     )
 
 
+class PairThresholds(Section):
+    """Rules for pairs of a Chinese and an English text."""
+
+    min_length: Positive = Field(2, description="Characters of each side, white space aside.")
+    min_script_share: Share = Field(0.5, description="Of a side's letters: Chinese characters, Latin letters.")
+    min_ratio: float = Field(1.0, gt=0, description="English characters for a Chinese one.")
+    max_ratio: float = Field(10.0, gt=0, description="English characters for a Chinese one.")
+
+
 class HeuristicsConfig(Section):
     """Rules by which a document's own text is judged."""
 
@@ -123,6 +149,37 @@ class HeuristicsConfig(Section):
     zh: ChineseThresholds = ChineseThresholds()
     en: EnglishThresholds = EnglishThresholds()
     code: CodeThresholds = CodeThresholds()
+    pairs: PairThresholds = PairThresholds()
+
+
+class PerplexityConfig(Section):
+    """A KenLM language model of good text, and between which perplexities documents are kept."""
+
+    model: FilePath = Field(description="KenLM's binary or ARPA file.")
+    tokenizer: FilePath | None = Field(
+        None,
+        description="SentencePiece model whose pieces it knows; null: lower-case words and single Chinese characters.",
+    )
+    max: float = Field(gt=1, description="Perplexity of one token; documents above it are dropped.")
+    min: float = Field(1.0, ge=1, description="Perplexity of one token; documents below it are dropped.")
+
+
+class QualityConfig(Section):
+    """Whether a document is worth training on, by a classifier and a language model of the user's."""
+
+    classifier: FilePath | None = Field(None, description="File of `corpus train-classifier`; null: none.")
+    min_score: dict[Literal["zh", "en"], Share] = Field(
+        {}, description="Score of each language below which documents are dropped; others are not judged."
+    )
+    perplexity: dict[Literal["zh", "en"], PerplexityConfig] = Field(
+        {}, description="Language model of each language; needs kenlm."
+    )
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "QualityConfig":
+        if (self.classifier is None) != (not self.min_score):
+            raise ValueError("classifier and min_score (as {zh: 0.5, en: 0.5}) are given together or not at all")
+        return self
 
 
 class HeldOutConfig(Section):
@@ -241,6 +298,7 @@ class CorpusRecipe(Section):
     extract: ExtractConfig = ExtractConfig()
     language: LanguageConfig = LanguageConfig()
     heuristics: HeuristicsConfig = HeuristicsConfig()
+    quality: QualityConfig = QualityConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     duplicates: DuplicatesConfig = DuplicatesConfig()
     recurrence: RecurrenceConfig = RecurrenceConfig()

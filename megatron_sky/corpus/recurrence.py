@@ -14,9 +14,11 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from megatron_sky.corpus.grams import hash_text, tokens_of
+from megatron_sky.corpus.read import PAIR
 from megatron_sky.corpus.recipe import RecurrenceConfig
 from megatron_sky.corpus.stage import Stage, save_array
 
+_WHOLE = ("code", PAIR)  # from which nothing is cut
 _HELD = 1 << 17  # hashes of one partition in memory, until they are written
 COUNTED_AT_ONCE = 1 << 25
 """Hashes that are sorted at a time: 256 MiB."""
@@ -114,7 +116,7 @@ class CutParagraphs(Stage):
         self._frequent = [np.load(path, mmap_mode="r") for path in paths]
 
     def judge(self, document: Document) -> str | None:
-        if document.metadata.get("language") == "code":
+        if document.metadata.get("language") in _WHOLE:
             return None
         paragraphs = document.text.split("\n")
         kept = [paragraph for paragraph in paragraphs if not self._recurs(paragraph)]

@@ -91,7 +91,8 @@ def _sample(document: dict[str, Any], metadata: dict[str, Any]) -> Sample:
     text = document.get("text", "")
     shown = text[:_EXCERPT] + (" ..." if len(text) > _EXCERPT else "")
     address = f", {metadata['url']}" if metadata.get("url") else ""
-    return Sample(f"{reason}{metadata['source']}, {metadata['file']} at {metadata['place']}{address}", shown)
+    score = f", score {metadata['score']}" if "score" in metadata else ""
+    return Sample(f"{reason}{metadata['source']}, {metadata['file']} at {metadata['place']}{address}{score}", shown)
 
 
 def _documents(path: Path) -> Iterator[dict[str, Any]]:

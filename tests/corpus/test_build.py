@@ -4,12 +4,14 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zstandard
 
 from megatron_sky.cli.main import app
 from megatron_sky.config import load_config
 from megatron_sky.corpus.build import build, num_done, status
+from megatron_sky.corpus.classifier import Facts, LanguageModel, save_classifier
 from megatron_sky.corpus.ledger import prove, read_ledger
 from megatron_sky.corpus.passes import stages_of
 from megatron_sky.corpus.recipe import load_corpus_recipe
@@ -33,6 +35,8 @@ def home(tmp_path_factory):
     module.main(folder / "crawl")
     text = (folder / "crawl" / "wiki.jsonl").read_text(encoding="utf-8")
     write_model(train_model(list(training_lines(text)), 600), folder / "tokenizer.model")
+    weights = np.zeros(1 << 8, dtype="<f4")
+    save_classifier(folder / "quality", {name: LanguageModel(1, 1.0, Facts(), weights) for name in ("zh", "en")})
     return folder
 
 
@@ -46,6 +50,8 @@ def load(home):
             f"sources.wiki.paths=[{home}/crawl/wiki.jsonl]",
             f"decontamination.benchmarks.trains.paths=[{home}/crawl/benchmark.jsonl]",
             f"tokens.tokenizer={home}/tokenizer.model",
+            f"quality.classifier={home}/quality",
+            "quality.min_score={zh: 0.5, en: 0.5}",
         ]
         return load_corpus_recipe(
             [EXAMPLE / "corpus.yaml", *paths, f"out={home}/built", "execution.workers=1", *overrides]
@@ -87,6 +93,7 @@ def test_every_rule_of_the_example_is_met_and_the_account_adds_up(built, load):
         ("near_duplicates", "near"),
         ("decontamination", "benchmark_trains"),
     }
+    assert sum(ledger["quality"]["wiki"].notes.values()) == ledger["quality"]["wiki"].given.documents > 30
     crawl = {stage: accounts["crawl"] for stage, accounts in ledger.items()}
     assert crawl["read"].notes["mislabelled_encoding"] >= 3 and crawl["recurrence"].notes["cut_paragraphs"] > 40
     assert crawl["privacy"].notes["masked_email"] >= 2 and crawl["privacy"].notes["masked_phone"] >= 2

@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("datatrove")
 
-from megatron_sky.corpus.heuristics import judge_code, judge_text
-from megatron_sky.corpus.recipe import CodeThresholds, HeuristicsConfig
+from megatron_sky.corpus.heuristics import judge_code, judge_pair, judge_text
+from megatron_sky.corpus.recipe import CodeThresholds, HeuristicsConfig, PairThresholds
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 CONFIG = HeuristicsConfig()
@@ -77,3 +77,19 @@ def test_real_news_stays():
     with open(DATA / "zh_general.jsonl", encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for _, line in zip(range(60), file, strict=False)]
     assert [judge_text(text, "zh", CONFIG) for text in texts].count(None) >= 0.95 * len(texts)
+
+
+@pytest.mark.parametrize(
+    "zh, en, rule",
+    [
+        ("今天的天气非常好。", "The weather is very good today.", None),
+        ("好的", "OK", None),
+        ("好", "OK", "pair_too_short"),
+        ("The weather is good.", "The weather is good.", "pair_script"),
+        ("今天的天气非常好。", "今天的天气非常好。", "pair_script"),
+        ("今天的天气非常好。", "Today", "pair_ratio"),
+        ("今天的天气非常好。", "The weather is good. " * 9, "pair_ratio"),
+    ],
+)
+def test_pairs_that_are_no_translations(zh, en, rule):
+    assert judge_pair(zh, en, PairThresholds()) == rule

@@ -49,3 +49,13 @@ def test_masks_benchmarks_and_routes(tmp_path, document):
     zh = document(GOOD_ZH, language="zh")
     assert route.judge(zh) is None and zh.metadata["output"] == "text/web_zh" and "quality" not in zh.metadata
     assert route.judge(document(GOOD_EN)) == "no_output"
+
+
+def test_a_pair_is_judged_as_one(tmp_path, document):
+    step = JudgeLanguage(tmp_path, LanguageConfig(keep=("zh",), drop_paragraphs=True), True)
+    form = JudgeForm(tmp_path, RECIPE)
+    good = document("好的吗\nIs it good?", language="zh-en", pair=["好的吗", "Is it good?"])
+    bad = document("好的吗\n好的吗", language="zh-en", pair=["好的吗", "好的吗"])
+    assert step.judge(good) is None and good.text == "好的吗\nIs it good?"
+    assert form.judge(good) is None and "pair" not in good.metadata
+    assert form.judge(bad) == "pair_script"

@@ -55,3 +55,23 @@ def test_changed_files_are_refused(files, tmp_path):
     with pytest.raises(ConfigError) as raised:
         continue_plan(path, recipe(files))
     assert all(word in str(raised.value) for word in ("has changed", "is gone", "was not there"))
+
+
+def test_another_classifier_is_refused(files, tmp_path):
+    (tmp_path / "q").write_bytes(b"first")
+    judged = recipe(files, quality={"classifier": str(tmp_path / "q"), "min_score": {"zh": 0.5}})
+    continue_plan(tmp_path / "plan.json", judged)
+    (tmp_path / "q").write_bytes(b"second")
+    with pytest.raises(ConfigError, match="q: has changed since this corpus was begun"):
+        continue_plan(tmp_path / "plan.json", judged)
+
+
+def test_chinese_lines_need_their_english_ones(tmp_path):
+    for name in ("a.zh", "a.en", "b.zh.gz"):
+        (tmp_path / name).write_bytes(b"x\n")
+    pairs = {"name": "pairs", "kind": "parallel", "paths": [str(tmp_path)]}
+    with pytest.raises(ConfigError, match=r"b\.en\.gz.*is not there"):
+        make_plan(recipe(tmp_path, sources=[pairs]))
+    (tmp_path / "b.en.gz").write_bytes(b"x")
+    plan = make_plan(recipe(tmp_path, sources=[pairs]))
+    assert [piece.path[-4:] for piece in plan.units[0].pieces] == ["a.zh", "h.gz"] and len(plan.files) == 4

@@ -11,8 +11,8 @@ from megatron_sky.corpus.recipe import CorpusSource, ReadConfig
 
 @pytest.fixture
 def read(tmp_path):
-    def documents(kind, path, *, ranges=None, **config):
-        source = CorpusSource(name="web", kind=kind, paths=(str(path),))
+    def documents(kind, path, *, ranges=None, source=None, **config):
+        source = CorpusSource(name="web", kind=kind, paths=(str(path),), **(source or {}))
         ranges = ranges or [(0, path.stat().st_size)]
         units = tuple(Unit("web", (Piece(str(path), start, end),)) for start, end in ranges)
         step = ReadUnits(tmp_path / "out", units, (source,), ReadConfig(**config), True)
@@ -71,3 +71,35 @@ def test_pages_and_broken_archives(read, tmp_path):
 def test_domains():
     assert in_domains("https://a.b.test/x", {"b.test"}) and not in_domains("https://ab.test/x", {"b.test"})
     assert not in_domains("", {"b.test"}) and not in_domains("https://[", {"b.test"})
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pairs_of_columns_fields_and_files(read, tmp_path, packed):
+    pairs = [("你好，世界。", "Hello, world."), ("他今天来了。", "He came {zh} today."), ("早", "Morning")]
+
+    def write(name, lines):
+        content = "".join(f"{line}\n" for line in lines).encode()
+        path = tmp_path / (name + ".gz" * packed)
+        path.write_bytes(gzip.compress(content) if packed else content)
+        return path
+
+    write("b.en", [en for _, en in pairs])
+    given = {
+        write("a.tsv", [f"x\t{en}\t{zh}\r" for zh, en in pairs] + ["", "x\tone"]): {"columns": (3, 2)},
+        write("a.jsonl", [json.dumps({"t": {"zh": zh, "en": en}}) for zh, en in pairs] + ['{"t": 3}']): {
+            "zh_key": "t.zh",
+            "en_key": "t.en",
+        },
+        write("b.zh", [zh for zh, _ in pairs] + ["多"]): {},
+    }
+    for path, keys in given.items():
+        documents, account = read("parallel", path, source={**keys, "templates": ["中：{zh} 英：{en}", "{en}\n{zh}\n"]})
+        wanted = [{f"中：{zh} 英：{en}", f"{en}\n{zh}\n"} for zh, en in pairs]
+        assert all(one.text in some for one, some in zip(documents, wanted, strict=True))
+        assert documents[0].metadata["language"] == "zh-en" and account.given.documents == 4
+        rules = {"broken_file"} if ".zh" in path.name else {"no_pair"}
+        assert account.dropped.keys() == rules
+    with open(tmp_path / ("b.zh" + ".gz" * packed), "r+b") as file:
+        file.truncate(20)
+    _, account = read("parallel", tmp_path / ("b.zh" + ".gz" * packed))
+    assert account.dropped["broken_file"].documents == 1

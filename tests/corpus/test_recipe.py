@@ -43,7 +43,7 @@ def test_all_problems_are_told_at_once_with_their_place(load):
 
 
 def test_the_full_recipe_is_valid_and_loads_back_equal(monkeypatch, tmp_path):
-    for name in ("CRAWL", "WIKI", "CODE", "BENCHMARKS"):
+    for name in ("CRAWL", "WIKI", "PAIRS", "CODE", "BENCHMARKS"):
         monkeypatch.setenv(name, "/data")
     recipe = load_corpus_recipe([EXAMPLES / "skypile" / "corpus.yaml"])
     (tmp_path / "again.yaml").write_text(dump_config(recipe), encoding="utf-8")
@@ -54,3 +54,15 @@ def test_the_full_recipe_is_valid_and_loads_back_equal(monkeypatch, tmp_path):
 def test_outputs_name_known_sources(load):
     with pytest.raises(ConfigError, match=r"outputs\.web_zh\.sources: wiki is no source"):
         load(GOOD.replace("languages: [zh]", "sources: [wiki]"))
+
+
+def test_a_classifier_and_its_thresholds_come_together(load):
+    with pytest.raises(ConfigError, match=r"classifier and min_score .* are given together"):
+        load(GOOD, "quality.classifier=q")
+    recipe = load(GOOD, "quality.classifier=q", "quality.min_score.zh=0.4")
+    assert recipe.quality.min_score == {"zh": 0.4}
+
+
+def test_a_template_holds_both_sides(load):
+    with pytest.raises(ConfigError, match=r"must hold \{zh\} and \{en\}, each once"):
+        load(GOOD, "sources.web.templates=['{zh} only']")
