@@ -39,15 +39,17 @@ def told_once(problems: Iterable[Problem]) -> list[Problem]:
 
 
 class ConfigError(SkyError):
-    """A recipe that can't be used; `problems` holds every broken rule found."""
+    """A recipe, or another file of settings named by `of`, that can't be used; `problems` holds every broken rule found.
+    """
 
     exit_code = 2
 
-    def __init__(self, problems: list[Problem] | Problem):
+    def __init__(self, problems: list[Problem] | Problem, of: str | None = None):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         assert self.problems, "a ConfigError needs a problem"
         count = len(self.problems)
-        what = "the command line" if all(problem.where.startswith("-") for problem in self.problems) else "the recipe"
+        asked = all(problem.where.startswith("-") for problem in self.problems)
+        what = of or ("the command line" if asked else "the recipe")
         head = f"{what} has a problem" if count == 1 else f"{what} has {count} problems"
         super().__init__(head + ":\n" + "\n".join(f"  {i}. {p}" for i, p in enumerate(self.problems, 1)))
 

@@ -131,40 +131,36 @@ def _own_gpu(path: Path) -> Gpu:
     entry = _read(path)
     known = {gpu_field.name: gpu_field.default for gpu_field in fields(Gpu)}
     needed = {name for name, default in known.items() if default is MISSING}
-    problems = [
-        Problem(f"{path}: {name}", "is missing", "give it, as in hardware.yaml") for name in needed - entry.keys()
-    ]
-    problems += [
-        Problem(f"{path}: {name}", "is no field", f"known: {', '.join(known)}") for name in entry.keys() - known
-    ]
-    problems += _value_problems(path, entry)
+    problems = [Problem(name, "is missing", "give it, as in hardware.yaml") for name in needed - entry.keys()]
+    problems += [Problem(name, "is no field", f"known: {', '.join(known)}") for name in entry.keys() - known]
+    problems += _value_problems(entry)
     measured = None
     if entry.get("measured") is not None:
-        measured, wrong = read_measured(entry["measured"], f"{path}: measured")
+        measured, wrong = read_measured(entry["measured"], "measured")
         problems += wrong
     if problems:
-        raise ConfigError(sorted(problems, key=lambda problem: problem.where))
+        raise ConfigError(sorted(problems, key=lambda problem: problem.where), of=str(path))
     return Gpu(**entry | {"measured": measured})
 
 
-def _value_problems(path: Path, entry: dict) -> list[Problem]:
+def _value_problems(entry: dict) -> list[Problem]:
     problems = []
     for name in ("name", "architecture", "source"):
         if name in entry and not isinstance(entry[name], str):
-            problems.append(Problem(f"{path}: {name}", "must be a text", value=entry[name]))
+            problems.append(Problem(name, "must be a text", value=entry[name]))
     for name in ("memory_gib", "memory_gb_per_s", "link_gb_per_s", "node_gb_per_s", "watts"):
         if name in entry and not _is_positive(entry[name]) and not (name == "watts" and entry[name] is None):
-            problems.append(Problem(f"{path}: {name}", "must be a number above 0", value=entry[name]))
+            problems.append(Problem(name, "must be a number above 0", value=entry[name]))
     for name in ("num_sms", "gpus_per_node"):
         if name in entry and not (_is_positive(entry[name]) and isinstance(entry[name], int)):
-            problems.append(Problem(f"{path}: {name}", "must be a whole number above 0", value=entry[name]))
+            problems.append(Problem(name, "must be a whole number above 0", value=entry[name]))
     if not isinstance(entry.get("shared", False), bool):
-        problems.append(Problem(f"{path}: shared", "must be true or false", value=entry["shared"]))
+        problems.append(Problem("shared", "must be true or false", value=entry["shared"]))
     peaks = entry.get("tflops", {"bf16": 1})
     if not isinstance(peaks, dict) or not peaks or not all(map(_is_positive, peaks.values())):
-        problems.append(Problem(f"{path}: tflops", "must be TFLOP/s by format", "as {bf16: 312, fp16: 312}", peaks))
+        problems.append(Problem("tflops", "must be TFLOP/s by format", "as {bf16: 312, fp16: 312}", peaks))
     elif not set(peaks) & {"bf16", "fp16"}:
-        problems.append(Problem(f"{path}: tflops", "lacks bf16 and fp16", "give one of them", peaks))
+        problems.append(Problem("tflops", "lacks bf16 and fp16", "give one of them", peaks))
     return problems
 
 

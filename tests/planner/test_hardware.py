@@ -38,7 +38,7 @@ def test_a_gpu_of_ones_own(tmp_path):
     wrong = {**entry, "watts": -1, "volts": 3, "tflops": {"int8": 5}}
     del wrong["num_sms"]
     path.write_text(yaml.safe_dump(wrong), encoding="utf-8")
-    with pytest.raises(ConfigError, match="4 problems") as error:
+    with pytest.raises(ConfigError, match=r"mine\.yaml has 4 problems") as error:
         hardware.find_gpu(str(path))
     for said in ("num_sms: is missing", "volts: is no field", "watts = -1: must be a number", "lacks bf16 and fp16"):
         assert said in str(error.value)

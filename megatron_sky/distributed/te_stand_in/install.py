@@ -59,6 +59,7 @@ def install(watch: Watch, capability: tuple[int, int]) -> None:
     import transformer_engine.pytorch
 
     _keep_norms_as_they_are()
+    _know_devices_by_number()
 
 
 def _keep_norms_as_they_are() -> None:
@@ -67,6 +68,19 @@ def _keep_norms_as_they_are() -> None:
 
     for norm in (LayerNorm, RMSNorm):
         compat.replace_members(norm, pre_first_fuser_forward=lambda self: None)
+
+
+def _know_devices_by_number() -> None:
+    """megatron-core says `device=0`, which is no device to a torch that was built without CUDA."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformer_engine.pytorch.") and hasattr(module, "canonicalize_device"):
+            compat.replace_members(module, canonicalize_device=_canonical_device)
+
+
+def _canonical_device(device: "torch.device | str | int | None") -> torch.device:
+    if isinstance(device, int):
+        return torch.device("cuda", device)
+    return torch.device("cuda", 0) if device is None or str(device) == "cuda" else torch.device(device)
 
 
 def forget() -> None:
@@ -145,6 +159,7 @@ def _answer_for_the_gpu(capability: tuple[int, int]) -> None:
     )
     if torch.version.cuda is None:
         compat.replace_members(torch.version, cuda=_CUDA)
+        compat.replace_members(torch.distributed, is_backend_available=lambda backend: True)
 
 
 def _answer_addresses() -> None:
