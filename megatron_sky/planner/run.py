@@ -11,6 +11,7 @@ from megatron_sky.config.load import load_recipe
 from megatron_sky.config.validate import check
 from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.files import write_text
+from megatron_sky.log import get_logger
 from megatron_sky.planner import hardware, published, show
 from megatron_sky.planner.forecast import Forecast
 from megatron_sky.planner.goodput import Reliability, too_often
@@ -21,6 +22,7 @@ from megatron_sky.planner.remedies import fixes, nothing_fits
 from megatron_sky.planner.scaling import scale
 from megatron_sky.planner.search import search
 
+log = get_logger(__name__)
 OWN = "own"
 
 
@@ -51,7 +53,14 @@ def read_job(
     if problems or gpus is None or gpu is None:
         raise ConfigError(problems)
     node_gb_per_s = None if network is None else network / 8
-    return Asked(load_recipe(recipe), cluster_of(find_gpu(gpu), gpus_per_node, node_gb_per_s), gpus)
+    asked = Asked(load_recipe(recipe), cluster_of(find_gpu(gpu), gpus_per_node, node_gb_per_s), gpus)
+    rates, threads = asked.cluster.rates(gpus), asked.config.train.num_threads
+    if rates is not None and rates.threads and threads not in (0, rates.threads):
+        log.warning(
+            f"{gpu} was measured with {rates.threads} threads a process, and the recipe has train.num_threads = "
+            f"{threads}: its steps will take another time"
+        )
+    return asked
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 import re
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from megatron_sky.cli.main import app
 from megatron_sky.errors import ConfigError
 from tests.planner.conftest import recipe_file, skywork_file
+from tests.planner.machine import entry
 
 __all__ = ["recipe_file", "skywork_file"]
 
@@ -31,6 +33,15 @@ def test_a_search_writes_layout_and_picture(plan, recipe_file, tmp_path):
     assert "fit and are slower" in shown and picture.read_bytes().startswith(b"\x89PNG")
     again = plan(recipe_file, out, "--gpus", 16, "--gpu", "h100", "--explain", "own")
     assert again.splitlines()[0].split("layout")[1].strip() in shown + out.read_text(encoding="utf-8")
+
+
+def test_other_threads_than_were_measured_are_told(plan, recipe_file, tmp_path, caplog):
+    measured = tmp_path / "two_cores.yaml"
+    measured.write_text(yaml.safe_dump(entry()))
+    for threads, told in ((0, False), (2, False), (1, True)):
+        caplog.clear()
+        plan(recipe_file, f"train.num_threads={threads}", "--gpus", "1", "--gpu", measured, "--explain", "own")
+        assert ("measured with 2 threads a process" in caplog.text) == told, threads
 
 
 def test_the_pipeline_is_drawn(plan, recipe_file, tmp_path):
