@@ -6,6 +6,7 @@ watched: `get_megatron_optimizer`, before which the weights are set by the rule 
 weights have to be handed over), and `train_step`, of which every step is noted.
 """
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -64,6 +65,8 @@ class Watch:
         chunks, args = inspect.signature(self.build).bind(*given, **named).arguments["model_chunks"], get_args()
         shape = SimpleNamespace(init_std=args.init_method_std, num_layers=args.num_layers)
         init_weights(unwrap_model(chunks), shape, args.seed)
+        for chunk in unwrap_model(chunks):
+            chunk.config.deallocate_pipeline_outputs = False  # gloo may not have sent them yet
         return self.build(*given, **named)
 
     def train_step(self, *given, **named):
@@ -91,6 +94,8 @@ def load(megatron: Path) -> None:
     from megatron.core.datasets import utils
 
     utils.compile_helpers = _nothing
+    with contextlib.suppress(ModuleNotFoundError):  # newer versions have none
+        importlib.import_module("megatron.legacy.fused_kernels").load = _nothing  # builds none, but asks nvcc's version
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # its own checkpoints hold more than torch would load
     for name in ("megatron.training.training", "gpt_builders", "model_provider"):
         importlib.import_module(name)
@@ -122,7 +127,10 @@ def _rank(script: Path, words: list[str], facts: Path, log: Path) -> int:
     for stream in (1, 2):
         os.dup2(output, stream)
     from megatron_sky.checkpoint.writers import writers_queue
+    from megatron_sky.optim import adam
 
+    if "--use-distributed-optimizer" in words:  # which can't load what it saved with torch's AdamW
+        adam.install()
     writers_queue()  # of this rank alone; a save starts no process, which would load everything once more
     watch = Watch()
     code = run_script(script, words, watch)
