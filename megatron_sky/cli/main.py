@@ -103,6 +103,7 @@ for name, group in {
 app.command()(convert.release)
 app.command()(doctor.doctor)
 app.command("from-args", context_settings={"ignore_unknown_options": True})(migrate.from_args)
+app.command("from-nemo")(migrate.from_nemo)
 app.command()(train.quickstart)
 app.command()(train.train)
 app.command()(plan.plan)

@@ -6,7 +6,7 @@ An argument that is in no table here is told as unknown: a newer one, or a model
 import re
 
 
-def _named(reasons: dict[str, str]) -> dict[str, str]:
+def named(reasons: dict[str, str]) -> dict[str, str]:
     """Name -> reason, of reasons with the names that they hold for."""
     return {name: reason for reason, names in reasons.items() for name in names.split()}
 
@@ -121,7 +121,7 @@ NO_EFFECT = {
     "no-load-optim": "checkpoint.init_from loads weights alone",
     "no-load-rng": "checkpoint.init_from loads weights alone",
     "no-save-rng": "random numbers follow from seed and step, nothing is saved",
-} | _named(
+} | named(
     {
         "the backend decides": """no-rope-fusion apply-rope-fusion masked-softmax-fusion bias-activation-fusion
             bias-dropout-fusion persist-layer-norm memory-efficient-layer-norm fused-residual-rmsnorm
@@ -265,7 +265,7 @@ NO_COUNTERPART = {
     "grpo-*": "another training",
     "vision-*": "another model",
     "yaml-cfg": "give the arguments themselves",
-} | _named(
+} | named(
     {
         "another model": """activation-func* attention-output-gate glu-linear-offset gated-linear-unit
             layernorm-zero-centered-gamma apply-wd-to-qk-layernorm fp32-residual-connection

@@ -42,10 +42,10 @@ def _lines_left(text: str) -> list[str]:
 
 
 def recipe_text(translation: Translation, source: str) -> str:
-    """The recipe as YAML, with what is still to be given as comments at its top."""
+    """The recipe as YAML, with what is still to be given as comments at its top. `source`: what it is made from."""
     from megatron_sky.config import strict_yaml
 
-    lines = [_comment(f"From Megatron-LM's arguments, {source}: megatron-sky from-args")]
+    lines = [_comment(f"From {source}")]
     lines += [_comment(f"TO GIVE: {text}") for text in translation.to_give]
     lines += [_comment(f"MAY LACK: {text}") for text in translation.open_words]
     return "\n".join(lines) + "\n" + strict_yaml.dump(translation.recipe)
@@ -61,15 +61,18 @@ def _shown(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def report_lines(translation: Translation, script: Script) -> list[str]:
-    """What was mapped, what has no effect here, what has no counterpart, and how the job would be sent."""
+def report_lines(translation: Translation, notes: Sequence[str] = ()) -> list[str]:
+    """What was mapped, what has no effect here, what has no counterpart, and how the job would be sent.
+
+    `notes`: what is not followed of a script.
+    """
     parts = (
         ("mapped", translation.mapped),
         ("no effect here", translation.no_effect),
         ("no counterpart", translation.no_counterpart),
         ("still to give", translation.to_give),
         ("may hold more arguments", translation.open_words),
-        ("not followed in the script", script.notes),
+        ("not followed in the script", notes),
     )
     lines = [
         line

@@ -115,4 +115,4 @@ def test_a_value_adds_no_keys_to_the_recipe(place, end):
     recipe = yaml.safe_load(text)
     assert recipe == done.recipe and "injected" not in recipe and recipe["model"]["hidden_size"] == 64
     assert all(line.startswith("# ") and line.isprintable() for line in text.split("\nmodel:\n")[0].split("\n"))
-    assert all(line.isprintable() for line in report_lines(done, script))
+    assert all(line.isprintable() for line in report_lines(done, script.notes))

@@ -99,7 +99,7 @@ def test_gpt3_175b(tmp_path):
     assert (done.nodes, done.gpus_per_node) == (128, 8)
     check(config, 1024)  # its rules hold on the job's 1,024 GPUs
     assert [each.split(" ")[0] for each in done.no_counterpart] == ["--split"]
-    assert "slurm submit RECIPE --nodes 128 --gpus-per-node 8" in report_lines(done, script)[-1]
+    assert "slurm submit RECIPE --nodes 128 --gpus-per-node 8" in report_lines(done, script.notes)[-1]
 
 
 def test_llama_8b_in_fp8(tmp_path):
@@ -296,7 +296,7 @@ def test_the_tokens_of_a_null_tokenizer(size):
 
 def test_nodes_that_are_variables():
     script = read_script("torchrun --nnodes $SLURM_NNODES --nproc-per-node 8 pretrain_gpt.py --num-layers 2")
-    shown = report_lines(translate(script.words), script)[-1]
+    shown = report_lines(translate(script.words), script.notes)[-1]
     assert "--nodes ${SLURM_NNODES} --gpus-per-node 8" in shown
 
 

@@ -276,7 +276,7 @@ def _launch(folder: Path) -> None:
     script = read_arguments([str(folder / "launch.sh")])
     translation = translate_script(script)
     recipe_text(translation, "launch.sh")
-    report_lines(translation, script)
+    report_lines(translation, script.notes)
 
 
 def _tables(folder: Path) -> None:

@@ -71,6 +71,7 @@ LOOKING = {
     "submit": ("slurm", "submit", "{0}/recipe.yaml", "--print", "--name", EVIL),
     "status": ("slurm", "status", "{0}/run"),
     "from_args": ("from-args", "{0}/launch.sh"),
+    "from_nemo": ("from-nemo", "{0}/nowhere.yaml"),
     "usage": ("data", "mix", "--{0}"),
 }
 
