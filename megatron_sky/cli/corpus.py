@@ -13,6 +13,13 @@ app = verb_group("Corpora: crawl files to cleaned text and token files by domain
 def build(
     recipe: Recipe,
     executor: Annotated[str, typer.Option(help="local: this machine's cores; slurm: arrays of jobs.")] = "local",
+    skip_task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PASS:TASK",
+            help="A task that fails (see status): its input's documents are dropped, in the account.",
+        ),
+    ] = None,
 ) -> None:
     """Build a corpus. Given again after an interruption, it goes on with the tasks that are missing."""
     from megatron_sky.corpus.build import build as build_corpus
@@ -24,7 +31,7 @@ def build(
     if executor not in ("local", "slurm"):
         raise ConfigError(Problem("--executor", "must be local or slurm", value=executor))
     loaded = load_corpus_recipe(recipe)
-    folder = build_corpus(loaded, executor, say)
+    folder = build_corpus(loaded, executor, say, skip=skip_task or [])
     if executor == "local":
         print(funnel(folder))
 
@@ -56,12 +63,14 @@ def train_classifier(
 
 @app.command()
 def status(recipe: Recipe) -> None:
-    """Show how many tasks of each pass are done."""
+    """Show how many tasks of each pass are done, and which have failed or are skipped."""
     from megatron_sky.corpus.build import status as status_of
     from megatron_sky.corpus.recipe import load_corpus_recipe
 
     for one in status_of(load_corpus_recipe(recipe)):
         print(f"{one.name:12} {one.num_done:>7,} of {one.num_tasks:,} tasks")
+        for line in one.remarks:
+            print(f"  {line}")
 
 
 @app.command()

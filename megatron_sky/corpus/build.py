@@ -5,7 +5,7 @@ tasks that are missing, when recipe and files are the same (`plan`).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from megatron_sky.corpus.contamination import BenchmarkIndex
 from megatron_sky.corpus.ledger import num_done
 from megatron_sky.corpus.plan import Plan, continue_plan, quality_files
 from megatron_sky.corpus.recipe import CorpusRecipe
+from megatron_sky.corpus.skips import add_skips, input_of, read_failures, read_skips
 from megatron_sky.errors import ConfigError, MissingDependency, Problem, RunError
 from megatron_sky.files import InUse, hold, real_path, write_text
 from megatron_sky.log import say
@@ -23,23 +24,29 @@ from megatron_sky.log import say
 if TYPE_CHECKING:
     from megatron_sky.corpus.passes import Pass
 
+_MOST_SHOWN = 10  # failed tasks
 INSTALL = "pip install 'megatron-sky[corpus,crawl]'"
 
 
 @dataclass(frozen=True)
 class PassStatus:
-    """How many of a pass's tasks are done."""
+    """How many of a pass's tasks are done, and which have failed or are skipped, with their input, in lines."""
 
     name: str
     num_done: int
     num_tasks: int
+    remarks: tuple[str, ...]
 
 
-def build(recipe: CorpusRecipe, executor: str, report: Callable[[str], None]) -> Path:
+def build(recipe: CorpusRecipe, executor: str, report: Callable[[str], None], *, skip: Sequence[str] = ()) -> Path:
     """Builds the corpus on this machine, or submits its jobs; returns its folder. `report` gets a line for each pass.
 
-    Raises ConfigError for a recipe that can't be used here, or is not the one that the corpus was begun with; RunError
-    for a task that fails.
+    Args:
+        skip: tasks to do without, each as PASS:TASK.
+
+    Raises:
+        ConfigError: a recipe that can't be used here, or is not the one that the corpus was begun with.
+        RunError: tasks that fail; all others of their pass are done.
     """
     require_engine(recipe)
     _check_files(recipe)
@@ -48,6 +55,7 @@ def build(recipe: CorpusRecipe, executor: str, report: Callable[[str], None]) ->
     try:
         with hold(folder / ".lock", say):
             plan = _prepare(recipe, folder)
+            add_skips(folder, skip, [files_of(plan, task) for task in range(len(plan.units))])
             passes = _passes(recipe, plan, folder)
             if executor == "slurm":
                 _submit(recipe, passes, folder, report)
@@ -65,8 +73,20 @@ def status(recipe: CorpusRecipe) -> list[PassStatus]:
     folder = real_path(recipe.out)
     if not (folder / "plan.json").exists():
         raise RunError(f"{folder}: no corpus was begun here\n  fix: megatron-sky corpus build RECIPE")
-    passes = _passes(recipe, continue_plan(folder / "plan.json", recipe), folder)
-    return [PassStatus(one.name, num_done(folder, one.name), one.num_tasks) for one in passes]
+    plan = continue_plan(folder / "plan.json", recipe)
+    passes, skips = _passes(recipe, plan, folder), read_skips(folder)
+    return [
+        PassStatus(
+            one.name,
+            num_done(folder, one.name),
+            one.num_tasks,
+            (
+                *(f"task {skip.task} is skipped: {skip.input}" for skip in skips if skip.name == one.name),
+                *_failures(plan, one, folder),
+            ),
+        )
+        for one in passes
+    ]
 
 
 def require_engine(recipe: CorpusRecipe) -> None:
@@ -132,38 +152,45 @@ def _run_here(
 ) -> None:
     from megatron_sky.corpus.executors import run_local
 
-    workers = recipe.execution.workers or len(os.sched_getaffinity(0))
     for one in passes:
         done = num_done(folder, one.name)
         if done == one.num_tasks:
             continue
         rest = f", {done:,} of them are done" if done else ""
         report(f"{one.name}: {one.num_tasks:,} {'task' if one.num_tasks == 1 else 'tasks'}{rest}")
-        for attempt in range(recipe.execution.retries + 1):
-            try:
-                run_local(one, folder / "logs" / one.name, workers)
-                break
-            except RunError as error:
-                if attempt == recipe.execution.retries:
-                    raise RunError(_task_failed(error, plan, one, folder)) from error
-                report(f"{error}; its pass is run again")
+        run_local(one, folder, recipe.execution)
+        if failures := _failures(plan, one, folder):
+            raise RunError(_failed(failures, one, folder))
 
 
-def _task_failed(error: RunError, plan: Plan, one: "Pass", folder: Path) -> str:
-    rank = getattr(error, "rank", None)
-    files = ""
-    if one.of == "unit" and rank is not None:
-        pieces = plan.units[rank].pieces
-        files = f"\n  its input: {pieces[0].path}" + (f" and {len(pieces) - 1:,} more" if len(pieces) > 1 else "")
-    log = folder / "logs" / one.name / "logs"
-    fix = f"see {log}, repair or take away what it names, then give the same command again to go on"
-    return f"{one.name}: {error}{files}\n  fix: {fix}"
+def _failures(plan: Plan, one: "Pass", folder: Path) -> list[str]:
+    """The tasks of a pass that failed at last, with their errors and input."""
+    lines = []
+    for task, failure in read_failures(folder, one.name).items():
+        files = f"; its input: {input_of(files_of(plan, task))}" if one.of == "unit" else ""
+        times = "once" if failure.attempts == 1 else f"{failure.attempts:,} times"
+        lines.append(f"task {task} failed {times} ({failure.error}){files}")
+    return lines
+
+
+def files_of(plan: Plan, task: int) -> list[str]:
+    """The files of a unit."""
+    return [piece.path for piece in plan.units[task].pieces]
+
+
+def _failed(failures: list[str], one: "Pass", folder: Path) -> str:
+    shown = "".join(f"\n  {one.name}: {line}" for line in failures[:_MOST_SHOWN])
+    more = f"\n  and {len(failures) - _MOST_SHOWN:,} more" if len(failures) > _MOST_SHOWN else ""
+    task = failures[0].split()[1]
+    skip = f", or do without its input by --skip-task {one.name}:{task}" if one.of == "unit" else ""
+    fix = f"see {folder / 'logs' / one.name / 'logs'}, repair what they name, give the same command again{skip}"
+    return f"{len(failures):,} of {one.num_tasks:,} tasks failed:{shown}{more}\n  fix: {fix}"
 
 
 def _submit(recipe: CorpusRecipe, passes: "list[Pass]", folder: Path, report: Callable[[str], None]) -> None:
     from megatron_sky.corpus.executors import submit
 
-    jobs = submit(passes, folder, recipe.execution.slurm)
+    jobs = submit(passes, folder, recipe.execution)
     if not jobs:
         report("all passes are done")
     for name, job in jobs.items():

@@ -85,12 +85,27 @@ def write_part(folder: Path, stage: str, rank: int, accounts: Accounts) -> None:
     write_json(place / f"{rank:05d}.json", {source: asdict(account) for source, account in accounts.items()})
 
 
+def dropped_part(folder: Path, before: str, rank: int, rule: str) -> Accounts:
+    """A task's part in which all that the stage `before` gave on is dropped by `rule`."""
+    accounts: Accounts = {}
+    for source, account in _read_part(folder / "ledger" / before / f"{rank:05d}.json").items():
+        size = account.kept
+        accounts[source] = StageAccount(given=Amount(**asdict(size)))
+        if size.documents:
+            accounts[source].dropped[rule] = size
+    return accounts
+
+
+def _read_part(path: Path) -> Accounts:
+    return {source: read_record(StageAccount, given) for source, given in read_json(path).items()}
+
+
 def read_stage(folder: Path, stage: str) -> Accounts:
     """All tasks' parts of a stage, summed, sources in the order in which they come."""
     accounts: Accounts = {}
     for path in sorted((folder / "ledger" / stage).glob("*.json")):
-        for source, given in read_json(path).items():
-            accounts.setdefault(source, StageAccount()).add(read_record(StageAccount, given))
+        for source, account in _read_part(path).items():
+            accounts.setdefault(source, StageAccount()).add(account)
     return accounts
 
 

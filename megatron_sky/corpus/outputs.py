@@ -3,7 +3,7 @@
 A text's place holds whole outputs only: until the account adds up they lie in the work folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from datatrove.pipeline.writers import JsonlWriter
 from megatron_sky.config import strict_yaml
 from megatron_sky.corpus.ledger import Accounts, prove, read_ledger
 from megatron_sky.corpus.recipe import CorpusOutput, CorpusRecipe
+from megatron_sky.corpus.skips import Skip, read_skips
 from megatron_sky.data.ingest.tokenize import TokenizeOptions, tokenize_files
 from megatron_sky.data.tokens.meta import read_meta
 from megatron_sky.files import real_path, write_json, write_text
@@ -28,6 +29,12 @@ class WriteOutputs(JsonlWriter):
 
     def __init__(self, folder: Path):
         super().__init__(str(folder), "${output}/${rank}.jsonl.zst", compression="zstd", adapter=_line)
+        self.folder = folder
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        for path in self.folder.glob(f"*/*/{rank:05d}.jsonl.zst"):  # of an attempt that failed
+            path.unlink()
+        yield from super().run(data, rank, world_size)
 
 
 def _line(_writer: object, document: Document) -> dict:
@@ -92,9 +99,11 @@ class Summarize(PipelineStep):
         outputs = {kind: outputs_of(self.folder, self.recipe, ledger, kind) for kind in KINDS}
         if self.recipe.tokens.tokenizer:
             write_text(self.folder / "mixture.yaml", mixture(self.folder, self.recipe, outputs))
-        write_text(self.folder / "card.md", card(self.recipe, ledger, outputs))
+        skips = read_skips(self.folder)
+        write_text(self.folder / "card.md", card(self.recipe, ledger, outputs, skips))
         accounts = {stage: {source: asdict(one) for source, one in given.items()} for stage, given in ledger.items()}
-        write_json(self.folder / "corpus.json", {"stages": accounts, "outputs": outputs})
+        skipped = [asdict(skip) for skip in skips]
+        write_json(self.folder / "corpus.json", {"stages": accounts, "outputs": outputs, "skipped": skipped})
 
 
 def outputs_of(folder: Path, recipe: CorpusRecipe, ledger: dict[str, Accounts], kind: str) -> dict[str, dict[str, Any]]:
@@ -131,7 +140,12 @@ def mixture(folder: Path, recipe: CorpusRecipe, outputs: dict[str, dict[str, dic
     return strict_yaml.dump(tree)
 
 
-def card(recipe: CorpusRecipe, ledger: dict[str, Accounts], outputs: dict[str, dict[str, dict[str, Any]]]) -> str:
+def card(
+    recipe: CorpusRecipe,
+    ledger: dict[str, Accounts],
+    outputs: dict[str, dict[str, dict[str, Any]]],
+    skips: Sequence[Skip] = (),
+) -> str:
     """The data card: composition, origin and licences, and what was dropped, as Markdown."""
     lines = ["# Data card", "", "## Composition", "", "| output | set | documents | bytes | tokens | repeated |"]
     lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
@@ -149,6 +163,9 @@ def card(recipe: CorpusRecipe, ledger: dict[str, Accounts], outputs: dict[str, d
     for stage, accounts in ledger.items():
         for rule, (documents, size) in dropped_by_rule(accounts).items():
             lines.append(f"| {stage} | {rule} | {documents:,} | {size:,} |")
+    if skips:
+        lines += ["", "## Skipped tasks", "", "| pass | task | input | error |", "| --- | ---: | --- | --- |"]
+        lines += [f"| {skip.name} | {skip.task} | {skip.input} | {skip.error or '-'} |" for skip in skips]
     return "\n".join(lines) + "\n"
 
 

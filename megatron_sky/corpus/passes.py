@@ -4,7 +4,7 @@ A pass begins when the one before is done. What a pass gives to the next lies in
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,8 @@ from megatron_sky.corpus.quality import JudgeQuality
 from megatron_sky.corpus.read import ReadUnits
 from megatron_sky.corpus.recipe import CorpusRecipe
 from megatron_sky.corpus.recurrence import CountParagraphs, CutParagraphs, WriteParagraphs
-from megatron_sky.corpus.stage import After, UnitReader, UnitWriter
+from megatron_sky.corpus.skips import Skip, read_skips, skipped_tasks
+from megatron_sky.corpus.stage import After, Stage, UnitReader, UnitWriter
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ def stages_of(recipe: CorpusRecipe) -> tuple[str, ...]:
 
 def build_passes(recipe: CorpusRecipe, plan: Plan, folder: Path) -> list[Pass]:
     """All passes in order; `folder` is absolute."""
-    passes = [_read(recipe, plan, folder), *_exact(recipe, folder), *_recurrence(recipe, plan, folder)]
+    skips, stages = read_skips(folder), stages_of(recipe)
+    passes = [_read(recipe, plan, folder, skips), *_exact(recipe, folder), *_recurrence(recipe, plan, folder)]
     passes += [_clean(recipe, plan, folder), *_near(recipe, folder), _finish(recipe, plan, folder)]
-    stages = stages_of(recipe)
+    _skip(passes, skips)
     passes.append(Pass("publish", [Publish(folder, folder / "work" / "outputs", stages)], 1, "corpus"))
     if recipe.tokens.tokenizer:
         tokenize = Tokenize(folder, recipe.outputs, recipe.tokens.tokenizer)
@@ -71,10 +73,27 @@ def build_passes(recipe: CorpusRecipe, plan: Plan, folder: Path) -> list[Pass]:
     return passes
 
 
-def _read(recipe: CorpusRecipe, plan: Plan, folder: Path) -> Pass:
+def _skip(passes: list[Pass], skips: Sequence[Skip]) -> None:
+    """Makes passes over units read no documents of those that are skipped there, and their first stage drop them."""
+    pending: frozenset[int] = frozenset()
+    before = ""
+    for one in passes:
+        tasks = skipped_tasks(skips, one.name)
+        stages = [step for step in one.steps if isinstance(step, Stage)]
+        for step in one.steps:
+            if isinstance(step, UnitReader):
+                step.skipped = tasks
+        if one.name != "read" and one.name != "paragraphs":
+            pending |= tasks
+        if stages and before:
+            stages[0].before, stages[0].skipped, pending = before, pending, frozenset()
+        before = stages[-1].stage if stages else before
+
+
+def _read(recipe: CorpusRecipe, plan: Plan, folder: Path, skips: Sequence[Skip]) -> Pass:
     keep, work = recipe.execution.keep_dropped, folder / "work"
     steps: list[PipelineStep | Callable] = [
-        ReadUnits(folder, plan.units, recipe.sources, recipe.read, keep),
+        ReadUnits(folder, plan.units, recipe.sources, recipe.read, keep, skipped_tasks(skips, "read")),
         Extract(folder, recipe.extract, keep),
         JudgeLanguage(folder, recipe.language, keep),
         JudgeForm(folder, recipe),

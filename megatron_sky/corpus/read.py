@@ -18,6 +18,7 @@ from megatron_sky.corpus.decode import decode
 from megatron_sky.corpus.grams import hash_text
 from megatron_sky.corpus.plan import Piece, Unit, partner_of
 from megatron_sky.corpus.recipe import CorpusSource, ReadConfig
+from megatron_sky.corpus.skips import RULE
 from megatron_sky.corpus.stage import FROM_READER, Stage
 from megatron_sky.data.ingest.compressed import compression_of, open_compressed
 from megatron_sky.errors import DataError
@@ -35,9 +36,16 @@ class ReadUnits(Stage):
     """The first stage: reads a unit, and drops what is no document or may not be used."""
 
     def __init__(
-        self, folder: Path, units: tuple[Unit, ...], sources: tuple[CorpusSource, ...], config: ReadConfig, keep: bool
+        self,
+        folder: Path,
+        units: tuple[Unit, ...],
+        sources: tuple[CorpusSource, ...],
+        config: ReadConfig,
+        keep: bool,
+        skipped: frozenset[int] = frozenset(),
     ):
         super().__init__("read", folder, keep_dropped=keep)
+        self.skipped_units = skipped
         self.units, self.config = units, config
         self.sources = {source.name: source for source in sources}
         self.blocked = set(config.blocked_domains)
@@ -48,7 +56,7 @@ class ReadUnits(Stage):
             self.blocked |= {line.lower() for line in lines}
 
     def run(self, data: Iterable[Document] | None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        yield from super().run(self._documents(self.units[rank]), rank, world_size)
+        yield from super().run(self._documents(rank), rank, world_size)
 
     def judge(self, document: Document) -> str | None:
         if broken := document.metadata.pop(BROKEN, None):
@@ -57,18 +65,28 @@ class ReadUnits(Stage):
             return "blocked_domain"
         return None if document.text.strip() else "empty"
 
-    def _documents(self, unit: Unit) -> Iterator[Document]:
-        source = self.sources[unit.source]
+    def _documents(self, rank: int) -> Iterator[Document]:
+        source = self.sources[self.units[rank].source]
         self.account(source.name)  # of a unit without documents too
+        for piece in self.units[rank].pieces:
+            if rank in self.skipped_units:
+                yield _document(source, piece, piece.start, "", size=piece.end - piece.start, rule=RULE)
+                continue
+            try:
+                yield from self._of_piece(piece, source)
+            except Exception as error:
+                error.add_note(f"while {piece.path} was read")
+                raise
+
+    def _of_piece(self, piece: Piece, source: CorpusSource) -> Iterator[Document]:
         readers: dict[str, Callable] = {"warc": _read_warc, "wet": _read_warc, "jsonl": _read_lines}
         readers |= {"parquet": _read_rows, "parallel": _read_pairs}
         read = readers.get(source.kind, _read_file)
-        for piece in unit.pieces:
-            for document in read(piece, source, self.config.max_document_bytes):
-                if note := document.metadata.pop("_note", None):
-                    self.account(source.name).note(note)
-                if document.id:
-                    yield document
+        for document in read(piece, source, self.config.max_document_bytes):
+            if note := document.metadata.pop("_note", None):
+                self.account(source.name).note(note)
+            if document.id:
+                yield document
 
 
 def in_domains(url: str, blocked: set[str]) -> bool:

@@ -284,7 +284,7 @@ class ExecutionConfig(Section):
     """How it is run; the result does not depend on it."""
 
     workers: int = Field(0, ge=0, description="Tasks at the same time on one machine; 0: all cores.")
-    retries: int = Field(1, ge=0, description="How often failed tasks are run again before the run stops.")
+    retries: int = Field(1, ge=0, description="How often a task that fails is run again.")
     keep_dropped: bool = Field(True, description="Dropped documents are kept with their reason, for inspection.")
     slurm: SlurmConfig = SlurmConfig()
 

@@ -12,6 +12,7 @@ from megatron_sky.corpus.build import require_engine
 from megatron_sky.corpus.grams import hash_text
 from megatron_sky.corpus.ledger import StageAccount
 from megatron_sky.corpus.recipe import CorpusRecipe
+from megatron_sky.corpus.skips import Skip
 from megatron_sky.data.ingest.compressed import open_compressed
 from megatron_sky.errors import RunError
 from megatron_sky.files import parse_json, read_json, read_text, real_path, write_text
@@ -58,6 +59,8 @@ def funnel(folder: Path) -> str:
         for name, output in outputs.items():
             tokens = "" if output["tokens"] is None else f", {output['tokens']:,} tokens"
             lines.append(f"{kind}/{name}: {output['documents']:,} documents, {output['bytes']:,} bytes{tokens}")
+    skips = read_record(tuple[Skip, ...], summary.get("skipped", []))
+    lines += [f"skipped: task {skip.task} of {skip.name}, {skip.input}" for skip in skips]
     return "\n".join(lines)
 
 

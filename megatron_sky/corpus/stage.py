@@ -13,7 +13,8 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 
-from megatron_sky.corpus.ledger import Accounts, StageAccount, num_done, write_part
+from megatron_sky.corpus.ledger import Accounts, StageAccount, dropped_part, num_done, write_part
+from megatron_sky.corpus.skips import RULE
 from megatron_sky.errors import RunError
 from megatron_sky.files import replacing
 
@@ -49,11 +50,14 @@ class UnitWriter(JsonlWriter):
 class UnitReader(JsonlReader):
     """The documents that a pass has written for the unit of this task's number."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, skipped: frozenset[int] = frozenset()):
         super().__init__(str(folder), compression="zstd", add_file_path=False)
+        self.skipped = skipped
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         assert data is None
+        if rank in self.skipped:
+            return
         yield from self.read_files_shard([f"{rank:05d}.jsonl.zst"])
 
 
@@ -66,6 +70,8 @@ class Stage(PipelineStep):
         self.name = self.stage = stage
         super().__init__()
         self.folder, self.keep_dropped = folder, keep_dropped
+        self.skipped: frozenset[int] = frozenset()  # units whose documents, which `before` gave on, were not read
+        self.before = ""
         self._accounts: Accounts = {}
 
     @abstractmethod
@@ -82,7 +88,7 @@ class Stage(PipelineStep):
         return self._accounts.setdefault(source, StageAccount())
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        self._accounts = {}
+        self._accounts = dropped_part(self.folder, self.before, rank, RULE) if rank in self.skipped else {}
         self.begin(rank)
         dropped = JsonlWriter(str(self.folder / "dropped" / self.stage), DOCUMENTS, compression="zstd")
         with dropped:
@@ -92,7 +98,7 @@ class Stage(PipelineStep):
                 with self.track_time():
                     account, size = self.account_of(document), self.size_before(document)
                     account.take(size)
-                    rule = self.judge(document)
+                    rule = self._judge(document)
                     self.stat_update("total", f"dropped_{rule}" if rule else "forwarded")
                     if rule is None:
                         account.keep(size_of(document))
@@ -104,6 +110,13 @@ class Stage(PipelineStep):
                     yield document
         write_part(self.folder, self.stage, rank, self._accounts)
 
+    def _judge(self, document: Document) -> str | None:
+        try:
+            return self.judge(document)
+        except Exception as error:
+            error.add_note(f"stage {self.stage}, {document.metadata['file']} at {document.metadata['place']}")
+            raise
+
     def size_before(self, document: Document) -> int:
         return int(document.metadata.pop(FROM_READER, None) or size_of(document))
 
@@ -111,6 +124,10 @@ class Stage(PipelineStep):
 def _excerpt(document: Document, stage: str, rule: str) -> Document:
     text = document.text[:_KEPT_CHARACTERS].encode("utf-8", "replace").decode()  # JSON has no half of a surrogate pair
     return Document(text, document.id, metadata={**document.metadata, "dropped_by": stage, "rule": rule})
+
+
+class NotReady(RunError):
+    """The pass before is not done."""
 
 
 class After(PipelineStep):
@@ -127,4 +144,4 @@ class After(PipelineStep):
         done = num_done(self.folder, self.name_before)
         if done < self.num_tasks:
             fix = "look at its log files, then give the same command again to go on"
-            raise RunError(f"{self.name_before}: {done:,} of {self.num_tasks:,} tasks are done\n  fix: {fix}")
+            raise NotReady(f"{self.name_before}: {done:,} of {self.num_tasks:,} tasks are done\n  fix: {fix}")

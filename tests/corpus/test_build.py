@@ -1,21 +1,27 @@
 """One small corpus, built from the example's crawl, looked at by all tests; and built again in other ways."""
 
 import importlib.util
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
+from datatrove.pipeline.base import PipelineStep
 
 from megatron_sky.cli.main import app
 from megatron_sky.config import load_config
 from megatron_sky.corpus.build import build, num_done, status
 from megatron_sky.corpus.classifier import Facts, LanguageModel, save_classifier
+from megatron_sky.corpus.executors import run_local
 from megatron_sky.corpus.ledger import prove, read_ledger
-from megatron_sky.corpus.passes import stages_of
+from megatron_sky.corpus.passes import build_passes, stages_of
+from megatron_sky.corpus.plan import continue_plan
 from megatron_sky.corpus.recipe import load_corpus_recipe
-from megatron_sky.corpus.show import read_summary, sample_documents
+from megatron_sky.corpus.show import funnel, read_summary, sample_documents
+from megatron_sky.corpus.skips import read_failures
 from megatron_sky.errors import ConfigError, RunError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "corpus_in_miniature"
@@ -136,17 +142,81 @@ def test_it_goes_on_after_an_interruption(built, load, home):
     assert texts(again) == texts(built)
 
 
-def test_a_task_that_fails_is_named(built, load, home):
-    broken = home / "broken"
-    shutil.copytree(built, broken)
-    for name in PASSES.split()[4:]:
-        shutil.rmtree(broken / "logs" / name)
-    (broken / "work" / "documents" / "00000.jsonl.zst").write_bytes(b"no zstd")
+@pytest.fixture
+def broken(built, home):
+    """`broken("w")`: the corpus before the pass `clean`, in a folder of that name, with no input for its task 0."""
+
+    def make(folder):
+        copy = home / folder
+        shutil.copytree(built, copy)
+        for later in PASSES.split()[4:]:
+            shutil.rmtree(copy / "logs" / later)
+        for place in ("text", "validation", "tokens", "validation_tokens", "work/clusters"):
+            shutil.rmtree(copy / place, ignore_errors=True)
+        (copy / "work" / "documents" / "00000.jsonl.zst").write_bytes(b"no zstd")
+        return copy
+
+    return make
+
+
+def test_a_task_that_fails_is_named_and_skipped_by_choice(load, broken):
+    folder = broken("skipped")
     with pytest.raises(
-        RunError, match=r"clean: task 0 failed .*(\n.*)*its input: .*crawl_0\.warc\.gz and 4 more\n  fix: see"
+        RunError,
+        match=r"1 of 2 tasks failed:\n  clean: task 0 failed 2 times \(.*zst.*\); its input: .*crawl_0\.warc\.gz and 4 "
+        r"more\n  fix: see .*--skip-task clean:0",
     ):
-        build(load(f"out={broken}", "execution.retries=0"), "local", print)
-    assert num_done(broken, "clean") < 3
+        build(load(f"out={folder}"), "local", print)
+    clean = next(one for one in status(load(f"out={folder}")) if one.name == "clean")
+    assert clean.num_done == 1 and clean.remarks[0].startswith("task 0 failed 2 times (")
+    build(load(f"out={folder}"), "local", print, skip=["clean:0"])
+    ledger = read_ledger(folder, stages_of(load()))
+    prove(ledger)
+    lost = ledger["exact_duplicates"]["crawl"]
+    assert lost.dropped == {"skipped_task": lost.given} and lost.given == ledger["quality"]["crawl"].kept
+    assert ledger["exact_duplicates"]["wiki"].kept.documents > 30
+    clean = next(one for one in status(load(f"out={folder}")) if one.name == "clean")
+    assert clean.remarks[0].startswith("task 0 is skipped: ") and len(clean.remarks) == 1
+    assert "skipped: task 0 of clean, " in funnel(folder) and "| clean | 0 | " in (folder / "card.md").read_text()
+    assert not (folder / "text" / "web_zh").exists() and (folder / "text" / "encyclopedia_zh").exists()
+
+
+def test_a_skipped_input_is_one_document_a_file(load, home):
+    folder = home / "without"
+    build(load(f"out={folder}", "execution.retries=0"), "local", print, skip=["read:0"])
+    ledger = read_ledger(folder, stages_of(load()))
+    prove(ledger)
+    assert ledger["read"]["crawl"].dropped["skipped_task"].documents == 5
+    assert ledger["read"]["crawl"].kept.documents == 0 < ledger["read"]["wiki"].kept.documents
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_a_failed_task(load, home, monkeypatch):
+    """One process for a task; what the others of the pass do is done."""
+    out = home / "killed"
+    recipe = load(f"out={out}", "execution.workers=2", "execution.retries=1")
+    plan = continue_plan(out / "plan.json", recipe)
+    read = build_passes(recipe, plan, out)[0]
+    read.steps.insert(0, KillsTask(0))
+    run_local(read, out, recipe.execution)
+    assert num_done(out, "read") == 1
+    [failure] = read_failures(out, "read").values()
+    assert failure.attempts == 2 and "killed by SIGKILL (out of memory?" in failure.error
+    read.steps.pop(0)
+    run_local(read, out, recipe.execution)
+    assert num_done(out, "read") == 2 and not read_failures(out, "read")
+
+
+class KillsTask(PipelineStep):
+    type, name = "test", "kills"
+
+    def __init__(self, task):
+        super().__init__()
+        self.task = task
+
+    def run(self, data, rank=0, world_size=1):
+        if rank == self.task:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
