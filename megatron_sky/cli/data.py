@@ -74,6 +74,9 @@ def chat(
     too_long: Annotated[str, typer.Option(help="Of what is longer than a row: drop it, or cut its end.")] = "drop",
     strict: Annotated[bool, typer.Option(help="Stop at the first conversation that can't be used.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
+    pairs: Annotated[
+        bool, typer.Option(help="Preference data: a chosen and a rejected answer each, for finetune.dpo.")
+    ] = False,
 ) -> None:
     """Turn conversations into packed samples with a loss mask: a .bin/.idx pair and a .mask file."""
     from megatron_sky.data.chat.build import ChatOptions, write_chat
@@ -82,7 +85,7 @@ def chat(
 
     loaded, chosen = load_tokenizer(tokenizer), choose_template(template, tokenizer)
     cuts = _parse_choice(too_long, {"drop": False, "cut": True})
-    options = ChatOptions(row_length=seq_length, cuts_long=cuts, strict=strict, overwrite=overwrite)
+    options = ChatOptions(row_length=seq_length, cuts_long=cuts, strict=strict, overwrite=overwrite, pairs=pairs)
     with ProgressBar("reading conversations") as bar:
         meta = write_chat(inputs, out, loaded, chosen, options, report=bar)
     _print_counts(meta)
@@ -249,9 +252,10 @@ def _reason(name: str) -> str:
 
 def _print_mask(meta) -> None:
     mask = meta.mask
+    answers = mask.answer_tokens + mask.rejected_tokens
     print(
         f"  template {mask.template} ({mask.template_sha256[:12]}); {mask.rows:,} rows of {mask.row_length:,} tokens: "
-        f"answers {mask.answer_tokens / meta.num_tokens:.1%}, padding {mask.padding_tokens / meta.num_tokens:.1%}"
+        f"answers {answers / meta.num_tokens:.1%}, padding {mask.padding_tokens / meta.num_tokens:.1%}"
     )
     if mask.cut_samples:
         print(f"  cut: {mask.cut_samples:,} conversations lost {mask.cut_tokens:,} tokens at their end")
@@ -263,7 +267,7 @@ def _print_document(prefix: str, number: int, tokenizer) -> None:
     from rich.text import Text
 
     from megatron_sky.data.tokens.inspection import show_document, show_sample
-    from megatron_sky.data.tokens.mask import ANSWER, CONTEXT, PADDING
+    from megatron_sky.data.tokens.mask import ANSWER, CONTEXT, PADDING, REJECTED
 
     print(f"--- document {number:,}")
     runs = show_sample(prefix, number, tokenizer)
@@ -271,11 +275,12 @@ def _print_document(prefix: str, number: int, tokenizer) -> None:
         print(show_document(prefix, number, tokenizer))
         return
     looks = {CONTEXT: ("context", "cyan"), ANSWER: ("answer", "bold green"), PADDING: ("padding", "dim")}
+    looks[REJECTED] = ("rejected", "bold red")
     console = Console(highlight=False, soft_wrap=True)
     for run in runs:
         name, style = looks[run.kind]
         shown = f"{len(run.pieces):,} tokens" if run.kind == PADDING else " ".join(map(visible, run.pieces))
-        console.print(Text(f"{name:<8}"), Text(shown, style))
+        console.print(Text(f"{name:<9}"), Text(shown, style))
 
 
 def _print_overview(view) -> None:

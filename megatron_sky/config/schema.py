@@ -16,7 +16,7 @@ from megatron_sky.config.sections.data import (
     ValidationConfig,
     ValidationSet,
 )
-from megatron_sky.config.sections.finetune import FinetuneConfig, LoraConfig
+from megatron_sky.config.sections.finetune import DpoConfig, FinetuneConfig, LoraConfig
 from megatron_sky.config.sections.model import (
     Fp8Config,
     KernelsConfig,
@@ -46,6 +46,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "DpoConfig",
     "FinetuneConfig",
     "Fp8Config",
     "KernelsConfig",
@@ -94,6 +95,11 @@ class Config(Section):
     sessions: tuple[SessionConfig, ...] = Field(
         (), description="Stages of the run, in order; none: one of train.tokens."
     )
+
+    @property
+    def learns_preference(self) -> bool:
+        """Whether the data are pairs of answers, one of them preferred."""
+        return self.finetune is not None and self.finetune.dpo is not None
 
     @model_validator(mode="before")
     @classmethod

@@ -4,6 +4,7 @@ Pure arithmetic: no torch. `problems` stop a run, `notes` are told and do not. A
 own stands at that field in `schema.py`.
 """
 
+from megatron_sky.config.finetune_rules import finetune_problems
 from megatron_sky.config.schema import BatchRampup, Config, ParallelConfig, Ramp, ScheduleConfig, TrainConfig
 from megatron_sky.errors import ConfigError, Problem
 
@@ -38,7 +39,7 @@ def find_problems(config: Config, world_size: int) -> list[Problem]:
     problems += _kernels(config)
     problems += _sampling(config)
     problems += _time_limit(config)
-    problems += _finetune(config)
+    problems += finetune_problems(config)
     if config.model.backend != "auto":
         problems += backend_problems(config, config.model.backend)
     for prefix, schedule, tokens in _schedules(config):
@@ -426,20 +427,3 @@ def _schedule(key: str, s: ScheduleConfig, tokens: int) -> list[Problem]:
 
 def _next_multiple(value: int, divisor: int) -> int:
     return max(-(-value // divisor), 1) * divisor
-
-
-def _finetune(config: Config) -> list[Problem]:
-    tuning = config.finetune
-    if tuning is None:
-        return []
-    problems = []
-    if config.checkpoint.init_from is not None:
-        rule, fix = "has no effect beside finetune.base, which the weights come from", "leave one of the two out"
-        problems.append(Problem("checkpoint.init_from", rule, fix, config.checkpoint.init_from))
-    if tuning.lora is not None and config.precision.fp8 is not None:
-        rule = "can't multiply what adapters add to"
-        problems.append(Problem("precision.fp8", rule, "set precision.fp8=null, or finetune.lora=null"))
-    if tuning.lora is not None and config.model.backend == "te":
-        rule = "keeps norm and linear in one, so that an adapter has no input of its own"
-        problems.append(Problem("model.backend", rule, "set model.backend=auto with finetune.lora", "te"))
-    return problems

@@ -20,7 +20,7 @@ from megatron_sky.config.schema import DataConfig
 from megatron_sky.data.sampling.mixture import SessionMixture, plan_of
 from megatron_sky.data.sampling.run_plan import RunPlan, continue_plan, describe_change
 from megatron_sky.data.tokens.indexed import IndexedTokens, bin_path
-from megatron_sky.data.tokens.mask import ANSWER
+from megatron_sky.data.tokens.mask import ANSWER, REJECTED
 from megatron_sky.data.tokens.sources import OpenSource
 from megatron_sky.distributed import device
 from megatron_sky.errors import ConfigError, DataError, Problem
@@ -37,6 +37,9 @@ class Batch:
         document_ids: int32 `[b, s]`, the number of the document within the row; None where they are not kept apart.
         cu_seqlens: int32 `[n + 1]`, where each document begins in the batch laid out as one row of b * s tokens, and
             its end; None likewise.
+        answer_ids: int64 `[b, s]`, of pairs (`DocumentBounds.pairs`) which of the batch's answers a label is of, and
+            their number where it is of none; None where the loss is each token's own.
+        reference: float32 `[answers]`, what the base says of them; None likewise.
     """
 
     tokens: torch.Tensor
@@ -45,6 +48,8 @@ class Batch:
     position_ids: torch.Tensor
     document_ids: torch.Tensor | None = None
     cu_seqlens: torch.Tensor | None = None
+    answer_ids: torch.Tensor | None = None
+    reference: torch.Tensor | None = None
 
     def pin(self) -> "Batch":
         """The batch in memory from which a copy to the device runs beside the compute; see `device.pin`."""
@@ -58,25 +63,37 @@ class DocumentBounds:
     Attributes:
         mask_attention: attention stays within a document, and positions begin anew (`data.document_mask`).
         mask_ends: no loss where the label is the next document's first token (`data.mask_document_ends`).
+        pairs: documents are chosen and rejected answers by turns, whose log-probabilities are compared.
     """
 
     mask_attention: bool = False
     mask_ends: bool = False
+    pairs: bool = False
 
     @classmethod
-    def of(cls, config: DataConfig) -> "DocumentBounds":
-        return cls(config.document_mask, config.mask_document_ends)
+    def of(cls, config: DataConfig, *, pairs: bool = False) -> "DocumentBounds":
+        return cls(config.document_mask, config.mask_document_ends, pairs)
 
     @property
     def needed(self) -> bool:
         return self.mask_attention or self.mask_ends
 
-    def batch(self, rows: Sequence[np.ndarray], starts: Sequence[np.ndarray], mask: torch.Tensor | None) -> Batch:
-        """The batch of `rows` with their documents' `starts` (`IndexedTokens.document_starts`), where needed."""
+    def batch(
+        self,
+        rows: Sequence[np.ndarray],
+        starts: Sequence[np.ndarray],
+        mask: torch.Tensor | None,
+        reference: "Sequence[np.ndarray] | None" = None,
+    ) -> Batch:
+        """The batch of `rows` with their documents' `starts` (`IndexedTokens.document_starts`), where needed.
+
+        `reference`: of pairs, by row, a number for each of its answers; none of a row that is not there.
+        """
         if self.mask_ends:
             within = torch.from_numpy(1.0 - np.stack(starts)[:, 1:].astype(np.float32))
             mask = within if mask is None else mask * within
-        return make_batch(rows, mask, np.stack(starts) if self.mask_attention else None)
+        batch = make_batch(rows, mask, np.stack(starts) if self.mask_attention else None)
+        return batch if reference is None else _with_answers(batch, reference)
 
 
 class PlannedSource(Protocol):
@@ -121,6 +138,7 @@ class TrainData:
         seq_length: tokens a sample feeds to the model.
         vocab_size: every token id must be below.
         sessions: the run's samples and what they are drawn from.
+        pairs: the sources hold pairs of answers (`DocumentBounds.pairs`).
 
     Raises:
         ConfigError: no source, no weight above 0, a source too short or used more often than `max_epochs`.
@@ -134,11 +152,13 @@ class TrainData:
         seq_length: int,
         vocab_size: int,
         sessions: Sequence[SessionMixture],
+        pairs: bool = False,
     ):
         self.sources = sources
         self.seq_length = seq_length
         self.vocab_size = vocab_size
-        self._bounds = DocumentBounds.of(config)
+        self._bounds = DocumentBounds.of(config, pairs=pairs)
+        self._answers = [Answers(source) for source in sources]
         sizes = [source.tokens.num_tokens for source in sources]
         for given, source in zip(config.train, sources, strict=True):
             check_rows(source, f"data.train[{given.name}]", seq_length, self._bounds)
@@ -166,13 +186,17 @@ class TrainData:
         self._check_plan()
         return describe_change(saved, self.plan, used_samples)
 
+    def use_reference(self, values: Sequence[np.ndarray]) -> None:
+        """Takes what the base says of each source's answers; before the first `read` of pairs that count."""
+        self._answers = [Answers(source, own) for source, own in zip(self.sources, values, strict=True)]
+
     def _check_plan(self) -> None:
         if problems := self.plan.problems():
             raise ConfigError(problems)
 
     def read(self, sample_numbers: Sequence[int]) -> Batch:
         """The batch of these samples of the run, in this order."""
-        rows, starts, masks = [], [], []
+        rows, starts, masks, reference = [], [], [], []
         for number in sample_numbers:
             location = self.plan.locate(number)
             offset = self.plan.token_offset(location)
@@ -183,7 +207,10 @@ class TrainData:
             if self._bounds.needed:
                 starts.append(source.tokens.document_starts(offset, len(tokens)))
             masks.append(counted(source, offset, self.seq_length))
-        return self._bounds.batch(rows, starts, _stacked(masks, self.seq_length))
+            if self._bounds.pairs:
+                reference.append(self._answers[location.source].of_row(offset, starts[-1][:-1]))
+        mask = _stacked(masks, self.seq_length)
+        return self._bounds.batch(rows, starts, mask, reference if self._bounds.pairs else None)
 
 
 class ValidationData:
@@ -205,7 +232,7 @@ class ValidationData:
         bounds: DocumentBounds = DocumentBounds(),
     ):
         self.source, self.file = source, source.tokens
-        self._bounds = bounds
+        self._bounds, self._answers = bounds, Answers(source)
         check_rows(source, f"validation.sets: {source.tokens.prefix}", seq_length, bounds)
         self.seq_length = seq_length
         self.vocab_size = vocab_size
@@ -220,6 +247,7 @@ class ValidationData:
         rows = np.zeros((len(indices), self.seq_length + 1), dtype=np.int64)
         starts = np.zeros(rows.shape, dtype=bool)
         mask = np.zeros((len(indices), self.seq_length), dtype=np.float32)
+        reference = [np.zeros(0, np.float32) for _ in indices]
         for row, index in enumerate(indices):
             if index >= self.num_sequences:
                 continue
@@ -232,11 +260,36 @@ class ValidationData:
             mask[row, : count - 1] = 1.0 if counts is None else counts
             if self._bounds.needed:
                 starts[row, :count] = self.file.document_starts(offset, count)
-        return self._bounds.batch(list(rows), list(starts), torch.from_numpy(mask))
+            if self._bounds.pairs:
+                reference[row] = self._answers.of_row(offset, starts[row, :-1])
+        told = reference if self._bounds.pairs else None
+        return self._bounds.batch(list(rows), list(starts), torch.from_numpy(mask), told)
+
+    def use_reference(self, values: np.ndarray) -> None:
+        """Takes what the base says of the set's answers; before the first `read` of pairs that count."""
+        self._answers = Answers(self.source, values)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of a source of pairs. `values`: what the base says of each; zeros until that is known."""
+
+    source: OpenSource
+    values: np.ndarray | None = None
+
+    def of_row(self, offset: int, starts: np.ndarray) -> np.ndarray:
+        """A number for each answer of the row from token `offset` on: float32, in their order."""
+        count = 1 + int(starts[1:].sum())
+        if self.values is None:
+            return np.zeros(count, np.float32)
+        first = self.source.tokens.document_at(offset)
+        return self.values[first : first + count]
 
 
 def check_rows(source: OpenSource, where: str, seq_length: int, bounds: DocumentBounds) -> None:
-    """Raises ConfigError where packed samples would be cut, or would see each other."""
+    """Raises ConfigError where packed samples would be cut, or would see each other, or are of another kind."""
+    if (source.mask is not None and source.mask.holds_pairs) != bounds.pairs:
+        raise ConfigError(_other_kind(where, bounds))
     if source.mask is None:
         return
     row, problems = source.mask.row_length, []
@@ -250,11 +303,21 @@ def check_rows(source: OpenSource, where: str, seq_length: int, bounds: Document
         raise ConfigError(problems)
 
 
+def _other_kind(where: str, bounds: DocumentBounds) -> Problem:
+    if bounds.pairs:
+        rule, fix = "holds no pairs of answers, which finetune.dpo learns from", "make it with `data chat --pairs`"
+        return Problem(where, rule, f"{fix}, or leave finetune.dpo out")
+    return Problem(
+        where, "holds pairs of a chosen and a rejected answer", "set finetune.dpo={}, which learns from them"
+    )
+
+
 def counted(source: OpenSource, offset: int, length: int) -> np.ndarray | None:
     """Which of the `length` tokens from `offset` on have a label that counts, float32; None: all."""
     if source.mask is None:
         return None
-    return (source.mask.read(offset + 1, length) == ANSWER).astype(np.float32)
+    flags = source.mask.read(offset + 1, length)
+    return ((flags == ANSWER) | (flags == REJECTED)).astype(np.float32)
 
 
 def _stacked(masks: Sequence[np.ndarray | None], length: int) -> torch.Tensor | None:
@@ -335,3 +398,12 @@ def _with_documents(batch: Batch, starts: np.ndarray) -> Batch:
         document_ids=torch.from_numpy(np.cumsum(starts, axis=1, dtype=np.int32)),
         cu_seqlens=torch.from_numpy(bounds.astype(np.int32)),
     )
+
+
+def _with_answers(batch: Batch, reference: Sequence[np.ndarray]) -> Batch:
+    """The batch of pairs with the number of each label's answer, and what the base says of them."""
+    assert batch.document_ids is not None, "packed samples are kept apart"
+    firsts = np.cumsum([0, *map(len, reference)])
+    numbers = batch.document_ids.long() + torch.from_numpy(firsts[:-1, None])
+    ids = torch.where(batch.loss_mask > 0, numbers, int(firsts[-1]))
+    return replace(batch, answer_ids=ids, reference=torch.from_numpy(np.concatenate(reference).astype(np.float32)))

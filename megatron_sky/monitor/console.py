@@ -46,6 +46,8 @@ def train_line(record: TrainRecord, *, total_steps: int | None = None, seconds_l
         f"{_rate(record.tokens_per_second_per_gpu):>6} tok/s/GPU",
         f"{_tflops(record.tflops_per_gpu):>5} TFLOP/s",
     ]
+    if record.preference is not None:
+        parts.append(f"margin {record.preference.margin:7.4f}, right {record.preference.accuracy:6.1%}")
     if record.mfu is not None:
         parts.append(f"MFU {record.mfu:5.1%}")
     if seconds_left is not None:

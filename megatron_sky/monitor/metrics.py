@@ -39,6 +39,18 @@ WANDB_ID_FILE = "wandb_run_id"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preference:
+    """Of pairs of answers: beta times what a log-probability has gained over the base's, as means over pairs."""
+
+    reward_chosen: float
+    reward_rejected: float
+    margin: float
+    """reward_chosen - reward_rejected."""
+    accuracy: float
+    """Share of pairs whose chosen answer has the higher reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainRecord:
     """One optimizer update. `consumed_*` count from the run's start, this step included."""
 
@@ -58,6 +70,8 @@ class TrainRecord:
     tflops_per_gpu: float
     mfu: float | None = None
     """Fraction of the device's peak, None where the peak isn't known."""
+    preference: Preference | None = None
+    """Of preference training, whose loss `lm_loss` is then, in nats per pair; not written where it is None."""
     time: float = field(default_factory=time.time)
     """Unix seconds."""
 
@@ -76,6 +90,8 @@ class ValidationRecord:
     seconds: float
     normalised_loss: float | None = None
     """The same sum of losses per token of the reference tokenizer, where the recipe names one."""
+    preference: Preference | None = None
+    """As a TrainRecord's; `tokens` is then the number of pairs."""
     time: float = field(default_factory=time.time)
 
 
@@ -140,17 +156,20 @@ class MetricsWriter:
 
     def train(self, record: TrainRecord) -> None:
         """Write one step."""
-        values = asdict(record)
+        values = _values(record)
         self._append({"kind": "train"} | values)
         scalars = {f"train/{name}": values[name] for name in _TRAIN_SCALARS if values[name] is not None}
+        scalars |= {f"train/{name}": value for name, value in values.get("preference", {}).items()}
         self._send(record.step, record.consumed_tokens, record.time, scalars)
 
     def validation(self, record: ValidationRecord) -> None:
         """Write one set's loss."""
-        self._append({"kind": "validation"} | asdict(record))
+        values = _values(record)
+        self._append({"kind": "validation"} | values)
         scalars = {f"validation/{record.set}/lm_loss": record.lm_loss}
         if record.normalised_loss is not None:
             scalars[f"validation/{record.set}/normalised_loss"] = record.normalised_loss
+        scalars |= {f"validation/{record.set}/{name}": value for name, value in values.get("preference", {}).items()}
         self._send(record.step, record.consumed_tokens, record.time, scalars)
 
     def event(self, event: str, **values: Any) -> None:
@@ -179,7 +198,14 @@ class MetricsWriter:
             self._wandb.write({"step": step, "consumed_tokens": consumed_tokens} | scalars)
 
 
-_TRAIN_SCALARS = tuple(item.name for item in fields(TrainRecord) if item.name not in ("step", "time"))
+def _values(record: TrainRecord | ValidationRecord) -> dict[str, Any]:
+    values = asdict(record)
+    if record.preference is None:
+        del values["preference"]
+    return values
+
+
+_TRAIN_SCALARS = tuple(item.name for item in fields(TrainRecord) if item.name not in ("step", "time", "preference"))
 
 
 class _TensorBoardSink:

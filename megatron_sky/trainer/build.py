@@ -45,4 +45,5 @@ def build_runner(
         masks_documents=config.data.document_mask,
         dropout_seed=config.train.seed if has_dropout else None,
         beat=beat,
+        dpo=config.finetune.dpo if config.finetune else None,
     )

@@ -77,7 +77,7 @@ def build_validator(job: Job, runner: StepRunner) -> Validator:
         context=job.context,
         model=config.model,
         micro_batch_size=config.train.micro_batch_size,
-        bounds=DocumentBounds.of(config.data),
+        bounds=DocumentBounds.of(config.data, pairs=config.learns_preference),
     )
 
 

@@ -108,6 +108,7 @@ class Observer:
             grad_norm=float("nan") if result.grad_norm is None else result.grad_norm,
             global_batch_size=batch_size,
             step_seconds=seconds,
+            preference=result.preference,
             **asdict(speed),
         )
         self._writer.train(record)
@@ -178,6 +179,7 @@ class Observer:
                     tokens=loss.tokens,
                     seconds=loss.seconds,
                     normalised_loss=None if ratio is None else loss.lm_loss * ratio,
+                    preference=loss.preference,
                 )
             )
         if not self._seconds["train"]:

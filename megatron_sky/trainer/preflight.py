@@ -169,6 +169,7 @@ def _open_data(seen: Preflight, config: Config, tokenizer: Tokenizer | None) -> 
         seq_length=config.model.seq_length,
         vocab_size=config.model.vocab_size,
         sessions=mixtures,
+        pairs=config.learns_preference,
     )
 
 

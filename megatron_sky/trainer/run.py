@@ -24,6 +24,7 @@ from megatron_sky.trainer.loop import Trainer
 from megatron_sky.trainer.observer import Observer
 from megatron_sky.trainer.preflight import preflight
 from megatron_sky.trainer.profiler import Profiler
+from megatron_sky.trainer.reference import Reference, use_reference
 from megatron_sky.trainer.resume import Remaining, Start, find_start, load_start, remaining_steps
 from megatron_sky.trainer.signals import StopRequests
 from megatron_sky.trainer.startup import find_machine_problems, rank_facts
@@ -80,8 +81,10 @@ def _train(job: Job) -> None:
     start = _find_start(job, data, sources)
     make_room(job)
     runner = build_runner(config, context=context, beat=job.beat, draws_weights=start.is_empty)
-    load_start(start, runner, context, vocab_size=config.model.vocab_size)
     validator = build_validator(job, runner)
+    if config.learns_preference and start.base is not None:
+        use_reference(Reference(config, start.base, runner, context), data, validator)
+    load_start(start, runner, context, vocab_size=config.model.vocab_size)
     remaining = remaining_steps(
         config.train, seq_length=config.model.seq_length, sessions=job.sessions, state=start.state
     )

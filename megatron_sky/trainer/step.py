@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-from megatron_sky.config.schema import OptimizerConfig
+from megatron_sky.config.schema import DpoConfig, OptimizerConfig
 from megatron_sky.data.loader import Batch
 from megatron_sky.distributed import compat, device
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.model.backends.te import packed_documents
 from megatron_sky.model.build import BuiltModel
+from megatron_sky.monitor.metrics import Preference
 from megatron_sky.optim import update
+from megatron_sky.trainer.pair_loss import ANSWERS, SUMS, PairLoss, preference_of
 
 if TYPE_CHECKING:
     from megatron.core.optimizer import MegatronOptimizer
@@ -27,10 +30,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step's numbers. `grad_norm` None: the gradients overflowed fp16's loss scale, and can't be applied."""
+    """A step's numbers. `grad_norm` None: the gradients overflowed fp16's loss scale, and can't be applied.
+
+    `preference`: of a step over pairs of answers, whose mean loss `lm_loss` then is.
+    """
 
     lm_loss: float
     grad_norm: float | None
+    preference: Preference | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The loss summed over the `count` tokens, or pairs of answers, of all ranks' batches."""
+
+    loss_sum: float
+    count: int
+    preference: Preference | None = None
 
 
 class StepRunner:
@@ -48,9 +64,10 @@ class StepRunner:
         masks_documents: bool,
         dropout_seed: int | None,
         beat: Callable[[str], None],
+        dpo: DpoConfig | None = None,
     ):
         """`dropout_seed`: the run's; None where the model draws no random numbers. `beat`
-        tells the watchdog that a micro batch began."""
+        tells the watchdog that a micro batch began. `dpo`: batches are pairs of answers."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         self.model = model
@@ -59,7 +76,7 @@ class StepRunner:
         self.seq_length = seq_length
         self.micro_batch_size = micro_batch_size
         self.masks_documents = masks_documents
-        self._numbers, self._dropout_seed, self._beat = numbers, dropout_seed, beat
+        self._numbers, self._dropout_seed, self._beat, self._dpo = numbers, dropout_seed, beat, dpo
         self._run_schedule = get_forward_backward_func()
         self.sync_seconds = 0.0  # of the last step: reducing gradients, and waiting for the ranks that were not there
         self._finalize = model.config.finalize_model_grads_func
@@ -81,10 +98,11 @@ class StepRunner:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         with device.named_range("forward and backward"):
-            sums = self._schedule(batches, num_microbatches, self.micro_batch_size, self.optimizer.scale_loss)
+            reports = self._schedule(batches, num_microbatches, self.micro_batch_size, self.optimizer.scale_loss)
         grad_norm = update.measure(self.optimizer)
-        loss_sum, tokens = self.context.total_from_last_stage(sums).tolist()
-        return StepResult(lm_loss=loss_sum / tokens if tokens else float("nan"), grad_norm=grad_norm)
+        totals = self._totals(reports)
+        loss = totals.loss_sum / totals.count if totals.count else float("nan")
+        return StepResult(lm_loss=loss, grad_norm=grad_norm, preference=totals.preference)
 
     def apply(self, result: StepResult, *, lr: float) -> bool:
         """Lets the computed gradients into the weights; whether they were. An overflow only lowers the loss scale."""
@@ -99,17 +117,35 @@ class StepRunner:
         """The optimizer goes on as a new one would, from the weights as they are."""
         update.forget_moments(self.optimizer)
 
+    def evaluate(self, batches: Iterable[Batch], *, num_microbatches: int, micro_batch_size: int) -> Evaluated:
+        """The loss over all ranks' batches."""
+        return self._totals(self._forward_only(batches, num_microbatches, micro_batch_size))
+
+    def answer_log_probabilities(
+        self, batches: Iterable[Batch], *, num_microbatches: int, micro_batch_size: int
+    ) -> list[np.ndarray]:
+        """Of each micro batch of pairs float32 `[answers]`, on the ranks of the last stage; none on others."""
+        reports = self._forward_only(batches, num_microbatches, micro_batch_size)
+        return [report[ANSWERS].cpu().numpy() for report in reports]
+
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], *, num_microbatches: int, micro_batch_size: int) -> tuple[float, int]:
-        """(loss summed over tokens, tokens) of all ranks' batches."""
+    def _forward_only(self, batches: Iterable[Batch], num_microbatches: int, micro_batch_size: int) -> list[dict]:
         for chunk in self.model.chunks:
             chunk.eval()
         with device.named_range("validation"):
-            sums = self._schedule(batches, num_microbatches, micro_batch_size, None)
+            reports = self._schedule(batches, num_microbatches, micro_batch_size, None)
         for chunk in self.model.chunks:
             chunk.train()
-        loss_sum, tokens = self.context.total_from_last_stage(sums).tolist()
-        return loss_sum, round(tokens)
+        return reports
+
+    def _totals(self, reports: list[dict]) -> Evaluated:
+        """The reports' sums over micro batches and ranks (zeros before the last stage)."""
+        if self.context.is_last_stage:
+            sums = torch.stack([report[SUMS] for report in reports]).double().sum(0)
+        else:
+            sums = torch.zeros(2 if self._dpo is None else 5, dtype=torch.float64, device=self.context.device)
+        totals = self.context.total_from_last_stage(sums).tolist()
+        return Evaluated(totals[0], round(totals[1]), preference_of(totals))
 
     def _timed_finalize(self, *args, **kwargs) -> None:
         start = time.perf_counter()
@@ -117,15 +153,17 @@ class StepRunner:
             self._finalize(*args, **kwargs)
         self.sync_seconds = time.perf_counter() - start
 
-    def _schedule(self, batches: Iterable[Batch], num_microbatches: int, micro_batch_size: int, scale_loss):
-        """Runs the pipeline schedule; `[loss sum, tokens]` of this rank's batches (zeros before the last stage)."""
+    def _schedule(
+        self, batches: Iterable[Batch], num_microbatches: int, micro_batch_size: int, scale_loss
+    ) -> list[dict]:
+        """Runs the pipeline schedule; what the loss function reports of each micro batch, on the last stage."""
         chunks = self.model.chunks
         if self.model.fp8 is not None:
             self.model.fp8.begin_pass()
         stream = iter(batches) if self.needs_data else itertools.repeat(None, num_microbatches)
         streams = list(itertools.tee(stream, len(chunks)))  # each chunk meets each micro batch
         self.model.config.grad_scale_func = scale_loss
-        reports = self._run_schedule(
+        return self._run_schedule(
             forward_step_func=self._forward,
             data_iterator=streams if len(chunks) > 1 else streams[0],
             model=chunks if len(chunks) > 1 else chunks[0],
@@ -134,9 +172,6 @@ class StepRunner:
             micro_batch_size=micro_batch_size,
             forward_only=scale_loss is None,
         )
-        if not self.context.is_last_stage:
-            return torch.zeros(2, dtype=torch.float64, device=self.context.device)
-        return torch.stack([report["sums"] for report in reports]).double().sum(0)
 
     def _forward(self, batches: Iterator[Batch | None], chunk):
         self._beat("forward and backward")
@@ -146,7 +181,14 @@ class StepRunner:
         part = self._on_this_rank(batch)
         documents = self._documents(batch)
         losses = chunk(part["tokens"], part["position_ids"], labels=part["labels"], **documents)
-        return losses, partial(_sum_loss, part["loss_mask"])
+        if self._dpo is None:
+            return losses, partial(_sum_loss, part["loss_mask"])
+        return losses, self._pair_loss(batch, part["loss_mask"], self._dpo.beta)
+
+    def _pair_loss(self, batch: Batch, loss_mask: torch.Tensor, beta: float) -> PairLoss:
+        assert batch.answer_ids is not None and batch.reference is not None, "preflight found pairs"
+        target = self.context.device
+        return PairLoss(loss_mask, batch.answer_ids.to(target), batch.reference.to(target), beta)
 
     def _documents(self, batch: Batch) -> dict:
         """What keeps attention within documents, in the backend's form: each token's document, or their bounds."""
@@ -173,4 +215,4 @@ def _sum_loss(loss_mask, losses):
     """megatron-core's loss function: the sum, the token count that divides it in the end, and what to report."""
     loss = (losses.float() * loss_mask).sum()
     tokens = loss_mask.sum()
-    return loss, tokens.to(torch.int), {"sums": torch.stack([loss.detach(), tokens])}
+    return loss, tokens.to(torch.int), {SUMS: torch.stack([loss.detach(), tokens])}

@@ -3,8 +3,10 @@
 import csv
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+
+import numpy as np
 
 from megatron_sky.config.schema import ModelConfig, ValidationConfig
 from megatron_sky.data.loader import DocumentBounds, ValidationData
@@ -13,6 +15,7 @@ from megatron_sky.data.tokens.sources import OpenSource
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.errors import ConfigError, Problem
 from megatron_sky.files import read_bytes
+from megatron_sky.monitor.metrics import Preference
 from megatron_sky.tokenizer.kinds import Tokenizer, load_tokenizer
 from megatron_sky.trainer.batches import validation_requests
 from megatron_sky.trainer.step import StepRunner
@@ -20,11 +23,15 @@ from megatron_sky.trainer.step import StepRunner
 
 @dataclass(frozen=True)
 class SetLoss:
-    """The mean loss per token (nats) over `tokens` tokens, and the seconds it took."""
+    """The mean loss per token (nats) over `tokens` tokens, and the seconds it took.
+
+    Of pairs of answers the mean loss per pair, their number, and their rewards.
+    """
 
     lm_loss: float
     tokens: int
     seconds: float
+    preference: Preference | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,15 @@ class Validator:
             for name, data in self._sets.items()
         }
 
+    @property
+    def sources(self) -> list[OpenSource]:
+        return [data.source for data in self._sets.values()]
+
+    def use_reference(self, values: Sequence[np.ndarray]) -> None:
+        """Takes what the base says of the answers of each of `sources`, where they are pairs."""
+        for data, own in zip(self._sets.values(), values, strict=True):
+            data.use_reference(own)
+
     def due(self, step: int, tokens_before: int, tokens_after: int) -> bool:
         """Whether the interval has come round after `step`."""
         interval = self.config.interval
@@ -125,9 +141,10 @@ class Validator:
     def _evaluate(self, data: ValidationData) -> SetLoss:
         start = time.perf_counter()
         requests = validation_requests(data.num_sequences, self._micro_batch_size, self._context)
-        loss_sum, tokens = self._runner.evaluate(
+        result = self._runner.evaluate(
             (data.read(request) for request in requests),
             num_microbatches=len(requests),
             micro_batch_size=self._micro_batch_size,
         )
-        return SetLoss(loss_sum / tokens, tokens, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return SetLoss(result.loss_sum / result.count, result.count, seconds, result.preference)

@@ -99,6 +99,6 @@ def test_conversations_from_file_to_screen(text_corpus, tmp_path):
     assert "2 read = 1 written + 0 empty + 1 rejected" in told and "empty_answer 1 (the assistant says nothing" in told
     assert "1 rows of 64" in call(cli_data, "verify", out, "--tokenizer", model)
     seen = call(cli_data, "inspect", out, "--tokenizer", model, "--document", 0)
-    assert "context  </s> <s> ▁ [USER]" in seen and "[SEP]\npadding" in seen and "template skywork" in seen
+    assert "context   </s> <s> ▁ [USER]" in seen and "[SEP]\npadding" in seen and "template skywork" in seen
     with pytest.raises(DataError, match="packed samples with a mask can't be joined"):
         call(cli_data, "merge", out, "--out", tmp_path / "b")

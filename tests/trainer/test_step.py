@@ -44,11 +44,11 @@ def steps_of_one_rank(info, config_text: str) -> dict:
         before = weights()
         results = [computed(cut) for cut in (1, 2, 8)]
         batches = [data.read([number]) for number in range(8)]
-        loss_sum, tokens = runner.evaluate(batches, num_microbatches=8, micro_batch_size=1)
+        evaluated = runner.evaluate(batches, num_microbatches=8, micro_batch_size=1)
         facts = {
             "results": [(result.lm_loss, result.grad_norm) for result in results],
-            "evaluated": loss_sum / tokens,
-            "tokens": tokens,
+            "evaluated": evaluated.loss_sum / evaluated.count,
+            "tokens": evaluated.count,
             "untouched": torch.equal(before, weights()),
             "beats": set(beats),
             "seconds": runner.sync_seconds,

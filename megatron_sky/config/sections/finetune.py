@@ -34,6 +34,12 @@ class LoraConfig(Section):
         return self
 
 
+class DpoConfig(Section):
+    """Direct preference optimization (Rafailov et al. 2023) on pairs of a chosen and a rejected answer."""
+
+    beta: float = Field(0.1, gt=0, description="How much a preference counts against staying near the base.")
+
+
 class FinetuneConfig(Section):
     """Fine-tuning a trained model, whole or by adapters."""
 
@@ -51,3 +57,7 @@ class FinetuneConfig(Section):
         True, description="Save and keep the checkpoint with the lowest loss on the validation sets (their mean)."
     )
     lora: LoraConfig | None = Field(None, description="Train adapters alone; null: all weights.")
+    dpo: DpoConfig | None = Field(
+        None,
+        description="Learn from the pairs of `data chat --pairs` which answer is preferred; null: learn the answers.",
+    )

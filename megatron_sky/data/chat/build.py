@@ -17,12 +17,13 @@ import numpy as np
 
 from megatron_sky.data.chat.conversations import REASONS, Unusable
 from megatron_sky.data.chat.packing import Packer, padded
+from megatron_sky.data.chat.pairs import PairMaker
 from megatron_sky.data.chat.records import Record, read_records
 from megatron_sky.data.chat.samples import Sample, SampleMaker
 from megatron_sky.data.ingest.input_files import InputFiles, list_files
 from megatron_sky.data.ingest.inputs import BLOCK_BYTES
 from megatron_sky.data.tokens.indexed import bin_path, idx_path, token_dtype
-from megatron_sky.data.tokens.mask import ANSWER, PADDING, mask_path, pack_header
+from megatron_sky.data.tokens.mask import ANSWER, PADDING, REJECTED, mask_path, pack_header
 from megatron_sky.data.tokens.meta import (
     MASKED_VERSION,
     DocumentCounts,
@@ -51,12 +52,14 @@ class ChatOptions:
         cuts_long: a conversation longer than a row loses its end, instead of being left out.
         strict: stop at the first conversation that can't be used.
         overwrite: replace files that are there already.
+        pairs: the objects are preference data, a chosen and a rejected answer each.
     """
 
     row_length: int
     cuts_long: bool = False
     strict: bool = False
     overwrite: bool = False
+    pairs: bool = False
 
 
 @dataclass
@@ -67,7 +70,7 @@ class _Counts:
     cut_tokens: int = 0
     rejected: Counter = field(default_factory=Counter)
     rejects: list[bytes] = field(default_factory=list)
-    by_mask: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))
+    by_mask: np.ndarray = field(default_factory=lambda: np.zeros(4, np.int64))
     rows: int = 0
     num_tokens: int = 0
 
@@ -92,6 +95,13 @@ def write_chat(
     return _Job(inputs, str(out), tokenizer, template, options).run(report)
 
 
+def _maker(tokenizer: Tokenizer, template: ChatTemplate, options: ChatOptions) -> Callable[[object], Sample]:
+    """What makes a sample, or a pair, of an object. Two that are cut have half a row each."""
+    length = options.row_length // 2 if options.pairs and options.cuts_long else options.row_length
+    make = SampleMaker(tokenizer, template, row_length=length, cuts_long=options.cuts_long)
+    return PairMaker(make, row_length=options.row_length) if options.pairs else make
+
+
 class _Job:
     def __init__(
         self,
@@ -102,7 +112,7 @@ class _Job:
         options: ChatOptions,
     ):
         self.prefix, self.tokenizer, self.template, self.options = prefix, tokenizer, template, options
-        self.make = SampleMaker(tokenizer, template, row_length=options.row_length, cuts_long=options.cuts_long)
+        self.make = _maker(tokenizer, template, options)
         self.counts = _Counts()
         self.rejects_path, self.mask_temporary = Path(f"{prefix}.rejects.jsonl"), Path(f"{prefix}.mask.tmp")
         there = [path for path in (bin_path(prefix), idx_path(prefix), mask_path(prefix)) if path.exists()]
@@ -121,13 +131,13 @@ class _Job:
                 IndexedWriter(self.prefix, dtype, describe=self._describe) as writer,
                 open(self.mask_temporary, "wb") as mask,
             ):
-                mask.write(pack_header(self.options.row_length, 0))
+                mask.write(pack_header(self.options.row_length, 0, pairs=self.options.pairs))
                 for row in self._rows(report):
                     self._write(writer, mask, row)
                 if not self.counts.rows:
                     raise self._nothing()
                 mask.seek(0)
-                mask.write(pack_header(self.options.row_length, self.counts.num_tokens))
+                mask.write(pack_header(self.options.row_length, self.counts.num_tokens, pairs=self.options.pairs))
                 mask.flush()
                 os.fsync(mask.fileno())
                 self._clear_away()
@@ -189,10 +199,11 @@ class _Job:
     def _write(self, writer: IndexedWriter, mask: BinaryIO, row: list[Sample]) -> None:
         counts, flags = self.counts, np.concatenate([sample.mask for sample in row])
         writer.add_documents(
-            np.concatenate([sample.tokens for sample in row]), np.array([len(sample.tokens) for sample in row])
+            np.concatenate([sample.tokens for sample in row]),
+            np.array([length for sample in row for length in sample.lengths]),
         )
         mask.write(flags.tobytes())
-        counts.by_mask += np.bincount(flags, minlength=3)
+        counts.by_mask += np.bincount(flags, minlength=4)
         counts.rows += 1
         counts.num_tokens += len(flags)
         counts.written += len(row)
@@ -219,6 +230,7 @@ class _Job:
             template_sha256=hashlib.sha256(text).hexdigest(),
             cut_samples=counts.cut_samples,
             cut_tokens=counts.cut_tokens,
+            rejected_tokens=int(counts.by_mask[REJECTED]),
         )
         meta = describe(
             self.prefix,
@@ -242,6 +254,12 @@ class _Job:
         fix = f"look at {self.rejects_path}" if reasons else "give files that hold conversations"
         if self.counts.rejected.most_common(1) and self.counts.rejected.most_common(1)[0][0] == "too_long":
             fix += "; give --seq-length a larger number, or --too-long cut"
+        if (
+            not self.options.pairs
+            and self.counts.rejected["no_conversation"]
+            and any(b"chosen" in line for line in self.counts.rejects)
+        ):
+            fix += "; pairs of a chosen and a rejected answer need --pairs"
         return DataError(
             f"{self.prefix}: of {self.counts.read:,} conversations none can be used ({reasons})\n  fix: {fix}"
         )

@@ -56,4 +56,4 @@ class Packer:
 def padded(sample: Sample, count: int, pad_id: int) -> Sample:
     """The sample with `count` tokens of padding behind it."""
     tokens = np.pad(sample.tokens, (0, count), constant_values=pad_id)
-    return Sample(tokens, np.pad(sample.mask, (0, count), constant_values=PADDING), sample.cut)
+    return Sample(tokens, np.pad(sample.mask, (0, count), constant_values=PADDING), sample.cut, sample.first)

@@ -20,11 +20,21 @@ from megatron_sky.tokenizer.kinds import Tokenizer, any_of
 
 @dataclass(frozen=True)
 class Sample:
-    """The tokens of a conversation and, for each, CONTEXT or ANSWER. `cut`: tokens that were left out at its end."""
+    """The tokens of a conversation and, for each, CONTEXT or ANSWER. `cut`: tokens that were left out at its end.
+
+    Of a pair (`pairs`) the tokens of both conversations, of which the first has `first`.
+    """
 
     tokens: np.ndarray
     mask: np.ndarray
     cut: int = 0
+    first: int | None = None
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each of its documents."""
+        size = len(self.tokens)
+        return (size,) if self.first is None else (self.first, size - self.first)
 
 
 class SampleMaker:
@@ -53,7 +63,13 @@ class SampleMaker:
 
     def __call__(self, record: object) -> Sample:
         """The sample of one object. Raises Unusable."""
-        messages = messages_of(record)
+        return self.after(0, messages_of(record))
+
+    def after(self, question: int, messages: Sequence[Message]) -> Sample:
+        """The sample of a conversation, where only what the assistant says after its first `question` messages counts.
+
+        Raises Unusable.
+        """
         self._refuse_tokens_in(messages)
         try:
             rendered = self._template.render(messages, special=self._special)
@@ -61,7 +77,7 @@ class SampleMaker:
             raise Unusable("template_error", str(error)) from error
         ids = self._tokenizer.encode(rendered.text, parse_special=True)
         mask = np.full(len(ids), CONTEXT, np.uint8)
-        for begin, end in rendered.answers:
+        for begin, end in rendered.answers[sum(message["role"] == "assistant" for message in messages[:question]) :]:
             mask[self._tokens_before(rendered.text, begin, ids) : self._tokens_before(rendered.text, end, ids)] = ANSWER
         return self._fitted(np.array(ids, np.int64), mask)
 

@@ -73,7 +73,7 @@ def show_document(prefix: str | Path, number: int, tokenizer: Tokenizer) -> str:
 
 @dataclass(frozen=True)
 class TokenRun:
-    """Neighbouring tokens of one kind: a mask file's CONTEXT, ANSWER or PADDING; their spellings in the vocabulary."""
+    """Neighbouring tokens of one kind (a mask file's CONTEXT, ANSWER, ...), by their spellings in the vocabulary."""
 
     kind: int
     pieces: tuple[str, ...]

@@ -3,7 +3,8 @@
 Such a pair is made of rows of one length, each filled with whole samples (its documents) and padded to its end, so that
 the n-th row is the n-th sequence of a run whose `model.seq_length` is that length: the sampling plan, which knows
 nothing of samples, never cuts one. One token of padding follows the last row, since a row's last label is the token
-after it. docs/formats.md gives the bytes.
+after it. Of preference data the samples are pairs: the chosen answer's, and the rejected one's behind it, in one row.
+docs/formats.md gives the bytes.
 """
 
 import os
@@ -16,9 +17,9 @@ from megatron_sky.errors import DataError
 from megatron_sky.files import open_handle
 
 MAGIC = b"SKYMASK\x00"
-VERSION = 1
+VERSION, PAIRS_VERSION = 1, 2
 HEADER = struct.Struct("<8sQQQ")  # magic, version, tokens in a row, tokens
-CONTEXT, ANSWER, PADDING = 0, 1, 2
+CONTEXT, ANSWER, PADDING, REJECTED = 0, 1, 2, 3
 _FIX = "make the pair again with `megatron-sky data chat`, or copy all its files again from one run"
 
 
@@ -26,9 +27,9 @@ def mask_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.mask")
 
 
-def pack_header(row_length: int, num_tokens: int) -> bytes:
+def pack_header(row_length: int, num_tokens: int, *, pairs: bool = False) -> bytes:
     """The first 32 bytes of a mask file."""
-    return HEADER.pack(MAGIC, VERSION, row_length, num_tokens)
+    return HEADER.pack(MAGIC, PAIRS_VERSION if pairs else VERSION, row_length, num_tokens)
 
 
 class TokenMask:
@@ -37,6 +38,7 @@ class TokenMask:
     Attributes:
         row_length: tokens in a row.
         num_tokens: tokens of the pair, which are whole rows and one more.
+        holds_pairs: the samples are a chosen answer and a rejected one by turns.
 
     Raises:
         DataError: the file is missing, no mask file, or of a size that its header contradicts.
@@ -59,8 +61,11 @@ class TokenMask:
         if len(head) < HEADER.size or not head.startswith(MAGIC):
             raise DataError(f"{self.path} is no mask file: it begins with {head[:8]!r}, not {MAGIC!r}\n  fix: {_FIX}")
         _, version, self.row_length, self.num_tokens = HEADER.unpack(head)
-        if version != VERSION:
-            raise DataError(f"{self.path} has mask version {version}; only {VERSION} is known\n  fix: {_FIX}")
+        if version not in (VERSION, PAIRS_VERSION):
+            raise DataError(
+                f"{self.path} has mask version {version}; {VERSION} and {PAIRS_VERSION} are known\n  fix: {_FIX}"
+            )
+        self.holds_pairs = version == PAIRS_VERSION
         if size != HEADER.size + self.num_tokens:
             raise DataError(
                 f"{self.path} has {size:,} bytes, but its header tells of {self.num_tokens:,} tokens, which take "
@@ -77,7 +82,7 @@ class TokenMask:
         return self.num_tokens // self.row_length
 
     def read(self, offset: int, length: int) -> np.ndarray:
-        """What tokens `[offset, offset + length)` are: uint8, CONTEXT, ANSWER or PADDING. Raises DataError."""
+        """What tokens `[offset, offset + length)` are: uint8, CONTEXT, ANSWER and so on. Raises DataError."""
         assert offset >= 0 and offset + length <= self.num_tokens, (offset, length, self.num_tokens)
         data = os.pread(self._handle, length, HEADER.size + offset)
         if len(data) != length:

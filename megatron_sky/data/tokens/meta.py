@@ -101,6 +101,7 @@ class MaskRecord:
         blocks: XXH3 (128 bits) of each `HASH_BLOCK` bytes of the file.
         template: name of the chat template (a built-in one's, or its file's); `template_sha256`: of its text.
         cut_samples, cut_tokens: samples that lost their end, and what they lost.
+        rejected_tokens: tokens of rejected answers, which only pairs of preference data have.
     """
 
     row_length: int
@@ -112,6 +113,7 @@ class MaskRecord:
     template_sha256: str
     cut_samples: int = 0
     cut_tokens: int = 0
+    rejected_tokens: int = 0
 
 
 @dataclass(frozen=True)

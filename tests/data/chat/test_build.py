@@ -88,7 +88,7 @@ def test_a_pair_that_is_there_is_kept_unless_it_may_be_replaced(conversations, c
 
 
 def test_a_disk_that_is_full_leaves_nothing(conversations, chat_tokenizer, skywork, tmp_path, monkeypatch):
-    def full(row_length, num_tokens):
+    def full(row_length, num_tokens, **_):
         if num_tokens:
             raise OSError(28, "No space left on device")
         return b"\0" * 32
