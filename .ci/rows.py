@@ -87,8 +87,10 @@ class Place:
         self.python = interpreter(row)
         caps = ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT", "UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE")
         left_out = (*caps, "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "MEGATRON_SKY_OTHER_PYTHON")
+        left_out += ("PYTHONDONTWRITEBYTECODE",)  # else each of the many processes compiles what it imports
         self.env = {name: value for name, value in os.environ.items() if name not in left_out}
         self.env |= {"PIP_CONFIG_FILE": os.devnull, "UV_NO_CONFIG": "1", "UV_PYTHON_DOWNLOADS": "never"}
+        self.env |= {"UV_COMPILE_BYTECODE": "1"}
         self.env |= {"PIP_CACHE_DIR": str(caches / "pip"), "UV_CACHE_DIR": str(folder / "uv-cache")}
         self.env |= {"PYTHONUNBUFFERED": "1"}
         if other_python is not None:
