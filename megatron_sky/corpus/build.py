@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from megatron_sky.config import dump_config
 from megatron_sky.corpus.classifier import load_classifier
 from megatron_sky.corpus.contamination import BenchmarkIndex
+from megatron_sky.corpus.disk import check_disk, disk_needs
 from megatron_sky.corpus.ledger import num_done
 from megatron_sky.corpus.plan import Plan, continue_plan, quality_files
 from megatron_sky.corpus.recipe import CorpusRecipe
@@ -46,7 +47,7 @@ def build(recipe: CorpusRecipe, executor: str, report: Callable[[str], None], *,
 
     Raises:
         ConfigError: a recipe that can't be used here, or is not the one that the corpus was begun with.
-        RunError: tasks that fail; all others of their pass are done.
+        RunError: there is no space; or tasks failed, and all others of their pass are done.
     """
     require_engine(recipe)
     _check_files(recipe)
@@ -57,6 +58,8 @@ def build(recipe: CorpusRecipe, executor: str, report: Callable[[str], None], *,
             plan = _prepare(recipe, folder)
             add_skips(folder, skip, [files_of(plan, task) for task in range(len(plan.units))])
             passes = _passes(recipe, plan, folder)
+            if needs := disk_needs(recipe, plan, passes, folder):
+                report(check_disk(needs, folder, refuse=recipe.execution.check_disk))
             if executor == "slurm":
                 _submit(recipe, passes, folder, report)
             else:
@@ -156,6 +159,8 @@ def _run_here(
         done = num_done(folder, one.name)
         if done == one.num_tasks:
             continue
+        needs = disk_needs(recipe, plan, passes, folder)
+        check_disk(needs, folder, refuse=recipe.execution.check_disk)
         rest = f", {done:,} of them are done" if done else ""
         report(f"{one.name}: {one.num_tasks:,} {'task' if one.num_tasks == 1 else 'tasks'}{rest}")
         run_local(one, folder, recipe.execution)

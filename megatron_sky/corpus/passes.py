@@ -42,6 +42,11 @@ class Pass:
     num_tasks: int
     of: str
 
+    @property
+    def stages(self) -> list[str]:
+        """Those of its steps that keep an account."""
+        return [step.stage for step in self.steps if isinstance(step, Stage)]
+
 
 def stages_of(recipe: CorpusRecipe) -> tuple[str, ...]:
     """The stages that keep an account, in order."""

@@ -286,6 +286,9 @@ class ExecutionConfig(Section):
     workers: int = Field(0, ge=0, description="Tasks at the same time on one machine; 0: all cores.")
     retries: int = Field(1, ge=0, description="How often a task that fails is run again.")
     keep_dropped: bool = Field(True, description="Dropped documents are kept with their reason, for inspection.")
+    check_disk: bool = Field(
+        True, description="A build that needs more disk space than is free, by an estimate, is refused."
+    )
     slurm: SlurmConfig = SlurmConfig()
 
 

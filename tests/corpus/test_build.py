@@ -15,6 +15,7 @@ from megatron_sky.cli.main import app
 from megatron_sky.config import load_config
 from megatron_sky.corpus.build import build, num_done, status
 from megatron_sky.corpus.classifier import Facts, LanguageModel, save_classifier
+from megatron_sky.corpus.disk import disk_needs
 from megatron_sky.corpus.executors import run_local
 from megatron_sky.corpus.ledger import prove, read_ledger
 from megatron_sky.corpus.passes import build_passes, stages_of
@@ -70,7 +71,7 @@ def load(home):
 def built(load):
     lines = []
     folder = build(load(), "local", lines.append)
-    assert [line.split(":")[0] for line in lines] == PASSES.split()
+    assert [line.split(":")[0] for line in lines] == ["disk", *PASSES.split()]
     return folder
 
 
@@ -138,8 +139,23 @@ def test_it_goes_on_after_an_interruption(built, load, home):
         shutil.rmtree(again / name, ignore_errors=True)
     lines = []
     build(load(f"out={again}"), "local", lines.append)
-    assert [line.split(":")[0] for line in lines] == PASSES.split()[4:]
+    assert [line.split(":")[0] for line in lines] == ["disk", *PASSES.split()[4:]]
     assert texts(again) == texts(built)
+
+
+def test_each_pass_writes_no_more_than_is_said_before(built, load, home):
+    folder = home / "read_only"
+    shutil.copytree(built / "ledger", folder / "ledger")
+    shutil.copytree(built / "logs" / "read", folder / "logs" / "read")
+    plan = continue_plan(built / "plan.json", load())
+    passes = build_passes(load(), plan, folder)
+    needs = {need.name: need.bytes for need in disk_needs(load(), plan, passes, folder)}
+    assert list(needs) == PASSES.split()[1:]
+    places = {"paragraphs": "work/paragraphs", "clean": "work/[cs]*", "finish": "text", "tokenize": "tokens"}
+    for name, pattern in places.items():
+        written = [file for place in built.glob(pattern) for file in place.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in written if file.suffix not in (".json", ".npy"))
+        assert 0 < size <= needs[name] < 12 * size, name
 
 
 @pytest.fixture
