@@ -43,6 +43,7 @@ EXTRAS = {
         "warcio>=1.7.4,<2",
         "resiliparse>=0.15,<3",
         "trafilatura>=1.8,<1.12",  # of datatrove's own range
+        "opencc>=1.1.7,<2",  # Traditional Chinese to Simplified
         "scikit-learn>=1.4,<2",  # fits `corpus train-classifier`
         "lxml_html_clean>=0.4,<1",  # trafilatura's lxml[html_clean], which Debian 12's pip does not find in newer lxml
         "zstandard>=0.22,<1",

@@ -1,5 +1,6 @@
 """Stages that look at one document alone: its language, its form, personal data, benchmarks in it, and its domain."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,13 @@ class JudgeLanguage(Stage):
     def __init__(self, folder: Path, config: LanguageConfig, keep: bool):
         super().__init__("language", folder, keep_dropped=keep)
         self.config = config
+        self._simplify: Callable[[str], str] | None = None
+
+    def begin(self, rank: int) -> None:
+        if self.config.simplify:
+            from opencc import OpenCC
+
+            self._simplify = OpenCC("t2s").convert
 
     def judge(self, document: Document) -> str | None:
         language = document.metadata.get("language")
@@ -32,17 +40,11 @@ class JudgeLanguage(Stage):
             self.account_of(document).note(f"language_{language}")
             if language not in self.config.keep:
                 return f"language_{language}"
-        if self.config.simplify and language in ("zh", PAIR):
-            document.text = _simplified(document.text)
+        if self._simplify and language in ("zh", PAIR):
+            document.text = self._simplify(document.text)
         if self.config.drop_paragraphs and language != PAIR:
             document.text = keep_paragraphs(document.text, self.config.keep)
         return None if document.text else "language_mixed"
-
-
-def _simplified(text: str) -> str:
-    from opencc import OpenCC
-
-    return str(OpenCC("t2s").convert(text))
 
 
 class JudgeForm(Stage):

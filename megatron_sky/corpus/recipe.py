@@ -82,7 +82,7 @@ class LanguageConfig(Section):
     drop_paragraphs: bool = Field(
         False, description="Cut paragraphs of 100 characters or more in a language that is not kept."
     )
-    simplify: bool = Field(False, description="Traditional Chinese becomes Simplified; needs opencc.")
+    simplify: bool = Field(False, description="Traditional Chinese becomes Simplified, by phrases and characters.")
 
 
 class Thresholds(Section):

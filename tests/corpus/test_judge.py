@@ -1,3 +1,5 @@
+import pytest
+
 from megatron_sky.corpus.contamination import BenchmarkIndex
 from megatron_sky.corpus.judge import Decontaminate, JudgeForm, JudgeLanguage, Mask, Route, is_held_out, quality_of
 from megatron_sky.corpus.recipe import CorpusRecipe, DecontaminationConfig, HeldOutConfig, LanguageConfig
@@ -18,6 +20,19 @@ def test_languages_are_judged(tmp_path, document):
     zh, en = document(GOOD_ZH, language=None), document(GOOD_EN, language=None)
     assert step.judge(zh) is None and zh.metadata["language"] == "zh"
     assert step.judge(en) == "language_en"
+
+
+def test_traditional_characters_are_simplified_by_choice(tmp_path, document):
+    pytest.importorskip("opencc", reason="pip install 'megatron-sky[crawl]'")
+    texts = ["頭髮和發展裡的問題，乾燥與乾坤，皇后在後面。" * 5, "漢字\nChinese", "裡 stays in other languages " * 9]
+    for simplify, wanted in ((True, "头发和发展里的问题，干燥与乾坤，皇后在后面。" * 5), (False, texts[0])):
+        step = JudgeLanguage(tmp_path, LanguageConfig(simplify=simplify), True)
+        step.begin(0)
+        zh, pair, en = document(texts[0]), document(texts[1], language="zh-en"), document(texts[2])
+        assert step.judge(zh) is None and zh.text == wanted
+        assert step.judge(pair) is None and pair.text == ("汉字\nChinese" if simplify else texts[1])
+        step.judge(en)
+        assert en.text == texts[2]
 
 
 def test_form_gives_quality_and_what_is_held_out(tmp_path, document):
