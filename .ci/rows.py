@@ -150,7 +150,7 @@ def from_a_checkout(at: Place) -> None:
     at.quickstart()
     at("pip", "install", "--quiet", "-e", ".[dev]")
     at(
-        "pip", "install", "--quiet", "-e", ".[crawl,perplexity]"
+        "pip", "install", "--quiet", "-e", ".[crawl,perplexity,te-rehearsal]"
     )  # its packages are too new for the lowest versions of others
     at("ruff", "check", ".", goes_on=True)
     at("ruff", "format", "--check", ".", goes_on=True)
