@@ -5,6 +5,8 @@ A process that is killed, as when memory runs out, fails its task alone; datatro
 
 import multiprocessing
 import os
+import shlex
+import sys
 from collections import Counter, deque
 from copy import deepcopy
 from multiprocessing.connection import Connection, wait
@@ -62,7 +64,8 @@ class LocalExecutor(_Tasks, LocalPipelineExecutor):
 
 
 class SlurmExecutor(_Tasks, SlurmPipelineExecutor):
-    pass
+    def launch_merge_stats(self) -> None:
+        """Nothing: nobody reads them, and the job waits for ever when a task fails."""
 
 
 def run_local(one: Pass, folder: Path, config: ExecutionConfig) -> None:
@@ -170,6 +173,8 @@ def submit(passes: list[Pass], folder: Path, config: ExecutionConfig) -> dict[st
             tasks_per_job=config.slurm.tasks_per_job,
             logging_dir=str(folder / "logs" / one.name),
             depends=before,
+            sbatch_args={"kill-on-invalid-dep": "yes"},  # what waits for a task that failed leaves the queue
+            env_command=f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH",
         )
         executor.notes, executor.retries = (folder, one.name), config.retries
         executor.run()
