@@ -149,9 +149,7 @@ def from_a_checkout(at: Place) -> None:
     at("pip", "install", "--quiet", "-e", ".")
     at.quickstart()
     at("pip", "install", "--quiet", "-e", ".[dev]")
-    at(
-        "pip", "install", "--quiet", "-e", ".[crawl,perplexity,te-rehearsal]"
-    )  # its packages are too new for the lowest versions of others
+    at("pip", "install", "--quiet", "-e", ".[crawl,perplexity,te-rehearsal]")  # crawl's are too new for row c
     at("ruff", "check", ".", goes_on=True)
     at("ruff", "format", "--check", ".", goes_on=True)
     at("mypy", "megatron_sky", goes_on=True)
