@@ -68,14 +68,24 @@ REAL_RUNS = (
     "trainer/test_changed_keys.py",
     "trainer/test_parity.py",
 )
-"""Where every test starts a training or more, or a rehearsal: seconds each."""
+"""Where every test starts a training or more, or a rehearsal: seconds each. All are slow."""
+
+IN_EVERY_ROW = (
+    "faults/test_faults.py",
+    "planner/rehearsal/test_command.py",
+    "planner/rehearsal/test_run.py",
+    "trainer/test_parity.py",
+)
+"""Those of them that each set of versions shall pass."""
 
 
 def pytest_collection_modifyitems(items: list) -> None:
     for item in items:
-        if place_of(item).startswith(REAL_RUNS) and item.get_closest_marker("slow") is None:
+        place = place_of(item)
+        if place.startswith(REAL_RUNS) and item.get_closest_marker("slow") is None:
             item.add_marker("slow")
-            item.add_marker("every_row")
+            if place in IN_EVERY_ROW:
+                item.add_marker("every_row")
     items.sort(key=lambda item: LONGEST.index(place_of(item)) if place_of(item) in LONGEST else len(LONGEST))
 
 
