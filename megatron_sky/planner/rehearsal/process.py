@@ -1,5 +1,6 @@
 """Where a rehearsal runs: in a process of its own, which ends with this one. What it bends stays there."""
 
+import gc
 import os
 import sys
 import traceback
@@ -135,6 +136,7 @@ def _serve(answers, parent: int, requests: Sequence[Request], capability: tuple[
     device.rehearse(ledger, te_capability=capability)
     from megatron_sky.planner.rehearsal.run import rehearse_rank
 
+    gc.freeze()  # what was imported stays: it is not looked through again and again for what could be freed
     for request in requests:
         try:
             answers.send(rehearse_rank(request.config, request.world_size, request.rank, ledger))
