@@ -3,6 +3,7 @@
 A process that is killed, as when memory runs out, fails its task alone; datatrove's pool would wait for it without end.
 """
 
+import contextlib
 import multiprocessing
 import os
 import shlex
@@ -106,7 +107,8 @@ class _Worker:
 
     def begin(self, task: int) -> None:
         self.task = task
-        self.connection.send(task)
+        with contextlib.suppress(BrokenPipeError):  # `ended` tells
+            self.connection.send(task)
 
     def ended(self) -> bool:
         """Whether the process has ended, when there is news of it; else its task has."""

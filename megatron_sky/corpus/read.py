@@ -335,8 +335,5 @@ def _pair(piece: Piece, source: CorpusSource, place: int, sides: list, size: int
         return _document(source, piece, place, json.dumps(sides, default=str), size=size, rule="no_pair")
     zh, en = (side.strip().encode("utf-8", "replace").decode() for side in sides)
     template = source.templates[hash_text(f"{zh}\n{en}") % len(source.templates)]
-    before, name, after = re.split("{(zh|en)}", template, maxsplit=1)
-    first, second = (zh, en) if name == "zh" else (en, zh)
-    middle, _, end = re.split("{(zh|en)}", after, maxsplit=1)
-    text = f"{before}{first}{middle}{second}{end}"
+    text = re.sub(r"\{(zh|en)\}", lambda match: zh if match[1] == "zh" else en, template)
     return _document(source, piece, place, text, size=size, language=PAIR, pair=[zh, en])

@@ -22,7 +22,7 @@ from megatron_sky.corpus.classifier import (
 from megatron_sky.corpus.grams import content_key, share_of
 from megatron_sky.corpus.language import language_of_document
 from megatron_sky.data.ingest.texts import sample_texts
-from megatron_sky.errors import DataError, MissingDependency
+from megatron_sky.errors import ConfigError, DataError, MissingDependency, Problem
 from megatron_sky.log import say
 
 LEAST_DOCUMENTS = 20
@@ -51,10 +51,13 @@ def train_classifier(
         max_bytes: characters taken of each class, evenly over its files.
 
     Raises:
+        ConfigError: the folder of `out` is not there.
         DataError: files that can't be read, or a class with too few documents of a language.
         MissingDependency: scikit-learn is not installed.
     """
     require_sklearn()
+    if not Path(out).absolute().parent.is_dir():
+        raise ConfigError(Problem("FILE", "its folder is not there", "make it, or give another path", str(out)))
     classes = [_read(paths, key, languages, max_bytes) for paths in (negatives, positives)]
     for language in languages:
         both = classes[0][language].keys() & classes[1][language].keys()

@@ -22,7 +22,8 @@ from megatron_sky.corpus.passes import build_passes, stages_of
 from megatron_sky.corpus.plan import continue_plan
 from megatron_sky.corpus.recipe import load_corpus_recipe
 from megatron_sky.corpus.show import funnel, read_summary, sample_documents
-from megatron_sky.corpus.skips import read_failures
+from megatron_sky.corpus.skips import add_skips, read_failures
+from megatron_sky.corpus.stage import Stage
 from megatron_sky.errors import ConfigError, RunError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "corpus_in_miniature"
@@ -204,6 +205,23 @@ def test_a_skipped_input_is_one_document_a_file(load, home):
     prove(ledger)
     assert ledger["read"]["crawl"].dropped["skipped_task"].documents == 5
     assert ledger["read"]["crawl"].kept.documents == 0 < ledger["read"]["wiki"].kept.documents
+
+
+def test_what_a_skipped_task_loses_is_dropped_by_the_next_stage(load, home):
+    folder = home / "skips"
+    folder.mkdir()
+    add_skips(folder, ["clean:1"], [["a"], ["b"]])
+    plan = continue_plan(folder / "plan.json", load())
+
+    def firsts(*overrides):
+        passes = {one.name: one for one in build_passes(load(*overrides), plan, folder)}
+        return [[one for one in passes[name].steps if isinstance(one, Stage)][:1] for name in ("clean", "finish")]
+
+    [[exact], [near]] = firsts()
+    assert (exact.stage, exact.before, exact.skipped) == ("exact_duplicates", "quality", {1})
+    assert (near.stage, near.before, near.skipped) == ("near_duplicates", "recurrence", frozenset())
+    [none, [near]] = firsts("duplicates.exact=false", "duplicates.url=false", "recurrence.enabled=false")
+    assert none == [] and (near.before, near.skipped) == ("quality", {1})
 
 
 @pytest.mark.slow

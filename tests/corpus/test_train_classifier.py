@@ -6,7 +6,7 @@ import pytest
 from megatron_sky.cli.main import app
 from megatron_sky.corpus.classifier import load_classifier
 from megatron_sky.corpus.train_classifier import train_classifier
-from megatron_sky.errors import DataError
+from megatron_sky.errors import ConfigError, DataError
 
 SHARED = {
     "en": ["the", "and", "of", "is", "for", "with", "this", "that", "we", "you"],
@@ -72,6 +72,8 @@ def test_one_class_alone_is_refused_and_named(files, tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl"):
         train_classifier(tmp_path / "q", [str(tmp_path / "none.jsonl")], [bad], languages=["zh"])
     assert not (tmp_path / "q").exists()
+    with pytest.raises(ConfigError, match="its folder is not there"):
+        train_classifier(tmp_path / "no" / "q", [good], [bad], languages=["en"])
 
 
 def test_documents_of_both_classes_are_left_out_and_told(files, tmp_path, capsys):
