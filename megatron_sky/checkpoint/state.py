@@ -78,12 +78,25 @@ def load(
             _fill(_bare(chunk), loaded[name])
         if only_adapters:
             adapters.fill_adapters(chunks, loaded[adapters.STATE])
+        if optimizer is not None:
+            _give_groups_their_rates(loaded["optimizer"], optimizer)
         if optimizer is not None and (inner := optimizer_shards.distributed_optimizer(optimizer)) is not None:
             optimizer_shards.load_state(inner, loaded["optimizer"])
         elif optimizer is not None:
             optimizer.load_state_dict(loaded["optimizer"])
         if fp8 is not None:
             fp8.restore(loaded["fp8"] if has_history else None)
+
+
+def _give_groups_their_rates(state: dict, optimizer: "MegatronOptimizer") -> None:
+    """Loaded groups of parameters get the recipe's highest and lowest rate in place of the saved ones.
+
+    megatron-core 0.19 and newer find a group by these, and find none where the recipe's rate is another than the saved
+    run's; the rate of a step comes from the schedule.
+    """
+    own = next(iter(optimizer.param_groups), {})
+    for group in state.get("optimizer", state)["param_groups"]:
+        group.update({key: own[key] for key in ("max_lr", "min_lr") if key in own})
 
 
 def _content_metadata(folder: Path) -> dict:

@@ -7,6 +7,7 @@ import pytest
 from megatron_sky.config import dump_config, load_config
 from megatron_sky.config.schema import CheckpointConfig
 from megatron_sky.errors import CheckpointError, ConfigError
+from megatron_sky.monitor.metrics import read_metrics
 from megatron_sky.trainer.preflight import preflight
 from megatron_sky.trainer.resume import Remaining, check_start, find_start, remaining_steps, take_up
 from megatron_sky.trainer.sessions import sessions_of
@@ -140,3 +141,13 @@ def _described(config, data):
 def test_what_is_left(overrides, state, remaining, recipe):
     config = recipe(*overrides)
     assert remaining_steps(config.train, seq_length=32, sessions=sessions_of(config), state=state) == remaining
+
+
+@pytest.mark.parametrize("is_sharded", [True, False])
+def test_a_run_goes_on_with_other_learning_rates(is_sharded, ranks, recipe):
+    """From megatron-core 0.19 on an optimizer's groups are found by their highest and lowest rate."""
+    given = [f"parallel.distributed_optimizer={is_sharded}", "schedule.style=constant", "schedule.warmup_tokens=0"]
+    for step, (lr, min_lr) in enumerate((("1e-3", "1e-4"), ("5e-4", "2e-4")), 1):
+        config = recipe(*given, f"schedule.lr={lr}", f"schedule.min_lr={min_lr}", f"train.max_steps={step}")
+        ranks(1, run_training, dump_config(config))
+    assert [record.lr for record in read_metrics(config.train.run_dir).train] == [1e-3, 5e-4]
