@@ -49,7 +49,7 @@ EXTRAS = {
         "zstandard>=0.22,<1",
         "pyarrow>=15,<27",
     ],
-    "perplexity": ["camel-kenlm>=2026.2.7"],  # KenLM; kenlm itself has no wheels, and can't be built on 3.13
+    "perplexity": ["camel-kenlm>=2026.2.7,<2028"],  # KenLM; kenlm itself has no wheels, and can't be built on 3.13
     "wandb": ["wandb>=0.17,<1"],
     "serve": ["fastapi>=0.115,<1", "uvicorn>=0.30,<1"],
     "eval": ["lm-eval>=0.4.13,<0.5"],

@@ -175,12 +175,12 @@ def generated_while_deleted(info, given: str, doomed: str, prompt: str, kept: st
 
     opening, told = load.open_source, []
 
-    def delete_first(folder):
+    def delete_first(folder, **options):
         if folder == Path(doomed):
             if kept is not None:
                 shutil.move(kept, folder.with_name("step_0000004"))
             shutil.rmtree(folder)
-        return opening(folder)
+        return opening(folder, **options)
 
     warned = mock.patch.object(checkpoints.log, "warning", lambda text, *values: told.append(text % values))
     with mock.patch.object(load, "open_source", delete_first), warned:

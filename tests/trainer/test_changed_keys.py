@@ -204,6 +204,7 @@ ELSEWHERE = {
     "finetune.base",  # of a model that is taught further: tests/trainer/test_finetune.py
     "finetune.epochs",
     "finetune.keep_best",
+    "finetune.dpo.beta",  # tests/trainer/test_reference.py
     "finetune.lora.rank",
     "finetune.lora.alpha",
     "finetune.lora.dropout",
