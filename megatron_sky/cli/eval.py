@@ -188,6 +188,33 @@ def tasks(
     _on_ranks(ctx, ["eval", "tasks"], nproc, work)
 
 
+@app.command()
+def answers(
+    checkpoints: Checkpoints,
+    data: Annotated[list[str], typer.Option(help="Held-out conversations: JSONL, JSON or Parquet; more than once.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, at most.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered side by side, at most.")] = 16,
+    chat_template: Annotated[
+        str | None, typer.Option(help="skywork, chatml, llama2 or a Jinja file. Default: each tokenizer's own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for answers.json and answers.md.")] = None,
+) -> None:
+    """How many last answers of held-out conversations a chat model gives to the letter, greedily."""
+    from megatron_sky.cli._common import log_to_screen
+    from megatron_sky.evaluate.answers import answers_markdown, evaluate_answers
+
+    log_to_screen()
+    results = evaluate_answers(
+        checkpoints,
+        data,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        chat_template=chat_template,
+        out=out,
+    )
+    print(answers_markdown(results))
+
+
 def _show(results, words: str) -> None:
     """Prints the tables; a model that failed is an error then."""
     from megatron_sky.evaluate.score_models import failure_of

@@ -78,16 +78,24 @@ def chat(
     template: Annotated[str, typer.Option(help="The built-in template whose tokens it gets.")] = "skywork",
     overwrite: Overwrite = False,
 ) -> None:
-    """Put a chat template's tokens into the reserved ones of a tokenizer; behind the last where there are none."""
-    from megatron_sky.tokenizer.chat_template import SYMBOLS
+    """Put a chat template's tokens into the reserved ones of a tokenizer; behind the last where there are none.
+
+    The template itself goes beside it (chat_template.jinja), from where training takes it into checkpoints.
+    """
+    from megatron_sky.files import write_text
+    from megatron_sky.tokenizer.chat_template import BUILT_IN, FILE, SYMBOLS
     from megatron_sky.tokenizer.chat_tokens import write_with_chat_tokens
     from megatron_sky.tokenizer.kinds import load_tokenizer
 
     _check_free(out, overwrite)
     if template not in SYMBOLS:
         raise typer.BadParameter(f"--template {template}: must be one of {', '.join(SYMBOLS)}")
+    beside = out.with_name(FILE)
+    if not (beside.is_file() and beside.read_text(encoding="utf-8") == BUILT_IN[template]):
+        _check_free(beside, overwrite)
     loaded = load_tokenizer(base)
     ids = write_with_chat_tokens(loaded, SYMBOLS[template], out)
+    write_text(beside, BUILT_IN[template])
     size = load_tokenizer(out).vocab_size
     told = ", ".join(f"{symbol} {token_id}" for symbol, token_id in ids.items())
     print(f"{out}: {size:,} tokens, {size - loaded.vocab_size} behind the last; {told}")

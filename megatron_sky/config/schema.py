@@ -97,6 +97,11 @@ class Config(Section):
     )
 
     @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters that alone are trained; None: all weights are."""
+        return self.finetune.lora if self.finetune is not None else None
+
+    @property
     def learns_preference(self) -> bool:
         """Whether the data are pairs of answers, one of them preferred."""
         return self.finetune is not None and self.finetune.dpo is not None

@@ -3,7 +3,8 @@
 FLOPs per trained token: 6 N + 12 L h s, with N all parameters (input embedding included), L layers, h hidden size
 (heads x head size), s sequence length: forward and backward of every matrix product, and of the attention scores and
 values without discounting the causal half. This is the definition behind the Skywork report's table 10 (its rows come
-out within 2 %); recomputed activations are not counted, so MFU falls when recomputation is on.
+out within 2 %); recomputed activations are not counted, so MFU falls when recomputation is on. Beneath adapters it is
+4 N + 6 A + 12 L h s, with A the adapters' parameters: a frozen weight has no gradient, a third of its products.
 """
 
 from megatron_sky.config.schema import LoraConfig, ModelConfig
@@ -19,22 +20,33 @@ def num_parameters(model: ModelConfig, padded: bool = False) -> int:
     return embedding + model.num_layers * _layer_parameters(model, h, f) + _norm(model)
 
 
-def flops_per_token(model: ModelConfig) -> float:
-    """Floating-point operations of forward and backward per trained token (source: the module's docstring)."""
-    attention_width = model.num_attention_heads * model.head_size
-    return 6.0 * num_parameters(model) + 12.0 * model.num_layers * attention_width * model.seq_length
+def flops_per_token(model: ModelConfig, lora: LoraConfig | None = None) -> float:
+    """Floating-point operations of forward and backward per trained token (source: the module's docstring).
+
+    `lora`: adapters alone are trained.
+    """
+    attention = 12.0 * model.num_layers * model.num_attention_heads * model.head_size * model.seq_length
+    if lora is None:
+        return 6.0 * num_parameters(model) + attention
+    return 4.0 * num_parameters(model) + 6.0 * lora_parameters(model, lora) + attention
 
 
 def lora_parameters(model: ModelConfig, lora: LoraConfig) -> int:
     """Parameters of all adapters."""
+    return round(model.num_layers * lora_layer_parameters(model, lora))
+
+
+def lora_layer_parameters(model: ModelConfig, lora: LoraConfig, tp_size: int = 1) -> float:
+    """Parameters of one layer's adapters on one tensor-parallel rank: B of a column-parallel linear and A of a
+    row-parallel one are split, the other halves are whole."""
     h, heads = model.hidden_size, model.num_attention_heads * model.head_size
-    sizes = {
-        "linear_qkv": h + heads + 2 * model.query_groups * model.head_size,
-        "linear_proj": heads + h,
-        "linear_fc1": h + model.ffn_hidden_size * (2 if model.activation == "swiglu" else 1),
-        "linear_fc2": model.ffn_hidden_size + h,
+    sizes = {  # (the half that is whole, the one that is split)
+        "linear_qkv": (h, heads + 2 * model.query_groups * model.head_size),
+        "linear_proj": (h, heads),
+        "linear_fc1": (h, model.ffn_hidden_size * (2 if model.activation == "swiglu" else 1)),
+        "linear_fc2": (h, model.ffn_hidden_size),
     }
-    return model.num_layers * lora.rank * sum(sizes[target] for target in lora.targets)
+    return lora.rank * sum(sizes[target][0] + sizes[target][1] / tp_size for target in lora.targets)
 
 
 def _layer_parameters(model: ModelConfig, h: int, f: int) -> int:

@@ -157,6 +157,8 @@ def adapters_of(chunk: torch.nn.Module) -> Iterator[Placed]:
 def _draw(placed: Placed, seed: int) -> None:
     """A of one adapter: this rank's part of a whole that is the same in every layout."""
     part, is_split = placed.adapter.lora_a, not placed.adapter.is_column
+    if part.is_meta:
+        return
     parts, rank = (placed.adapter.parts, placed.adapter.group.rank()) if is_split else (1, 0)
     inputs = part.shape[1] * parts
     generator = torch.Generator(device=part.device)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from megatron_sky.model.flops import flops_per_token, num_parameters
+from megatron_sky.model.flops import flops_per_token, lora_parameters, num_parameters
 from megatron_sky.planner import hardware
 from megatron_sky.planner.job import Job
 from megatron_sky.planner.memory import GIB, Memory, stage_memory
@@ -39,8 +39,9 @@ class Forecast:
         return tokens_per_second_per_gpu(self.job, self.step)
 
     def mfu(self) -> float:
-        """As the program and the Skywork report count: 6 N + 12 L h s FLOPs a token, of the peak in 16 bits."""
-        return self.tokens_per_second_per_gpu * flops_per_token(self.job.model) / self._peak()
+        """As the program and the Skywork report count: 6 N + 12 L h s FLOPs a token (`model.flops`), of the
+        peak in 16 bits."""
+        return self.tokens_per_second_per_gpu * flops_per_token(self.job.model, self.job.lora) / self._peak()
 
     def causal_mfu(self) -> float:
         """Only what must be computed: half of the attention scores, and no product for the input embedding.
@@ -52,7 +53,9 @@ class Forecast:
         if m.position_embedding == "learned_absolute":
             looked_up += m.seq_length * m.hidden_size
         attention = 6.0 * m.num_layers * m.num_attention_heads * m.head_size * m.seq_length
-        flops = 6.0 * (num_parameters(m) - looked_up) + attention
+        lora = self.job.lora
+        adapters = 0.0 if lora is None else 6.0 * lora_parameters(m, lora)
+        flops = (6.0 if lora is None else 4.0) * (num_parameters(m) - looked_up) + adapters + attention
         return self.tokens_per_second_per_gpu * flops / self._peak()
 
     def _peak(self) -> float:

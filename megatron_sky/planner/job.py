@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_sky.config import Config
-from megatron_sky.config.schema import ModelConfig
+from megatron_sky.config.schema import LoraConfig, ModelConfig
 from megatron_sky.distributed.topology import Layout
 from megatron_sky.planner.hardware import Cluster
 from megatron_sky.planner.measured import Rates
@@ -40,6 +40,7 @@ class Job:
     fused_rope: bool = False
     fused_gradient_sums: bool = False
     document_mask: bool = False
+    lora: LoraConfig | None = None
 
     @classmethod
     def of(cls, config: Config, cluster: Cluster, world_size: int) -> "Job":
@@ -67,6 +68,7 @@ class Job:
             fused_rope=config.kernels.rope_fusion,
             fused_gradient_sums=config.kernels.gradient_accumulation_fusion,
             document_mask=config.data.document_mask,
+            lora=config.lora,
         )
 
     @property

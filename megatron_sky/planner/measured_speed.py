@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from megatron_sky.planner.job import Job
 from megatron_sky.planner.measured import Rates
-from megatron_sky.planner.parameters import stage_parameters
+from megatron_sky.planner.parameters import most_trained
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def layer_passes(job: Job, rates: Rates, linears: Sequence[tuple[float, float]])
     for n, k in linears:
         forward += rates.seconds("product_forward", job.dtype, t, n, k)
         backward += rates.seconds("product_input_gradient", job.dtype, t, n, k)
-        backward += rates.seconds("product_weight_gradient", job.dtype, t, n, k)
+        backward += rates.seconds("product_weight_gradient", job.dtype, t, n, k) if job.lora is None else 0.0
     masked = job.document_mask or job.layout.cp_size > 1  # with a mask all scores are computed, not half of them
     attention_sizes = (
         job.micro_batch_size,
@@ -55,13 +55,13 @@ def embedding(job: Job, rates: Rates) -> float:
 def head(job: Job, rates: Rates) -> tuple[float, float]:
     """(products, loss) of both passes of the output layer and the cross-entropy."""
     t, rows, h = job.tokens, job.model.padded_vocab_size / job.layout.tp_size, job.model.hidden_size
-    kinds = ("product_forward", "product_input_gradient", "product_weight_gradient")
+    kinds = ("product_forward", "product_input_gradient", *(["product_weight_gradient"] if job.lora is None else []))
     return sum(rates.seconds(kind, job.dtype, t, rows, h) for kind in kinds), rates.seconds("loss", job.dtype, t, rows)
 
 
 def optimizer(job: Job, rates: Rates) -> float:
     """Gradients set to zero and scaled, of all that the rank holds; norm, clipping and AdamW of what it updates."""
-    count = max(stage_parameters(job, 0), stage_parameters(job, job.layout.pp_size - 1))
+    count = most_trained(job)
     shards = job.layout.dp_size * job.layout.cp_size if job.sharding != "none" else 1
     return rates.seconds("gradients", job.dtype, count) + rates.seconds("update", job.dtype, count / shards)
 

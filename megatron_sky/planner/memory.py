@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from megatron_sky.planner import hardware
 from megatron_sky.planner.job import Job
-from megatron_sky.planner.parameters import layer_parameters, stage_parameters
+from megatron_sky.planner.parameters import layer_parameters, stage_parameters, trained_parameters
 
 GIB = 1 << 30
 
@@ -93,15 +93,16 @@ def state_bytes(job: Job, stage: int) -> tuple[float, float, float]:
 
     16-bit training keeps 2 bytes a weight, 4 a gradient (2 without grad_reduce_in_fp32), and 12 for master weight and
     two moments; fp32 keeps 4, 4 and 8. ZeRO shards the optimizer (1), the gradients (2) and the weights (3) over the
-    data-parallel ranks (Rajbhandari et al. 2019, arXiv 1910.02054).
+    data-parallel ranks (Rajbhandari et al. 2019, arXiv 1910.02054). Weights beneath adapters are held alone.
     """
-    count, dp = stage_parameters(job, stage), job.layout.dp_size * job.layout.cp_size
+    trained, dp = trained_parameters(job, stage), job.layout.dp_size * job.layout.cp_size
+    count = stage_parameters(job, stage) + (trained if job.lora is not None else 0)
     weight, gradient, state = (4, 4, 8) if job.dtype == "fp32" else (2, 4 if job.grads_in_fp32 else 2, 12)
     level = {"none": 0, "zero1": 1, "zero2": 2, "zero3": 3}[job.sharding]
     return (
         count * weight / (dp if level >= 3 else 1),
-        count * gradient / (dp if level >= 2 else 1),
-        count * state / (dp if level >= 1 else 1),
+        trained * gradient / (dp if level >= 2 else 1),
+        trained * state / (dp if level >= 1 else 1),
     )
 
 

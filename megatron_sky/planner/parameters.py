@@ -1,5 +1,6 @@
 """Parameters that one rank of each pipeline stage holds: arithmetic over the shape, equal to the built model's."""
 
+from megatron_sky.model.flops import lora_layer_parameters
 from megatron_sky.planner.job import Job
 
 
@@ -34,8 +35,20 @@ def head_parameters(job: Job) -> float:
 
 
 def stage_parameters(job: Job, stage: int) -> float:
-    """Parameters of one rank of a stage, all its chunks."""
+    """Parameters of one rank of a stage, all its chunks, but for adapters."""
     layers = job.stage_layers(stage) * layer_parameters(job)
     first = embedding_parameters(job) if stage == 0 else 0
     last = head_parameters(job) if stage == job.layout.pp_size - 1 else 0
     return layers + first + last
+
+
+def trained_parameters(job: Job, stage: int) -> float:
+    """Those of them that are trained: all, or adapters alone."""
+    if job.lora is None:
+        return stage_parameters(job, stage)
+    return job.stage_layers(stage) * lora_layer_parameters(job.model, job.lora, job.layout.tp_size)
+
+
+def most_trained(job: Job) -> float:
+    """Of the stage that has most."""
+    return max(trained_parameters(job, 0), trained_parameters(job, job.layout.pp_size - 1))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from megatron_sky.planner import collectives, hardware, kernels, measured_speed
 from megatron_sky.planner.collectives import Group
 from megatron_sky.planner.job import Job
-from megatron_sky.planner.parameters import embedding_parameters, layer_parameters, stage_parameters
+from megatron_sky.planner.parameters import embedding_parameters, layer_parameters, most_trained, trained_parameters
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def layer_seconds(job: Job, c: hardware.Coefficients) -> tuple[Seconds, Seconds]
     kind = job.dtype if job.product_format == "none" else job.product_format
     for n, k in linears(job):
         forward_products += kernels.matmul(t, n, k, kind, gpu, c)
-        backward_products += kernels.matmul(t, k, n, kind, gpu, c) + kernels.matmul(n, k, t, kind, gpu, c)
+        backward_products += kernels.matmul(t, k, n, kind, gpu, c)
+        backward_products += kernels.matmul(n, k, t, kind, gpu, c) if job.lora is None else 0.0
     forward_attention, backward_attention = _attention(job, c)
     forward_bytes, backward_bytes = _moved(job, c)
     gathered = _sharded_weights(job, forward_products, backward_products, c)
@@ -268,7 +269,7 @@ def head_seconds(job: Job, c: hardware.Coefficients) -> Seconds:
     m, t, gpu = job.model, job.tokens, job.cluster.gpu
     v, h, kind = m.padded_vocab_size / job.layout.tp_size, m.hidden_size, job.dtype
     products = kernels.matmul(t, v, h, kind, gpu, c) + kernels.matmul(t, h, v, kind, gpu, c)
-    products += kernels.matmul(v, h, t, kind, gpu, c)
+    products += kernels.matmul(v, h, t, kind, gpu, c) if job.lora is None else 0.0
     moved = t * v * c["logit_bytes"] + v * h * (8 if job.fused_gradient_sums else 12)
     return Seconds(products, 0.0, kernels.memory(moved, gpu, c, 10), _one_all_reduce(job, c))
 
@@ -302,7 +303,7 @@ def _data_parallel(job: Job, forward: float, backward: float, c: hardware.Coeffi
     group = Group(job.layout.dp_size * job.layout.cp_size, job.layout.tp_size)
     if job.sharding in ("zero2", "zero3") or group.size == 1:
         return 0.0, 0.0
-    count = max(stage_parameters(job, 0), stage_parameters(job, job.layout.pp_size - 1))
+    count = most_trained(job)
     grad_bytes = 4 if job.grads_in_fp32 or job.dtype == "fp32" else 2
     grad_dtype = "fp32" if grad_bytes == 4 else job.dtype
     if job.sharding == "none":
@@ -323,7 +324,7 @@ def _optimizer(job: Job, c: hardware.Coefficients) -> float:
     twice."""
     if job.rates is not None:
         return measured_speed.optimizer(job, job.rates)
-    count = stage_parameters(job, 0)
+    count = trained_parameters(job, 0)
     shards = job.layout.dp_size * job.layout.cp_size if job.sharding != "none" else 1
     held = count / (shards if job.sharding in ("zero2", "zero3") else 1)
     return kernels.memory(30 * count / shards + 8 * held, job.cluster.gpu, c)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from megatron_sky.errors import DataError
+from megatron_sky.evaluate.answers import ANSWERS, AnswerResults, answer_rows, read_answers, sample_rows
 from megatron_sky.evaluate.results import (
     LEAKAGE,
     LOSS,
@@ -30,10 +31,12 @@ from megatron_sky.report.content import Block, Notes, Section, Table, table
 EVAL_FOLDER = "eval"
 log = get_logger(__name__)
 
-_READERS: dict[str, Callable[[Path], LossResults | LeakageResults | list[TaskScore]]] = {
+Read = LossResults | LeakageResults | AnswerResults | list[TaskScore]
+_READERS: dict[str, Callable[[Path], Read]] = {
     LOSS: read_loss,
     LEAKAGE: read_leakage,
     "tasks": read_tasks,
+    ANSWERS: read_answers,
 }
 _LOSS_FIGURES = (
     ("Perplexity", "perplexity", 2),
@@ -50,6 +53,7 @@ class Evaluations:
     loss: list[tuple[LossResults, list[str]]] = field(default_factory=list)
     leakage: list[tuple[LeakageResults, list[str]]] = field(default_factory=list)
     tasks: list[tuple[list[TaskScore], str]] = field(default_factory=list)
+    answers: list[tuple[AnswerResults, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -62,6 +66,8 @@ def load_evaluations(run_dirs: Sequence[Path], files: Sequence[Path] = ()) -> Ev
             _add(evaluations.loss, results, file)
         elif isinstance(results, LeakageResults):
             _add(evaluations.leakage, results, file)
+        elif isinstance(results, AnswerResults):
+            evaluations.answers.append((results, file))
         elif results is not None:
             evaluations.tasks.append((results, file))
     return evaluations
@@ -72,10 +78,12 @@ def evaluation_sections(evaluations: Evaluations) -> list[Section]:
     loss = [block for results, files in evaluations.loss for block in _loss_blocks(results, files)]
     leakage = [block for results, files in evaluations.leakage for block in _leakage_blocks(results, files)]
     tasks = [block for scores, file in evaluations.tasks for block in _task_blocks(scores, file)]
+    answers = [block for results, file in evaluations.answers for block in _answer_blocks(results, file)]
     return [
         Section("Domain perplexity", loss),
         Section("Leakage, nats per token", leakage),
         Section("Benchmarks", tasks),
+        Section("Answers to held-out questions", answers),
     ]
 
 
@@ -104,7 +112,7 @@ def _short(path: Path, run_dirs: Sequence[Path]) -> str:
     return str(path.relative_to(inside[0].parent)) if inside else str(path)
 
 
-def _read(path: Path, notes: list[str]) -> LossResults | LeakageResults | list[TaskScore] | None:
+def _read(path: Path, notes: list[str]) -> Read | None:
     try:
         given = read_json(path)
         kind = given.get("kind") if isinstance(given, dict) else None
@@ -174,6 +182,17 @@ def _task_blocks(scores: Sequence[TaskScore], file: str) -> list[Block]:
     """The metrics of the field's benchmarks, with their standard errors."""
     head, rows = task_rows(scores)
     return [*table(head, rows, "nn" + "r" * (len(head) - 2)), Notes([f"From {file}."])]
+
+
+def _answer_blocks(results: AnswerResults, file: str) -> list[Block]:
+    """How many answers are the expected ones, and some of them as each model gave them."""
+    head, rows = answer_rows(results)
+    samples, texts = sample_rows(results)
+    return [
+        *table(head, rows, "nrrr"),
+        *table(samples, texts, "t" * len(samples)),
+        Notes([f"Greedy answers to {', '.join(results.files)}. From {file}."]),
+    ]
 
 
 def _origin(results: LossResults | LeakageResults, files: Sequence[str]) -> list[str]:

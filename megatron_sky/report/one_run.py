@@ -25,6 +25,7 @@ from megatron_sky.report.content import (
 )
 from megatron_sky.report.evaluations import Evaluations, evaluation_sections
 from megatron_sky.report.figures import draw_references, draw_run
+from megatron_sky.report.finetuned import tuning_figures
 from megatron_sky.report.history import Session
 from megatron_sky.report.run import LAST_STEPS, DomainLoss, RunData, as_text, mean_loss
 
@@ -84,7 +85,12 @@ def _pictures(run: RunData) -> list[Block]:
 
 
 def _key_figures(run: RunData) -> list[KeyFigure]:
-    figures = [*_loss_figures(run), *_size_figures(run), *_speed_figures(run)]
+    figures = [
+        *_loss_figures(run),
+        *tuning_figures(run.finetuned, run.metrics.validation),
+        *_size_figures(run),
+        *_speed_figures(run),
+    ]
     if run.validation_share is not None:
         note = f"{format_seconds(run.validation_share[0])} of the time in steps and validation"
         figures.append(KeyFigure("Validation", validation_cost(run), note))
@@ -100,7 +106,8 @@ def _loss_figures(run: RunData) -> list[KeyFigure]:
         number = min(LAST_STEPS, len(train))
         note = "last step" if number == 1 else f"mean of the last {number} steps"
         value = "not finite" if final is None else f"{final:.4f}"
-        figures.append(KeyFigure("Training loss", value, f"nats per token, {note}"))
+        unit = "token" if run.finetuned is None else run.finetuned.unit
+        figures.append(KeyFigure("Training loss", value, f"nats per {unit}, {note}"))
     if entropy is not None:
         note = "nats per token"
         if final is not None:

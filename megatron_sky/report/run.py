@@ -23,6 +23,7 @@ from megatron_sky.monitor.metrics import (
 )
 from megatron_sky.records import BadRecord, read_record
 from megatron_sky.report.content import Sample
+from megatron_sky.report.finetuned import Finetuned, read_finetuned
 from megatron_sky.report.history import (
     ReferenceLoss,
     Session,
@@ -69,6 +70,7 @@ class RunData:
     sessions: list[Session]
     references: list[ReferenceLoss]
     mixture: list[Stretch]
+    finetuned: Finetuned | None
     notes: list[str]
 
     @property
@@ -188,6 +190,7 @@ def load_run(run_dir: Path) -> RunData:
         sessions=sessions,
         references=references,
         mixture=mixture,
+        finetuned=read_finetuned(run_dir / "config.yaml", notes),
         notes=notes,
     )
 

@@ -27,7 +27,7 @@ from megatron_sky.errors import DataError
 from megatron_sky.files import read_text
 from megatron_sky.tokenizer import files as tokenizer_files
 
-FILE = "chat_template.jinja"
+FILE = tokenizer_files.CHAT_TEMPLATE
 _MOST_CHARACTERS = 1 << 20  # of a template
 
 # `[USER]question[SEP][BOT]answer[SEP]...`, begun with eos then bos. A system prompt goes before the first question.

@@ -14,7 +14,8 @@ from megatron_sky.files import open_regular, parse_json, read_bytes, read_json
 MODEL, JSON, RANKS = "tokenizer.model", "tokenizer.json", ".tiktoken"
 SETTINGS = "tokenizer_config.json"
 # What Hugging Face's libraries write beside tokenizer.json.
-BESIDE_JSON = (SETTINGS, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+CHAT_TEMPLATE = "chat_template.jinja"  # of any tokenizer: it goes with it wherever it goes
+BESIDE_JSON = (SETTINGS, "special_tokens_map.json", "added_tokens.json", CHAT_TEMPLATE)
 
 
 def find(folder: Path) -> Path | None:
@@ -165,5 +166,7 @@ def files_of(path: Path, *, settings: bool = False) -> list[tuple[Path, str]]:
         return [(source, source.name) for source in (path, beside) if source == path or beside.is_file()]
     kept = JSON if is_json(path) else MODEL
     names = {JSON: BESIDE_JSON, MODEL: (JSON, *BESIDE_JSON) if settings else ()}[kept] if path.name == kept else ()
+    if kept == MODEL and CHAT_TEMPLATE not in names:
+        names = (*names, CHAT_TEMPLATE)
     others = [(path.with_name(name), name) for name in names if path.with_name(name).is_file()]
     return [(path, kept), *others]

@@ -84,7 +84,7 @@ def _write_sentencepiece(
     tokens = {f"{name}_token": tokenizer.piece(token_id) for name, token_id in ids.items()}
     fast = _write_fast(tokenizer, folder, adds_begin)
     settings = {**tokens, "clean_up_tokenization_spaces": False, "legacy": True, "model_max_length": 10**30}
-    if set(CHAT_SYMBOLS) <= set(tokenizer.special_texts):
+    if set(CHAT_SYMBOLS) <= set(tokenizer.special_texts) and not (folder / tokenizer_files.CHAT_TEMPLATE).is_file():
         settings["chat_template"] = CHAT_TEMPLATE
     settings |= tokenizer_files.read_table(folder / tokenizer_files.SETTINGS)
     settings |= {
@@ -92,7 +92,7 @@ def _write_sentencepiece(
         "add_bos_token": adds_begin,
         "add_eos_token": False,
     }
-    if "chat_template" not in settings and not (folder / "chat_template.jinja").is_file():
+    if "chat_template" not in settings and not (folder / tokenizer_files.CHAT_TEMPLATE).is_file():
         log.info("no chat template: %s are not tokens of this vocabulary", ", ".join(CHAT_SYMBOLS))
     _write_json(folder / tokenizer_files.SETTINGS, settings)
     if not (folder / "special_tokens_map.json").is_file():

@@ -7,7 +7,7 @@ weights that take no memory, so a 512-rank job is checked in seconds on a laptop
 import importlib.util
 import itertools
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from megatron_sky.config import Config
 from megatron_sky.config.units import format_count
@@ -19,8 +19,9 @@ from megatron_sky.distributed.context import open_fake_context
 from megatron_sky.distributed.topology import Coordinates, Layout
 from megatron_sky.errors import DataError, Problem
 from megatron_sky.model.build import build_model
-from megatron_sky.model.flops import flops_per_token, num_parameters
+from megatron_sky.model.flops import flops_per_token
 from megatron_sky.optim.schedule import global_batch_size_at
+from megatron_sky.trainer.facts import size_in_words
 from megatron_sky.trainer.preflight import Preflight, preflight
 from megatron_sky.trainer.sessions import Sessions
 
@@ -77,8 +78,16 @@ def _backend_notes(config: Config) -> list[str]:
     return [f"only the {name} backend can do what the recipe asks for" for name in lone]
 
 
-def stage_parameters(config: Config, layout: Layout) -> list[int]:
-    """Parameters that one rank of each pipeline stage holds, from the built model."""
+@dataclass(frozen=True)
+class Held:
+    """Parameters of a rank, and how many of them are trained; with adapters the rest is frozen."""
+
+    parameters: int
+    trained: int
+
+
+def stage_parameters(config: Config, layout: Layout) -> list[Held]:
+    """What one rank of each pipeline stage holds, from the built model."""
     counts = []
     for stage in range(layout.pp_size):
         rank = layout.rank(Coordinates(tp_rank=0, cp_rank=0, dp_rank=0, pp_rank=stage))
@@ -91,31 +100,37 @@ def stage_parameters(config: Config, layout: Layout) -> list[int]:
                 context=replace(context, device=device.cpu()),
                 ddp=False,
                 init=False,
+                lora=config.lora,
             )
-            counts.append(model.num_parameters())
+            trained = sum(p.numel() for chunk in model.chunks for p in chunk.parameters() if p.requires_grad)
+            counts.append(Held(model.num_parameters(), trained))
     return counts
 
 
-def state_bytes(config: Config, parameters: int, dp_cp_size: int) -> float:
-    """Bytes of weights, gradients and optimizer state of a rank that holds `parameters`; activations not counted.
+def state_bytes(config: Config, held: Held, dp_cp_size: int) -> float:
+    """Bytes of weights, gradients and optimizer state of a rank; activations not counted.
 
     16-bit training: 2 for the weight, 4 for its fp32 gradient (2 without grad_reduce_in_fp32), 12 for master weight and
-    two moments; fp32: 4, 4 and 8. The distributed optimizer divides the last by the data-parallel ranks.
+    two moments; fp32: 4, 4 and 8. The distributed optimizer divides the last by the data-parallel ranks. A frozen
+    parameter has its weight alone.
     """
     p = config.precision
     if p.dtype == "fp32":
-        fixed, sharded = 4 + 4, 8
+        weight, gradient, sharded = 4, 4, 8
     else:
-        fixed, sharded = 2 + (4 if p.grad_reduce_in_fp32 else 2), 12
-    return parameters * (fixed + sharded / (dp_cp_size if config.parallel.distributed_optimizer else 1))
+        weight, gradient, sharded = 2, 4 if p.grad_reduce_in_fp32 else 2, 12
+    trained = gradient + sharded / (dp_cp_size if config.parallel.distributed_optimizer else 1)
+    return held.parameters * weight + held.trained * trained
 
 
 def _print_model(config: Config, layout: Layout) -> None:
-    print(f"model       {num_parameters(config.model):,} parameters, {flops_per_token(config.model):.3g} FLOPs a token")
-    for stage, count in enumerate(stage_parameters(config, layout)):
-        held = state_bytes(config, count, layout.dp_size * layout.cp_size) / GIB
+    print(f"model       {size_in_words(config)}, {flops_per_token(config.model, config.lora):.3g} FLOPs a token")
+    for stage, held in enumerate(stage_parameters(config, layout)):
+        size = state_bytes(config, held, layout.dp_size * layout.cp_size) / GIB
+        trained = "" if held.trained == held.parameters else f" ({held.trained:,} trained)"
         print(
-            f"  stage {stage:<4}{count:,} parameters a rank, {held:.2f} GiB of weights, gradients and optimizer state"
+            f"  stage {stage:<4}{held.parameters:,} parameters a rank{trained}, "
+            f"{size:.2f} GiB of weights, gradients and optimizer state"
         )
 
 

@@ -14,7 +14,7 @@ from megatron_sky.distributed import device
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.log import get_logger
 from megatron_sky.model.build import BuiltModel
-from megatron_sky.model.flops import num_parameters
+from megatron_sky.model.flops import lora_parameters, num_parameters
 from megatron_sky.tokenizer.kinds import load_tokenizer
 from megatron_sky.trainer import run_record
 from megatron_sky.trainer.preflight import Preflight
@@ -24,6 +24,14 @@ from megatron_sky.trainer.state import TrainState
 from megatron_sky.trainer.validation import Validator
 
 log = get_logger(__name__)
+
+
+def size_in_words(config: Config) -> str:
+    """`1,234 parameters`, and how many of adapters alone are trained."""
+    size = f"{num_parameters(config.model):,} parameters"
+    return (
+        size if config.lora is None else f"{size}, {lora_parameters(config.model, config.lora):,} of adapters trained"
+    )
 
 
 def log_run_start(
@@ -42,8 +50,8 @@ def log_run_start(
     if context.rank != 0:
         return
     log.info(
-        "%s parameters, %s on %d rank(s) (%s), %s, backend %s (%s)",
-        f"{num_parameters(config.model):,}",
+        "%s, %s on %d rank(s) (%s), %s, backend %s (%s)",
+        size_in_words(config),
         context.layout,
         context.world_size,
         device.name(),

@@ -49,7 +49,9 @@ class Observer:
         self._total_steps, self._total_tokens = state.step + remaining.steps, remaining.end_token
         peak = config.monitor.peak_tflops or peak_tflops(device.name(), config.precision.dtype)
         self._throughput = Throughput(
-            flops_per_token=flops_per_token(config.model), world_size=context.world_size, peak_tflops=peak
+            flops_per_token=flops_per_token(config.model, config.lora),
+            world_size=context.world_size,
+            peak_tflops=peak,
         )
         self._writer = self._open.enter_context(
             MetricsWriter(

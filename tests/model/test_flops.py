@@ -39,3 +39,13 @@ def test_the_reports_table_10_comes_out(name, tokens_per_second, tflops):
 def test_padding_is_counted_only_when_asked():
     model = ModelConfig(preset="tiny", vocab_size=500)
     assert num_parameters(model, padded=True) - num_parameters(model) == 2 * 12 * 64
+
+
+def test_a_frozen_weight_has_no_gradient_of_its_own():
+    """A third of its products fall away; adapters have all of theirs."""
+    from megatron_sky.config.schema import LoraConfig
+    from megatron_sky.model.flops import lora_parameters
+
+    model, lora = preset("tiny"), LoraConfig(rank=4)
+    saved = 2.0 * num_parameters(model) - 6.0 * lora_parameters(model, lora)
+    assert flops_per_token(model) - flops_per_token(model, lora) == saved

@@ -29,3 +29,15 @@ def test_a_dry_run_tells_what_it_can_before_the_files_that_are_missing(recipe, c
     said = capsys.readouterr().out
     assert "not known without the data files" in said and "checkpoint.interval is not set" in said
     assert "every check passed" not in said
+
+
+def test_adapters_are_counted_as_the_built_model_has_them(recipe):
+    from megatron_sky.distributed.topology import Layout
+    from megatron_sky.model.flops import lora_layer_parameters
+    from megatron_sky.trainer.dry_run import Held, stage_parameters, state_bytes
+
+    config = recipe("finetune={base: b, lora: {rank: 4}}", "parallel.tp_size=2", "parallel.pp_size=2")
+    stages = stage_parameters(config, Layout.of(config.parallel, 4))
+    adapters = lora_layer_parameters(config.model, config.lora, tp_size=2) * config.model.num_layers / 2
+    assert [held.trained for held in stages] == [adapters] * 2
+    assert state_bytes(config, Held(100, 10), 1) == 100 * 4 + 10 * 12

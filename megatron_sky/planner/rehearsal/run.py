@@ -39,6 +39,8 @@ def rehearse_rank(config: Config, world_size: int, rank: int, ledger: Ledger) ->
     The recipe's backend must be named, and be the one that `device.rehearse` was asked for.
     """
     started = time.perf_counter()
+    if config.finetune is not None:  # pairs of answers cost what as many tokens do
+        config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"dpo": None})})
     layout = Layout.of(config.parallel, world_size)
     device.begin_rehearsal(config.kernels.deterministic)
     ledger.forget()

@@ -31,7 +31,7 @@ WITH_TE = {
     (*SKYWORK, "skywork_13b/gpu_tensor_parallel"): 512,
 }
 GRAPHS = (*SKYWORK, "skywork_13b/gpu_graphs")
-NO_RECIPES = ("tasks/", "leakage/", "corpus_in_miniature/", "skypile/")
+NO_RECIPES = ("tasks/", "leakage/", "corpus_in_miniature/", "skypile/", "chat/")
 
 
 def example(names: tuple[str, ...], *overrides: str) -> Config:
