@@ -57,6 +57,11 @@ class MegatronOrder(Section):
     surplus: float = Field(
         0.005, ge=0, lt=1, description="--mid-level-dataset-surplus: what is built of a source beyond its share."
     )
+    cache: str | None = Field(
+        None,
+        description="--data-cache-path, a folder that is read and never written: index files in it of the same source, "
+        "samples, seed and sequence length are taken, others are built. Does not change the order.",
+    )
 
     @field_validator("split")
     @classmethod

@@ -15,12 +15,13 @@ import numpy as np
 
 from megatron_sky.config.schema import DataConfig, MegatronOrder, Ramp
 from megatron_sky.data.loader import Batch, PlannedSource, check_ids, make_batch
+from megatron_sky.data.sampling import megatron_cache
 from megatron_sky.data.sampling.mixture import SessionMixture, check_weights
 from megatron_sky.data.sampling.run_plan import check_sampling
 from megatron_sky.data.tokens.sources import OpenSource
 from megatron_sky.errors import ConfigError, Problem
 
-UNSAID = MegatronOrder().model_dump()
+UNSAID = MegatronOrder().model_dump(exclude={"cache"})
 """What counted of `data.megatron` in a run that began before it was a part of the order."""
 
 
@@ -113,7 +114,7 @@ class MegatronTrainData:
                     {"name": source.name, "weight": source.weight, "num_tokens": opened.tokens.num_tokens}
                     for source, opened in zip(config.train, sources, strict=True)
                 ],
-                **config.megatron.model_dump(),
+                **config.megatron.model_dump(exclude={"cache"}),
             },
         )
 
@@ -180,7 +181,8 @@ def _build(config: DataConfig, seq_length: int, vocab_size: int, total_samples: 
     assert settings.split_matrix is not None
     settings.split_matrix = [settings.split_matrix[0], None, None]  # the other parts are not read
     sizes = [order.num_samples or total_samples, 0, 0]
-    return BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, settings).build()[0]
+    kind = GPTDataset if order.cache is None else megatron_cache.dataset_class(order.cache)
+    return BlendedMegatronDatasetBuilder(kind, sizes, lambda: True, settings).build()[0]
 
 
 def _tokens_used(dataset) -> list[int]:
