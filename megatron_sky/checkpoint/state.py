@@ -94,7 +94,7 @@ def _give_groups_their_rates(state: dict, optimizer: "MegatronOptimizer") -> Non
     megatron-core 0.19 and newer find a group by these, and find none where the recipe's rate is another than the saved
     run's; the rate of a step comes from the schedule.
     """
-    own = next(iter(optimizer.param_groups), {})
+    own: dict = next(iter(optimizer.param_groups), {})
     for group in state.get("optimizer", state)["param_groups"]:
         group.update({key: own[key] for key in ("max_lr", "min_lr") if key in own})
 

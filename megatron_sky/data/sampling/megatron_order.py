@@ -19,7 +19,7 @@ from megatron_sky.data.sampling import megatron_cache
 from megatron_sky.data.sampling.mixture import SessionMixture, check_weights
 from megatron_sky.data.sampling.run_plan import check_sampling
 from megatron_sky.data.tokens.sources import OpenSource
-from megatron_sky.errors import ConfigError, Problem
+from megatron_sky.errors import ConfigError, DataError, Problem
 
 UNSAID = MegatronOrder().model_dump(exclude={"cache"})
 """What counted of `data.megatron` in a run that began before it was a part of the order."""
@@ -84,6 +84,7 @@ class MegatronTrainData:
 
     Raises:
         ConfigError: no source, or no weight above 0.
+        DataError: a source of floating-point numbers, which megatron-core reads no samples of.
     """
 
     def __init__(
@@ -97,6 +98,12 @@ class MegatronTrainData:
         cache: str | Path,
     ):
         check_weights(config, [SessionMixture(0, total_samples)])
+        for tokens in (source.tokens for source in sources):
+            if tokens.dtype.kind == "f":
+                fix = "tokenize the text again, or train with data.sampling=plan, which takes them for ids"
+                raise DataError(
+                    f"{tokens.prefix}.idx: says {tokens.dtype}, megatron-core reads integers alone\n  fix: {fix}"
+                )
         self.sources, self.seq_length, self.vocab_size = sources, seq_length, vocab_size
         self._dataset = _build(config, seq_length, vocab_size, total_samples, str(cache))
         self.plan = MegatronPlan(

@@ -9,10 +9,11 @@ from megatron_sky.config.schema import DataConfig, MegatronOrder
 from megatron_sky.data.loader import TrainData
 from megatron_sky.data.sampling.megatron_order import MegatronTrainData
 from megatron_sky.data.sampling.mixture import SessionMixture
+from megatron_sky.data.tokens.indexed import CODE_OF_DTYPE
 from megatron_sky.data.tokens.sources import open_source
 from megatron_sky.distributed import device
 from megatron_sky.errors import ConfigError, DataError
-from tests.data.helpers import megatron_datasets, write_pair
+from tests.data.helpers import megatron_datasets, write_pair, write_with_megatron
 
 SEQ = 8
 
@@ -152,3 +153,25 @@ def test_a_run_from_before_the_split_was_a_part_of_the_order(tmp_path):
     changed = make(tmp_path, "ab", change={"megatron": MegatronOrder(split="90,10")})
     with pytest.raises(ConfigError, match=r"data\.megatron\.split: was None when the run began"):
         changed.continue_from(saved, 50)
+
+
+@pytest.mark.parametrize("dtype", CODE_OF_DTYPE, ids=str)
+def test_every_dtype_of_an_index(tmp_path, dtype):
+    """Equal samples of each, in both orders; of floating-point numbers megatron-core itself reads none."""
+    documents = [list(range(1, 60)), list(range(60, 100))]
+    tokens = {}
+    for name, kind in (("int32", np.int32), ("own", dtype.type)):
+        write_with_megatron(tmp_path / name, [(document, [len(document)]) for document in documents], kind)
+        config = DataConfig(train=({"name": "a", "path": str(tmp_path / name), "weight": 1.0},))
+        sources = [open_source(tmp_path / name, vocab_size=100)]
+        plan = TrainData(config, sources, seq_length=SEQ, vocab_size=100, sessions=[SessionMixture(0, 10)])
+        tokens[name] = [plan.read(range(10)).tokens]
+        config = config.model_copy(update={"sampling": "megatron"})
+        given = {"seq_length": SEQ, "vocab_size": 100, "total_samples": 10, "cache": tmp_path / "cache"}
+        if np.dtype(kind).kind == "f":
+            with pytest.raises(DataError, match=rf"own\.idx: says {dtype}, megatron-core reads integers alone"):
+                MegatronTrainData(config, sources, **given)
+        else:
+            tokens[name].append(MegatronTrainData(config, sources, **given).read(range(10)).tokens)
+    for ours, plain in zip(tokens["own"], tokens["int32"], strict=False):
+        assert ours.dtype == plain.dtype and torch.equal(ours, plain)
