@@ -65,7 +65,7 @@ def measure(folder: Path, megabytes: int) -> dict[str, tuple[float, float, int]]
         {
             "out": str(folder / "out"),
             "sources": [{"name": "texts", "kind": "jsonl", "paths": [str(folder / "texts.jsonl")]}],
-            "read": {"unit_bytes": 5_000_000},
+            "read": {"unit_bytes": 2_000_000},
             "heuristics": {"enabled": False},
             "language": {"keep": ["zh", "en", "other"]},
             "recurrence": {"partitions": 4},

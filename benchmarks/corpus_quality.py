@@ -36,7 +36,7 @@ OFF = {
 }
 ON = {
     "heuristics": {"zh": {"min_length": 20}, "en": {"min_length": 40}},
-    "recurrence": {"max_documents": 20, "min_characters": 8, "min_length": 20, "partitions": 2},
+    "recurrence": {"max_documents": 150, "min_characters": 8, "min_length": 20, "partitions": 2},
     "duplicates": {"partitions": 2},
 }
 
