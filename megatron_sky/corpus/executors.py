@@ -141,9 +141,13 @@ def _run_processes(executor: LocalExecutor, ranks: list[int], num_workers: int) 
                     workers.append(worker)
                 if waiting:
                     worker.begin(waiting.popleft())
-    finally:
+    except BaseException:
         for worker in workers:
             worker.process.terminate()
+        raise
+    finally:
+        for worker in workers:
+            worker.connection.close()  # by which it ends
             worker.process.join()
 
 
@@ -151,7 +155,10 @@ def _work(pickled: bytes, connection: Connection) -> None:
     end_with(os.getppid(), heeds_sigterm=True)
     executor = dill.loads(pickled)
     while True:
-        task = connection.recv()
+        try:
+            task = connection.recv()
+        except EOFError:  # there is no more to do
+            return
         _run(executor, task)
         connection.send(task)
 
