@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from megatron_sky.checkpoint import description, store
 from megatron_sky.errors import CheckpointError
@@ -188,7 +188,7 @@ def _hf_coder(folder: Path) -> TextCoder:
 
     check_name(folder)
     try:
-        loaded = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        loaded: Any = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # whatever a file of another shape causes within it
         raise CheckpointError(f"{folder}: its tokenizer can't be loaded: {said(error)}") from error
     beside = file_coder(tokenizer_file).sha256 if tokenizer_file is not None else ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -72,9 +72,8 @@ def load_model(folder: Path, dtype: torch.dtype):
     transformers.utils.logging.disable_progress_bar()
     settings = hf_settings(folder)
     check_size(folder, settings)
-    kind, given = transformers.AutoModelForCausalLM, {"trust_remote_code": False, "dtype": dtype}
-    if is_skywork(settings):
-        kind = transformers.LlamaForCausalLM
+    kind: Any = transformers.LlamaForCausalLM if is_skywork(settings) else transformers.AutoModelForCausalLM
+    given: dict[str, Any] = {"trust_remote_code": False, "dtype": dtype}
     try:
         if is_skywork(settings):
             given = {"config": transformers.LlamaConfig.from_dict(settings | {"model_type": "llama"}), "dtype": dtype}
