@@ -39,7 +39,7 @@ def told_once(problems: Iterable[Problem]) -> list[Problem]:
 
 
 class ConfigError(SkyError):
-    """A recipe, or another file of settings named by `of`, that can't be used; `problems` holds every broken rule found."""
+    """A recipe, or the file of settings that `of` names, can't be used; `problems` holds every broken rule found."""
 
     exit_code = 2
 
