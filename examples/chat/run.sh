@@ -29,7 +29,8 @@ $sky train $model "$here/dpo.yaml"
 # Questions whose answers no model here has seen.
 template="$CHAT/chat_template.jinja"
 for run in full lora dpo; do
-    $sky eval answers before="$CHAT/quickstart/run" "$run=$CHAT/$run" --data "$CHAT/data/held_out.jsonl" \
+    base=$([ $run = dpo ] && echo full || echo quickstart/run)
+    $sky eval answers before="$CHAT/$base" "$run=$CHAT/$run" --data "$CHAT/data/held_out.jsonl" \
         --chat-template "$template" --max-new-tokens 20 --out "$CHAT/$run/eval"
     $sky report "$CHAT/$run"
 done

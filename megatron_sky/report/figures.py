@@ -53,9 +53,10 @@ _OTHERS = (
 def draw_run(run: RunData) -> list[Picture]:
     """The pictures of one run that it has data for."""
     marks, steps = _marks(run), len(run.metrics.train)
+    quantity = replace(_LOSS, label=f"loss, nats per {run.loss_unit}")
     with _style():
         pictures = [
-            _quantity(_LOSS, _by_session(run), _marks(run, named=False), steps=steps, entropy=run.unigram_entropy),
+            _quantity(quantity, _by_session(run), _marks(run, named=False), steps=steps, entropy=run.unigram_entropy),
             _all_sets(run, marks),
             _mixture(run),
             *(_quantity(shown, [_curve(run, shown.field)], marks, steps=steps) for shown in _OTHERS),
@@ -161,7 +162,7 @@ def _all_sets(run: RunData, marks: Marks) -> Picture | None:
     curves = [_set_curve(run, domain.name, "lm_loss", domain.name, number) for number, domain in enumerate(run.domains)]
     if not any(has_finite(curve.y) for curve in curves):
         return None
-    figure, axes = new_figure(_LOSS.label)
+    figure, axes = new_figure(f"loss, nats per {run.loss_unit}")
     legend = draw_lines(axes, curves)
     if run.sessions:
         cut_start(axes, curves)

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_sky.config import load_config
+import yaml
+
+from megatron_sky.config import load_config, strict_yaml
 from megatron_sky.errors import ConfigError
 from megatron_sky.model.flops import lora_parameters, num_parameters
 from megatron_sky.monitor.metrics import ValidationRecord
@@ -26,9 +28,12 @@ class Finetuned:
         return "pair" if self.learns_preference else "answers' token"
 
 
-def read_finetuned(recipe: Path, notes: list[str]) -> Finetuned | None:
-    """From a run's resolved recipe; None where it is none of fine-tuning, or can't be read (then `notes` say so)."""
-    if not recipe.is_file():
+def read_finetuned(recipe: Path, text: str | None, notes: list[str]) -> Finetuned | None:
+    """From a run's resolved recipe, whose `text` is read already; None where it is none of fine-tuning.
+
+    One of fine-tuning that this version can't read is told in `notes`.
+    """
+    if text is None or not _tunes(text, recipe.name):
         return None
     try:
         config = load_config([recipe], keep_unset=True)
@@ -40,6 +45,15 @@ def read_finetuned(recipe: Path, notes: list[str]) -> Finetuned | None:
         return None
     adapters = None if tuning.lora is None else lora_parameters(config.model, tuning.lora)
     return Finetuned(tuning.base, num_parameters(config.model), adapters, tuning.dpo is not None)
+
+
+def _tunes(text: str, name: str) -> bool:
+    """Whether a recipe has a `finetune` section; what is no recipe has none."""
+    try:
+        content = strict_yaml.load(text, name)
+    except (yaml.YAMLError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("finetune") is not None
 
 
 def tuning_figures(finetuned: Finetuned | None, validation: Sequence[ValidationRecord]) -> list[KeyFigure]:

@@ -42,7 +42,7 @@ def describe_run(run: RunData, evaluations: Evaluations) -> Document:
             Section("", [KeyFigures(_key_figures(run))]),
             Section("", _pictures(run)),
             Section("Sessions", _sessions(run)),
-            Section("Validation loss by domain, nats per token", _domains(run)),
+            Section(f"Validation loss by domain, nats per {run.loss_unit}", _domains(run)),
             Section("Validation loss beside other models", _references(run)),
             *evaluation_sections(evaluations),
             Section("Generated text", [Samples(run.samples)] if run.samples else []),
@@ -106,8 +106,7 @@ def _loss_figures(run: RunData) -> list[KeyFigure]:
         number = min(LAST_STEPS, len(train))
         note = "last step" if number == 1 else f"mean of the last {number} steps"
         value = "not finite" if final is None else f"{final:.4f}"
-        unit = "token" if run.finetuned is None else run.finetuned.unit
-        figures.append(KeyFigure("Training loss", value, f"nats per {unit}, {note}"))
+        figures.append(KeyFigure("Training loss", value, f"nats per {run.loss_unit}, {note}"))
     if entropy is not None:
         note = "nats per token"
         if final is not None:

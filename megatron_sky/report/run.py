@@ -132,8 +132,16 @@ class RunData:
 
     @property
     def unigram_entropy(self) -> float | None:
-        """Of the training mixture, in nats per token: what a model that knows only token frequencies reaches."""
-        return as_number(self.data.get("unigram_entropy"))
+        """Of the training mixture, in nats per token: what a model that knows only token frequencies reaches.
+
+        None of fine-tuning, whose loss is not over all tokens.
+        """
+        return as_number(self.data.get("unigram_entropy")) if self.finetuned is None else None
+
+    @property
+    def loss_unit(self) -> str:
+        """What its losses are taken over."""
+        return "token" if self.finetuned is None else self.finetuned.unit
 
     @property
     def sources(self) -> list[DataSource]:
@@ -159,7 +167,8 @@ class RunData:
         records: dict[str, list[ValidationRecord]] = {}
         for record in self.metrics.validation:
             records.setdefault(record.set, []).append(record)
-        entropy = {source.name: source.unigram_entropy for source in _sources(self.data.get("validation"))}
+        listed = _sources(self.data.get("validation")) if self.finetuned is None else []
+        entropy = {source.name: source.unigram_entropy for source in listed}
         return [DomainLoss(name, losses[0], losses[-1], entropy.get(name)) for name, losses in records.items()]
 
 
@@ -180,17 +189,19 @@ def load_run(run_dir: Path) -> RunData:
     sessions = read_sessions(metrics.events, lines)
     references, mixture = read_references(data, lines), read_mixture(data, lines)
     notes = [f"{METRICS_FILE}: {note}" for note in lines]
+    samples = _read_samples(run_dir / "samples.json", notes)
+    config = _read_text(run_dir / "config.yaml", notes)
     return RunData(
         name=real_path(run_dir).name,
         metrics=metrics,
-        samples=_read_samples(run_dir / "samples.json", notes),
-        config=_read_text(run_dir / "config.yaml", notes),
+        samples=samples,
+        config=config,
         facts=_read_facts(run_dir / "run.json", notes),
         data=data,
         sessions=sessions,
         references=references,
         mixture=mixture,
-        finetuned=read_finetuned(run_dir / "config.yaml", notes),
+        finetuned=read_finetuned(run_dir / "config.yaml", config, notes),
         notes=notes,
     )
 

@@ -23,7 +23,8 @@ def figures(tmp_path, finetune, records):
     config = Config.model_validate({**BASE, "finetune": finetune})
     (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     notes: list[str] = []
-    finetuned = read_finetuned(tmp_path / "config.yaml", notes)
+    path = tmp_path / "config.yaml"
+    finetuned = read_finetuned(path, path.read_text(encoding="utf-8"), notes)
     assert not notes
     return config, {figure.name: figure for figure in tuning_figures(finetuned, records)}
 
@@ -47,11 +48,12 @@ def test_a_preference(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(None, 0), ("model: [", 1), (dump_config(Config.model_validate(BASE)), 0)]
+    ("content", "told"),
+    [(None, 0), ("model: [", 0), (dump_config(Config.model_validate(BASE)), 0), ("finetune: {base: b, other: 1}", 1)],
 )
 def test_another_run_has_none(tmp_path, content, told):
     if content is not None:
         (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
     notes: list[str] = []
-    assert read_finetuned(tmp_path / "config.yaml", notes) is None and len(notes) == told
+    assert read_finetuned(tmp_path / "config.yaml", content, notes) is None and len(notes) == told
     assert tuning_figures(None, [validation(0, 1.0)]) == []
