@@ -7,7 +7,8 @@ text of a page would depend on which came before it.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from datatrove.data import Document
@@ -46,6 +47,14 @@ def _as_paragraphs(match: re.Match[str]) -> str:
     return f"<div>{items}</div>"
 
 
+class Sandbox(ExtractorSandbox):
+    """A process that ends with the one that asks it, however that ends."""
+
+    def _worker(self, conn: Connection, extract_fn: Callable[[str], str]) -> None:
+        self.parent_conn.close()  # this process's copy of the other end: while it is open, no end is seen
+        super()._worker(conn, extract_fn)
+
+
 def build_extractor(config: ExtractConfig) -> BaseExtractor:
     """The recipe's extractor."""
     if config.engine == "trafilatura":
@@ -59,10 +68,10 @@ class Extract(Stage):
     def __init__(self, folder: Path, config: ExtractConfig, keep: bool):
         super().__init__("extract", folder, keep_dropped=keep)
         self.extractor = build_extractor(config)
-        self._sandbox: ExtractorSandbox | None = None
+        self._sandbox: Sandbox | None = None
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        with ExtractorSandbox(timeout=self.extractor.timeout, warmup_text="") as self._sandbox:
+        with Sandbox(timeout=self.extractor.timeout, warmup_text="") as self._sandbox:
             yield from super().run(data, rank, world_size)
         self._sandbox = None
 

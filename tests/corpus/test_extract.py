@@ -1,6 +1,6 @@
 import pytest
 
-from megatron_sky.corpus.extract import Extract, build_extractor, clean
+from megatron_sky.corpus.extract import Extract, Sandbox, build_extractor, clean
 from megatron_sky.corpus.ledger import read_stage
 from megatron_sky.corpus.recipe import ExtractConfig
 
@@ -44,6 +44,14 @@ def test_a_page_that_takes_for_ever_or_kills_the_parser_is_one_document(tmp_path
     assert [one.text for one in kept] == ["one", "two", "three"]
     dropped = read_stage(tmp_path, "extract")["web"].dropped
     assert {rule: amount.documents for rule, amount in dropped.items()} == {"timeout": 1, "parser_died": 1}
+
+
+def test_the_sandbox_ends_with_its_task():
+    with Sandbox(timeout=20) as sandbox:
+        assert sandbox.process_document("one", Endless().extract) == "one"
+        sandbox.parent_conn.close()  # as the end of this process would
+        sandbox.process.join(20)
+        assert sandbox.process.exitcode == 0
 
 
 def test_trafilatura_remembers_no_earlier_page():
