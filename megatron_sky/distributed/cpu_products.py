@@ -7,7 +7,12 @@ product comes out as exact as fp32's. The rule looks at the processor alone, not
 a run and its resume, compute by the same kernel.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _OWN_KERNELS = "GenuineIntel"
 """Whose processors MKL serves with all that they have."""
@@ -30,6 +35,28 @@ def choose_library() -> bool:
         return True
     torch.set_float32_matmul_precision("highest")
     return False
+
+
+def attention(function: "Callable[..., torch.Tensor]", *tensors: "torch.Tensor", **options) -> "torch.Tensor":
+    """`function(*tensors, **options)`, which is torch's fused attention on a CPU, with torch's default library.
+
+    It makes many small products, for each of which oneDNN looks its kernel up: a block of 128 tokens of 16 numbers a
+    head takes 7 times as long that way, one of 1,024 of 64 is 5 % faster. Backward too.
+    """
+    import torch
+
+    chosen = torch.get_float32_matmul_precision()
+    if chosen != "medium":
+        return function(*tensors, **options)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        result = function(*tensors, **options)
+    finally:
+        torch.set_float32_matmul_precision(chosen)
+    if result.grad_fn is not None:
+        result.grad_fn.register_prehook(lambda _: torch.set_float32_matmul_precision("highest"))
+        result.grad_fn.register_hook(lambda *_: torch.set_float32_matmul_precision(chosen))
+    return result
 
 
 def _is_served_badly() -> bool:

@@ -87,3 +87,29 @@ def test_a_run_trains_by_it_and_says_so():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     exact = done.stdout.split()
     assert exact in (["oneDNN", "medium"], ["torch's", "default", "highest"])
+
+
+def test_attention_is_by_torchs_default_both_ways():
+    """And leaves the choice as it was, for the backward of what comes before it too."""
+    torch.set_float32_matmul_precision("medium")
+    seen = []
+
+    class Seen(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.append(torch.get_float32_matmul_precision())
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(torch.get_float32_matmul_precision())
+            return grad
+
+    x = torch.ones(3, requires_grad=True)
+    before = Seen.apply(x)
+    out = cpu_products.attention(Seen.apply, before)
+    assert seen == ["medium", "highest"] and torch.get_float32_matmul_precision() == "medium"
+    out.sum().backward()
+    assert seen == ["medium", "highest", "highest", "medium"] and torch.get_float32_matmul_precision() == "medium"
+    torch.set_float32_matmul_precision("highest")
+    assert cpu_products.attention(Seen.apply, x).grad_fn is not None and seen[-1] == "highest"

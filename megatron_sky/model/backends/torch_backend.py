@@ -14,7 +14,7 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.module import MegatronModule
 
-from megatron_sky.distributed import compat, device
+from megatron_sky.distributed import compat, cpu_products, device
 from megatron_sky.model.backends.fp8_linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear
 
 
@@ -148,16 +148,12 @@ class Attention(MegatronModule):
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         dropout = self.dropout if self.training else 0.0
         with get_cuda_rng_tracker().fork() if dropout > 0 else _no_fork:
-            out = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                is_causal=mask is None,
-                dropout_p=dropout,
-                scale=self.scale,
-                enable_gqa=q.shape[1] != k.shape[1],
-            )
+            options = {"attn_mask": mask, "is_causal": mask is None, "dropout_p": dropout, "scale": self.scale}
+            options["enable_gqa"] = q.shape[1] != k.shape[1]
+            if q.device.type == "cpu":
+                out = cpu_products.attention(F.scaled_dot_product_attention, q, k, v, **options)
+            else:
+                out = F.scaled_dot_product_attention(q, k, v, **options)
         s, b = query.shape[:2]
         return out.permute(2, 0, 1, 3).reshape(s, b, -1).to(query.dtype)
 
