@@ -98,6 +98,7 @@ EDITS = {
     "data.megatron.split": refused("data.megatron.split=98,1,1", 2, before=MEGATRON),
     "data.megatron.weights": refused("data.megatron.weights=sizes", 2, before=MEGATRON),
     "data.megatron.num_samples": refused("data.megatron.num_samples=5000", 2, before=MEGATRON),
+    "data.megatron.cache": Edit("data.megatron.cache=.", before=MEGATRON),
     "data.megatron.surplus": refused("data.megatron.surplus=0.1", 2, before=MEGATRON),
     "data.allow_changed_files": Edit("data.allow_changed_files=true"),
     "parallel.distributed_optimizer": refused("parallel.distributed_optimizer=false", 2),
