@@ -107,6 +107,7 @@ def test_what_is_damaged_is_named(theirs, tmp_path):
     files[0].write_bytes(b"no array")
     with pytest.raises(DataError, match=r"document_index\.npy: can't be read"):
         read_indices(files)
-    next(theirs.glob(f"*{DESCRIPTION}")).write_text("{")
+    for description in theirs.glob(f"*{DESCRIPTION}"):
+        description.write_text("{")
     with pytest.raises(DataError, match="can't be read as JSON"):
         ours(tmp_path, theirs)
