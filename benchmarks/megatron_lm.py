@@ -5,6 +5,10 @@ and their losses are shown beside the times: they must be equal. COPY is a folde
 script is run unchanged, as `tests/megatron_lm/record.py` does. Each side is one process with as many threads; they take
 turns, a block of steps each, so both meet the same noise and neither pays for the other's start.
 
+Megatron-LM does not run on a CPU as it comes; what lets it (`tests/megatron_lm/entry.py`) also chooses the library of
+matrix products, which is no part of it: by default its side multiplies as torch does by itself, with `--lend-products`
+as ours does.
+
 megatron_sky runs as `megatron-sky train` does, with its log line, metrics.jsonl and TensorBoard at every step;
 Megatron-LM with its log line at every step. The clock is around whole blocks of the loop, data and log included.
 
@@ -40,6 +44,7 @@ class Setting:
     threads: int
     rounds: int
     steps_per_block: int
+    lend_products: bool = False
     warmup_steps: int = 3
 
     @property
@@ -78,6 +83,8 @@ def theirs(pipe, setting: Setting) -> None:
     import torch
 
     torch.set_num_threads(setting.threads)
+    if not setting.lend_products:
+        torch.set_float32_matmul_precision("highest")
     turns = Turns(pipe, setting)
 
     class InTurns(entry.Watch):
@@ -144,6 +151,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=8, help="blocks of each side that are timed")
     parser.add_argument("--steps-per-block", type=int, default=5)
+    parser.add_argument("--lend-products", action="store_true", help="Megatron-LM multiplies by the library we choose")
     given = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from tests.megatron_lm.cases import write_tokens
