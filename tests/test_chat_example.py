@@ -65,7 +65,7 @@ def test_its_recipes_run(data, corpus, ranks, monkeypatch):
         ([model, tuned, CHAT / "dpo.yaml"], []),
     ):
         config = load_config(recipe, [*short, *more])
-        ranks(1, run_training, dump_config(config))
+        ranks(1, run_training, dump_config(config).replace("${CHAT:-runs/chat}", str(data)))  # ranks have no CHAT
     assert read_metrics(data / "dpo").validation[-1].preference is not None
     checkpoint = next((data / "lora/checkpoints").glob("step_*"))
     assert template_beside(checkpoint) is not None, "a template beside the tokenizer goes along"
