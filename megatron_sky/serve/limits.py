@@ -16,6 +16,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OPEN_PATHS = ("/", "/health")
+_NO_BODY = (*OPEN_PATHS, "/v1/models", "/openapi.json")  # where POST is the wrong method, whatever it brings
 """Answered without a key: the page asks its user for it."""
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -80,7 +81,8 @@ class Gate:
             name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
             if name.lower() not in _LOOPBACK:
                 raise ApiError(403, f"the host {name[:60]!r} is not this machine", code="host_not_allowed")
-        if scope["method"] == "POST" and not headers.get(b"content-type", b"").startswith(b"application/json"):
+        is_json = headers.get(b"content-type", b"").startswith(b"application/json")
+        if scope["method"] == "POST" and scope["path"] not in _NO_BODY and not is_json:
             raise ApiError(415, "Content-Type must be application/json", code="unsupported_media_type")
         key = self._limits.api_key
         if key is not None and scope["path"] not in OPEN_PATHS:

@@ -137,6 +137,8 @@ WRONG = [
     ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", 400),
     ({"messages": HI, "temperature": 3}, "temperature", 400),
     ({"messages": HI, "temperature": "hot"}, "temperature", 400),
+    ({"messages": HI, "max_tokens": "5"}, "max_tokens: Input should be a valid integer", 400),
+    ({"messages": HI, "stream": 1}, "stream: Input should be a valid boolean", 400),
     ({"messages": HI, "n": 2}, "n: ", 400),
     ({"messages": HI, "tools": []}, "tools: Extra inputs", 400),
     ({"messages": HI, "max_tokens": 41}, "at most 40 tokens", 400),
@@ -177,6 +179,11 @@ def test_other_paths_and_methods(post, server):
     assert post("/v1/embeddings", json={}).status_code == 404
     response = httpx.get(f"{server.url}{CHAT}", headers={"Authorization": f"Bearer {KEY}"})
     assert response.status_code == 405 and "error" in response.json()
+    headers = {"Authorization": f"Bearer {KEY}"}
+    assert [httpx.post(f"{server.url}{path}", headers=headers).status_code for path in ("/health", "/v1/models")] == [
+        405,
+        405,
+    ]
 
 
 def test_chunks_beyond_the_limit(post):
