@@ -96,7 +96,7 @@ setup(
         "megatron_sky.planner": ["*.yaml", "*.csv"],
         "megatron_sky.report": ["templates/*"],
         "megatron_sky.serve": ["page.html"],
-        "megatron_sky.recipes": ["*/*.yaml", "*/*.csv", "*/*.jsonl"],  # recipes, tasks, and the data that tasks name
+        "megatron_sky.recipes": ["*/*.yaml", "*/*.csv", "*/*.jsonl", "*/*.jinja"],  # and what recipes and tasks name
         "megatron_sky.slurm_scripts": ["*.sbatch"],
     },
     install_requires=BASE,
