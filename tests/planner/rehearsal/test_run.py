@@ -249,3 +249,13 @@ def test_the_stages_of_skywork_13b_on_512_gpus_add_up_to_the_model():
         assert stage.state["weights"] == pytest.approx(2 * stage.parameters, rel=1e-5)
         assert stage.state["gradients"] == pytest.approx(4 * stage.parameters, rel=1e-5)
         assert stage.state["optimizer"] == pytest.approx(12 * stage.parameters / 256, rel=1e-3)
+
+
+def test_adapters_alone_have_gradients_and_an_optimizer():
+    jobs = {"whole": (1, []), "adapters": (1, ["finetune={base: /nowhere, lora: {rank: 4}}"])}
+    (whole,), (tuned,) = rehearse_layouts(jobs).values()
+    adapters = tuned.parameters - whole.parameters
+    assert 0 < adapters < 0.1 * whole.parameters
+    assert tuned.state["gradients"] == 4 * adapters and tuned.state["optimizer"] == 12 * adapters
+    assert whole.state["optimizer"] > 20 * tuned.state["optimizer"]
+    assert tuned.peak_bytes < whole.peak_bytes
