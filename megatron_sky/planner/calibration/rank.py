@@ -165,7 +165,7 @@ def _collectives(context: ParallelContext, dtype: str) -> Iterator[tuple[str, tu
         members *= 2
 
 
-def _collective(kind: str, whole: torch.Tensor, group, place: int, members: int) -> Callable[[], None]:
+def _collective(kind: str, whole: torch.Tensor, group, place: int, members: int) -> Callable[[], object]:
     part = whole.chunk(members)[place]
     if kind == "all_reduce":
         return lambda: dist.all_reduce(whole, group=group)
@@ -188,7 +188,7 @@ def _collective(kind: str, whole: torch.Tensor, group, place: int, members: int)
     return send
 
 
-def _time_collective(run: Callable[[], None], group, runs: int = 4) -> list[float]:
+def _time_collective(run: Callable[[], object], group, runs: int = 4) -> list[float]:
     """The fastest rank's clock says what the collective itself takes: the others waited for it to begin."""
     run()
     seconds = []
