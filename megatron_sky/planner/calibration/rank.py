@@ -5,6 +5,7 @@ all alike; the median of the rounds is kept. Before each measurement the ranks w
 are at the same work, as in training.
 """
 
+import math
 import os
 import statistics
 import time
@@ -115,19 +116,25 @@ def _prepared(context: ParallelContext, dtype: str) -> Iterator[list[Operator]]:
 
 
 def _time(context: ParallelContext, operators: list[Operator], once: bool = False) -> list[float]:
-    """The mean seconds of each, run in turn on all ranks at once, after a run that is not timed."""
+    """The mean seconds of each, run in turn on all ranks at once, after a run that is not timed.
+
+    All ranks run each as often: a step waits for the others' gradients.
+    """
     for operator in operators:
         operator.run()
     dist.barrier()
     device.synchronize()
-    sums, runs = [0.0] * len(operators), 0
-    while not runs or (sum(sums) < _SLICE_SECONDS * len(operators) and runs < (1 if once else _MOST_RUNS)):
+    sums, runs, wanted = [0.0] * len(operators), 0, 1
+    while runs < wanted:
         for index, operator in enumerate(operators):
             start = time.perf_counter()
             operator.run()
             device.synchronize()
             sums[index] += time.perf_counter() - start
         runs += 1
+        if runs == 1 and not once:
+            fitting = math.ceil(_SLICE_SECONDS * len(operators) / max(sum(sums), 1e-9))
+            wanted = max(context.gather_objects(min(fitting, _MOST_RUNS)))
     return [total / runs for total in sums]
 
 
