@@ -42,6 +42,21 @@ def measure_few_sizes(info) -> dict:
         return measuring.measure_rounds(context, work, lambda message: None)
 
 
+def count_runs(info, slice_seconds: tuple[float, ...]) -> int:
+    """How often a step that waits for the other rank's is run, where each rank thinks of another time as enough."""
+    from unittest import mock
+
+    from megatron_sky.planner.calibration import rank as measuring
+    from megatron_sky.planner.calibration.operators import Operator
+
+    runs = []
+    own = mock.patch.object(measuring, "_SLICE_SECONDS", slice_seconds[info.rank])
+    with open_ranks(info) as context, own:
+        step = Operator("step", (1, 1), lambda: runs.append(context.gather_objects(info.rank)))
+        measuring._time(context, [step])
+    return len(runs)
+
+
 def open_ranks(info):
     from megatron_sky.config.schema import ParallelConfig
     from megatron_sky.distributed.context import open_context
