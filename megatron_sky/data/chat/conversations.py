@@ -68,22 +68,23 @@ def _messages(record: object) -> list[Message]:
         for key in ("messages", "conversations", "conversation"):
             if record.get(key) is not None:
                 opening = _text_or_none(record.get("system"))
-                return _opened(opening, _listed(record[key]))
+                return opened(opening, listed(record[key]))
         if record.get("instruction") is not None:
             return _of_instruction(record)
     elif isinstance(record, list):
-        return _listed(record)
+        return listed(record)
     raise Unusable("no_conversation", _begin_of(record))
 
 
-def _opened(system: str | None, messages: list[Message]) -> list[Message]:
-    """With a system prompt that stands beside the messages."""
+def opened(system: str | None, messages: list[Message]) -> list[Message]:
+    """The messages with a system prompt that stands beside them."""
     if not system or (messages and messages[0]["role"] == "system"):
         return messages
     return [{"role": "system", "content": system}, *messages]
 
 
-def _listed(given: object) -> list[Message]:
+def listed(given: object) -> list[Message]:
+    """Messages under one name each, without the rules for a whole conversation. Raises Unusable."""
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise Unusable("not_text", f"messages are a list, not {type(given).__name__}")
     return [_message(entry, number) for number, entry in enumerate(given, 1)]
@@ -132,7 +133,7 @@ def _of_instruction(record: Mapping) -> list[Message]:
             raise Unusable("not_text", f"history holds pairs of texts; number {number} is none")
         messages += [_message({"role": role, "content": text}, number) for role, text in zip(_TURN, pair, strict=True)]
     messages += [{"role": "user", "content": question or ""}, {"role": "assistant", "content": answer}]
-    return _opened(_text_or_none(record.get("system")), messages)
+    return opened(_text_or_none(record.get("system")), messages)
 
 
 _TURN = ("user", "assistant")

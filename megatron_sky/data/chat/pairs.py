@@ -5,11 +5,11 @@ and `input`, `messages` or `conversations`; or as what the conversations `chosen
 What is learnt from is what follows the question: answers within it are context.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from megatron_sky.data.chat.conversations import Message, Unusable, messages_of
+from megatron_sky.data.chat.conversations import Message, Unusable, listed, messages_of, opened
 from megatron_sky.data.chat.samples import Sample, SampleMaker
 from megatron_sky.data.tokens.mask import ANSWER, REJECTED
 
@@ -60,15 +60,14 @@ def conversations_of(record: object) -> tuple[int, list[Message], list[Message]]
     return question, whole[0], whole[1]
 
 
-def _answer(given: object) -> list[dict]:
+def _answer(given: object) -> list[Message]:
     """A text is the assistant's; a message or messages are as they are."""
     if isinstance(given, str):
         return [{"role": "assistant", "content": given}]
-    listed = [given] if isinstance(given, Mapping) else given
-    return _uniform(listed)
+    return listed([given] if isinstance(given, Mapping) else given)
 
 
-def _question(record: Mapping) -> list[dict]:
+def _question(record: Mapping) -> list[Message]:
     """What stands before both answers; empty where they hold it themselves."""
     given: object = record.get("prompt")
     if given is None:
@@ -76,18 +75,6 @@ def _question(record: Mapping) -> list[dict]:
     if given is None:
         texts = [record.get(name) for name in ("question", "instruction", "input")]
         given = "\n".join(text for text in texts if isinstance(text, str) and text) or None
-    messages = [{"role": "user", "content": given}] if isinstance(given, str) else _uniform(given or [])
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else listed(given or [])
     system = record.get("system")
-    if isinstance(system, str) and system and messages and messages[0]["role"] != "system":
-        return [{"role": "system", "content": system}, *messages]
-    return messages
-
-
-def _uniform(given: object) -> list[dict]:
-    """Messages under one name each, as `messages_of` gives them: without its rules for a whole conversation."""
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise Unusable("not_text", f"messages are a list, not {type(given).__name__}")
-    return [] if not given else messages_of([*given, _LAST])[:-1]
-
-
-_LAST = {"role": "assistant", "content": "-"}  # by which any beginning is a whole conversation
+    return opened(system, messages) if messages and isinstance(system, str) else messages
