@@ -16,8 +16,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OPEN_PATHS = ("/", "/health")
-_NO_BODY = (*OPEN_PATHS, "/v1/models", "/openapi.json")  # where POST is the wrong method, whatever it brings
 """Answered without a key: the page asks its user for it."""
+_NO_BODY = (*OPEN_PATHS, "/v1/models", "/openapi.json")  # where POST is the wrong method, whatever it brings
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
