@@ -85,7 +85,7 @@ def status(recipe: CorpusRecipe) -> list[PassStatus]:
             one.num_tasks,
             (
                 *(f"task {skip.task} is skipped: {skip.input}" for skip in skips if skip.name == one.name),
-                *_failures(plan, one, folder),
+                *_failures(plan, one, folder).values(),
             ),
         )
         for one in passes
@@ -168,13 +168,13 @@ def _run_here(
             raise RunError(_failed(failures, one, folder))
 
 
-def _failures(plan: Plan, one: "Pass", folder: Path) -> list[str]:
-    """The tasks of a pass that failed at last, with their errors and input."""
-    lines = []
+def _failures(plan: Plan, one: "Pass", folder: Path) -> dict[int, str]:
+    """A line for each task of a pass that failed at last, with its error and input."""
+    lines = {}
     for task, failure in read_failures(folder, one.name).items():
         files = f"; its input: {input_of(files_of(plan, task))}" if one.of == "unit" else ""
         times = "once" if failure.attempts == 1 else f"{failure.attempts:,} times"
-        lines.append(f"task {task} failed {times} ({failure.error}){files}")
+        lines[task] = f"task {task} failed {times} ({failure.error}){files}"
     return lines
 
 
@@ -183,11 +183,10 @@ def files_of(plan: Plan, task: int) -> list[str]:
     return [piece.path for piece in plan.units[task].pieces]
 
 
-def _failed(failures: list[str], one: "Pass", folder: Path) -> str:
-    shown = "".join(f"\n  {one.name}: {line}" for line in failures[:_MOST_SHOWN])
+def _failed(failures: dict[int, str], one: "Pass", folder: Path) -> str:
+    shown = "".join(f"\n  {one.name}: {line}" for line in list(failures.values())[:_MOST_SHOWN])
     more = f"\n  and {len(failures) - _MOST_SHOWN:,} more" if len(failures) > _MOST_SHOWN else ""
-    task = failures[0].split()[1]
-    skip = f", or do without its input by --skip-task {one.name}:{task}" if one.of == "unit" else ""
+    skip = f", or do without its input by --skip-task {one.name}:{min(failures)}" if one.of == "unit" else ""
     fix = f"see {folder / 'logs' / one.name / 'logs'}, repair what they name, give the same command again{skip}"
     return f"{len(failures):,} of {one.num_tasks:,} tasks failed:{shown}{more}\n  fix: {fix}"
 

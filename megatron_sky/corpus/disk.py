@@ -41,16 +41,23 @@ def disk_needs(recipe: CorpusRecipe, plan: Plan, passes: "Sequence[Pass]", folde
     pieces = [(sources[unit.source], piece) for unit in plan.units for piece in unit.pieces]
     texts = sum((piece.end - piece.start) * _text_share(kind, piece.path) for kind, piece in pieces)
     amount = Amount(int(texts) // _DOCUMENT + 1, int(texts))
-    needs = []
+    needs, known = [], ""
     for one in passes:
         done = num_done(folder, one.name)
         if done < one.num_tasks:
+            if known:
+                amount, known = _kept_by(known, folder), ""
             needs.append(DiskNeed(one.name, int(_written(one.name, recipe, amount) * (1 - done / one.num_tasks))))
         elif one.stages:
-            amount = Amount()
-            for account in read_stage(folder, one.stages[-1]).values():
-                amount.add(account.kept)
+            known = one.stages[-1]
     return needs
+
+
+def _kept_by(stage: str, folder: Path) -> Amount:
+    amount = Amount()
+    for account in read_stage(folder, stage).values():
+        amount.add(account.kept)
+    return amount
 
 
 def _text_share(kind: str, path: str) -> float:

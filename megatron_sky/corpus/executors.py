@@ -141,7 +141,7 @@ def _run_processes(executor: LocalExecutor, ranks: list[int], num_workers: int) 
                     workers.append(worker)
                 if waiting:
                     worker.begin(waiting.popleft())
-    except BaseException:
+    except BaseException:  # an interruption among them: what they do is not waited for
         for worker in workers:
             worker.process.terminate()
         raise

@@ -50,9 +50,9 @@ class UnitWriter(JsonlWriter):
 class UnitReader(JsonlReader):
     """The documents that a pass has written for the unit of this task's number."""
 
-    def __init__(self, folder: Path, skipped: frozenset[int] = frozenset()):
+    def __init__(self, folder: Path):
         super().__init__(str(folder), compression="zstd", add_file_path=False)
-        self.skipped = skipped
+        self.skipped: frozenset[int] = frozenset()  # units that are not read
 
     def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         assert data is None
