@@ -89,12 +89,17 @@ def measure(folder: Path, megabytes: int) -> dict[str, tuple[float, float, int]]
 def in_a_process(work: Callable[[], None]) -> resource.struct_rusage:
     pid = os.fork()
     if pid == 0:
+        code = 1
         try:
             work()
-        except BaseException:
+            code = 0
+        except BaseException:  # the process ends here, whatever it was
             traceback.print_exc()
-        os._exit(0)
-    return os.wait4(pid, 0)[2]
+        os._exit(code)
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        sys.exit("a process that measured has failed")
+    return usage
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """All benchmarks in order on an idle machine: one page with the machine, what each took, and what each printed.
 
     python benchmarks/run_all.py --out figures.md [--only hf_trainer,data_loader] [--scratch DIR]
-        [--texts TEXT.jsonl --tokenizer FILE.model] [--megatron-lm COPY]
+        [--texts TEXT.jsonl --tokenizer FILE.model] [--conversations FILE.jsonl] [--megatron-lm COPY]
 
 Each runs as a process of its own, after the machine's load has fallen below `--idle`. Memory is the peak of the sum of
 proportional set sizes (PSS) over the benchmark and all its processes, looked at twice a second: a page that several
@@ -13,6 +13,7 @@ What it does not show: `chaos.py`, which measures nothing; and what each benchma
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import shutil
@@ -80,6 +81,8 @@ def cases(args: argparse.Namespace, scratch: Path) -> Iterator[Case]:
     yield Case("convert_13b", (str(scratch / "convert"), "--layers", str(args.layers)), "a shared file system")
     yield Case("corpus_passes", (str(scratch / "passes"),), "real pages; many workers")
     yield Case("corpus_quality", (str(scratch / "quality"),), "real dirt; models larger than the quickstart's")
+    if args.conversations and importlib.util.find_spec("trl"):
+        yield Case("finetune_speed", (args.conversations,), "a GPU; ours on padded batches")
     yield Case("plan_calibrate", (), "a GPU's rates, more than one machine, a step beside a save")
     if args.megatron_lm:
         yield Case("megatron_lm", (args.megatron_lm,), "more than one process; a GPU")
@@ -91,6 +94,7 @@ def left_out(args: argparse.Namespace) -> list[str]:
     """What the command line or the machine does not allow, and why."""
     reasons = {
         "data_tokenize: needs --texts and --tokenizer": not (args.texts and args.tokenizer),
+        "finetune_speed: needs --conversations, and trl": not (args.conversations and importlib.util.find_spec("trl")),
         "megatron_lm: needs --megatron-lm, a copy of Megatron-LM": not args.megatron_lm,
         "gpu_training: needs a GPU": shutil.which("nvidia-smi") is None,
     }
@@ -194,6 +198,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=8, help="of the model that is converted; 52 need 60 GB of disk")
     parser.add_argument("--texts", help="a JSONL file to tokenize")
     parser.add_argument("--tokenizer", help="the tokenizer for it")
+    parser.add_argument("--conversations", help="a JSONL file of conversations to fine-tune on")
     parser.add_argument("--megatron-lm", help="a copy of Megatron-LM")
     parser.add_argument("--idle", type=float, default=0.5, help="the load average at which a benchmark begins")
     parser.add_argument("--patience", type=float, default=300, help="seconds to wait for that, then it begins anyway")
