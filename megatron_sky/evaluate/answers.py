@@ -5,7 +5,7 @@ where it is the expected one to the letter, but for spaces around it.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -143,9 +143,7 @@ def _with_model(
         )
         for place, number in enumerate(range(0, len(expected), step))
     ]
-    return AnswerResults(
-        ANSWERS, FORMAT_VERSION, results.files, results.questions, [*results.scores, score], samples[: 2 * _SAMPLES]
-    )
+    return replace(results, scores=[*results.scores, score], samples=samples[: 2 * _SAMPLES])
 
 
 def write_answers(results: AnswerResults, out: Path) -> None:

@@ -9,8 +9,6 @@ The md5 is over the whole description, with the tokenizer's, which the order doe
 compared by what decides the order: the file, the number of samples, the seed, the sequence length, the documents.
 """
 
-import json
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_sky.errors import DataError
+from megatron_sky.files import read_json
+from megatron_sky.log import get_logger
 
 if TYPE_CHECKING:
     from megatron.core.datasets.gpt_dataset import GPTDataset
 
-logger = logging.getLogger(__name__)
+log = get_logger(__name__)
 DESCRIPTION, INDICES = "-GPTDataset-train-description.txt", ("document", "sample", "shuffle")
 _FIX = "leave data.megatron.cache out: the index is built then"
 
@@ -39,7 +39,7 @@ def dataset_class(folder: str) -> "type[GPTDataset]":
         def _build_document_sample_shuffle_indices(self):
             found = find_indices(Path(folder), self.unique_identifiers)
             if found is None:
-                logger.info("%s: data.megatron.cache has no index of it for this run; it is built", self.dataset_path)
+                log.info("%s: data.megatron.cache has no index of it for this run; it is built", self.dataset_path)
                 return super()._build_document_sample_shuffle_indices()
             return read_indices(found)
 
@@ -50,7 +50,7 @@ def find_indices(folder: Path, wanted: Mapping) -> list[Path] | None:
     """The three files of what `wanted`, a GPTDataset's identifiers, describes; None where they are not all there."""
     for path in sorted(folder.glob(f"*{DESCRIPTION}")):
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            said = read_json(path)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: can't be read as JSON: {error}\n  fix: {_FIX}") from None
         if isinstance(said, dict) and _deciding(said) == _deciding(wanted):
