@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SHARE_UNIT = 1 << 31  # shares are whole numbers out of this, so that they sum exactly
+_ROUNDING = 64 * float(np.finfo(np.float64).eps)
 _FRACTION_BITS = 256  # of the inverse of a ramp; far under the least distance of two roots of such quadratics
 
 
@@ -32,9 +33,9 @@ class Node:
 
     def split(self, first: int, count: int, total: int) -> np.ndarray:
         """Of the node's first m samples, how many the left child gets, for m in `first .. first + count`."""
-        numbers = np.arange(first, first + count + 1)
         if not self._has_constant_ratio:
-            return self._split_ramps(numbers, total)
+            return self._split_ramps(first, count, total)
+        numbers = np.arange(first, first + count + 1)
         part, whole = self._ratio
         exact = np.int64 if 2 * (first + count) * part + whole < 1 << 63 else object
         return ((2 * part * numbers.astype(exact) + whole) // (2 * whole)).astype(np.int64)
@@ -54,22 +55,32 @@ class Node:
     def _ratio(self) -> tuple[int, int]:
         return (self.left.start, self.start) if self.start else (self.left.end, self.end)
 
-    def _split_ramps(self, numbers: np.ndarray, total: int) -> np.ndarray:
+    def _split_ramps(self, first: int, count: int, total: int) -> np.ndarray:
         """`_split_ramp` of each: in floating point, and exactly where that leaves the whole number in doubt."""
-        start, end = self.start / SHARE_UNIT, self.end / SHARE_UNIT
+        start, end, last = self.start / SHARE_UNIT, self.end / SHARE_UNIT, first + count
         left_start, left_end = self.left.start / SHARE_UNIT, self.left.end / SHARE_UNIT
-        area = numbers / total
-        in_doubt = (numbers == 0) | (area > (start + end) / 2 * (1 - 1e-9))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            root = np.sqrt(start * start + 2 * (end - start) * area)
-            time = 2 * area / (root + start)
-            count = total * time * (left_start + (left_end - left_start) / 2 * time)
-            # Some 30 roundings; where the node's share falls, the root's own error grows as the root gets small.
-            error = count * 64 * np.finfo(np.float64).eps * (1 + start / root) + 1e-9
-            in_doubt |= ~(np.abs(count - np.floor(count) - 0.5) > error)  # not a number: in doubt too
-        counts = np.floor(np.where(in_doubt, 0, count) + 0.5).astype(np.int64)
-        counts[in_doubt] = [self._split_ramp(int(number), total) for number in numbers[in_doubt]]
-        return counts
+        slope = 2 * (end - start) / total
+        least = min(start * start + slope * number for number in (first, last))  # of what the root is taken of
+        if least <= 0 or last > total * (start + end) / 2 * (1 - 1e-9):  # a share of 0, or the end of the run
+            return np.array([self._split_ramp(number, total) for number in range(first, last + 1)])
+        numbers = np.arange(first, last + 1, dtype=np.float64)
+        root = numbers * slope
+        root += start * start
+        root = np.sqrt(root, out=root)
+        root += start
+        time = np.divide(numbers, root, out=root)
+        time *= 2 / total
+        left = time * (total * (left_end - left_start) / 2)
+        left += total * left_start
+        left *= time
+        counts = np.rint(left)
+        # Some 30 roundings; where the node's share falls, the root's own error grows as the root gets small.
+        error = float(left[-1]) * _ROUNDING * (1 + start / math.sqrt(least)) + 1e-9
+        left -= counts
+        result = counts.astype(np.int64)
+        for place in (np.abs(left, out=left) >= 0.5 - error).nonzero()[0]:
+            result[place] = self._split_ramp(first + int(place), total)
+        return result
 
     def _split_ramp(self, number: int, total: int) -> int:
         """round(T_left(T_node^-1(number))) for T(n) = (start * n + (end - start) * n^2 / (2 * total)) / SHARE_UNIT."""
