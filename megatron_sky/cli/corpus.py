@@ -75,9 +75,9 @@ def status(recipe: Recipe) -> None:
 
 @app.command()
 def report(recipe: Recipe) -> None:
-    """Write report.html: what came, what was dropped by which rule with samples, what stayed, the data card."""
+    """Write report.html: a funnel for each source, histograms before and after, samples, the data card."""
+    from megatron_sky.corpus.page import write_report
     from megatron_sky.corpus.recipe import load_corpus_recipe
-    from megatron_sky.corpus.show import write_report
 
     print(write_report(load_corpus_recipe(recipe)))
 

@@ -8,6 +8,7 @@ datatrove's MinHash finds pairs and joins them to clusters; ours are its n-grams
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ KEY = np.dtype([("key", "<u8"), ("rank", "<u4"), ("index", "<u4"), ("quality", "
 LOSER = np.dtype([("rank", "<u4"), ("index", "<u4"), ("rule", "u1")])
 RULES = ("exact", "exact_held_out", "url", "url_held_out", "near", "near_held_out")
 _KINDS = ("exact", "url")
+SIZES = "cluster_sizes"
 _NEVER_ASKED = "signatures are made of grams, not of datatrove's words"
 _SHINGLES_AT_ONCE = 8192  # of one document, each with all hashes of the signature in memory
 
@@ -45,6 +47,21 @@ def choose_losers(entries: np.ndarray, rule: int) -> np.ndarray:
     losers["rank"], losers["index"] = ordered["rank"], ordered["index"]
     losers["rule"] = rule + ((ordered["held_out"][winner] == 1) & (ordered["held_out"] == 0))
     return np.sort(losers[~is_first], order=["rank", "index"])
+
+
+def cluster_sizes(keys: np.ndarray) -> np.ndarray:
+    """Of groups of two or more equal keys: their sizes, and how many have each, `[2, number of sizes]`."""
+    sizes, counts = np.unique(np.unique(keys, return_counts=True)[1], return_counts=True)
+    return np.stack([sizes, counts])[:, sizes > 1]
+
+
+def read_cluster_sizes(folder: Path, kind: str) -> dict[int, int]:
+    """How many groups of each size the tasks have found; `folder` is their losers' one."""
+    total: Counter[int] = Counter()
+    for path in sorted((folder / SIZES).glob(f"{kind}*.npy")):
+        for size, count in np.load(path).T.tolist():
+            total[size] += count
+    return dict(sorted(total.items()))
 
 
 class WriteKeys(PipelineStep):
@@ -74,7 +91,8 @@ class WriteKeys(PipelineStep):
 
 
 class ChooseExact(PipelineStep):
-    """Task p compares the keys of partition p: the losers in `<out>/<kind>_<p>.npy`."""
+    """Task p compares the keys of partition p: the losers in `<out>/<kind>_<p>.npy`, and the sizes of the groups of
+    equal documents in `<out>/cluster_sizes/<kind>_<p>.npy`."""
 
     type, name = "🫂 - DEDUP", "choice among copies"
 
@@ -87,6 +105,7 @@ class ChooseExact(PipelineStep):
             paths = sorted((self.folder / kind / f"{rank:05d}").glob("*.npy"))
             entries = np.concatenate([np.empty(0, dtype=KEY), *map(np.load, paths)])
             save_array(self.out / f"{kind}_{rank:05d}.npy", choose_losers(entries, 2 * number))
+            save_array(self.out / SIZES / f"{kind}_{rank:05d}.npy", cluster_sizes(entries["key"]))
 
 
 class DropLosers(Stage):
@@ -187,7 +206,7 @@ class WriteQualities(PipelineStep):
 
 
 class ChooseNear(PipelineStep):
-    """One task: the losers of all clusters, in `<out>/near.npy`, and the clusters' sizes in `<out>/sizes.json`."""
+    """One task: the losers of all clusters, in `<out>/near.npy`, and the clusters' sizes."""
 
     type, name = "🫂 - DEDUP", "choice among near duplicates"
 
@@ -205,5 +224,4 @@ class ChooseNear(PipelineStep):
         entries = np.concatenate(parts)
         shutil.rmtree(self.out, ignore_errors=True)
         save_array(self.out / "near.npy", choose_losers(entries, RULES.index("near")))
-        sizes, counts = np.unique(np.unique(entries["key"], return_counts=True)[1], return_counts=True)
-        save_array(self.out / "cluster_sizes" / "sizes.npy", np.stack([sizes, counts]))
+        save_array(self.out / SIZES / "near.npy", cluster_sizes(entries["key"]))

@@ -10,7 +10,9 @@ from megatron_sky.corpus.contamination import BenchmarkIndex
 from megatron_sky.corpus.grams import content_key, share_of
 from megatron_sky.corpus.heuristics import judge_code, judge_pair, judge_text
 from megatron_sky.corpus.language import keep_paragraphs, language_of_document
+from megatron_sky.corpus.ledger import StageAccount, power_bin
 from megatron_sky.corpus.privacy import mask
+from megatron_sky.corpus.quality import perplexity_bin, score_bin
 from megatron_sky.corpus.read import PAIR, in_domains
 from megatron_sky.corpus.recipe import CorpusOutput, CorpusRecipe, HeldOutConfig, LanguageConfig
 from megatron_sky.corpus.stage import Stage
@@ -32,14 +34,13 @@ class JudgeLanguage(Stage):
 
     def judge(self, document: Document) -> str | None:
         language = document.metadata.get("language")
+        if language not in ("code", PAIR):
+            language = document.metadata["language"] = language_of_document(document.text)
+        count_document(self.account_of(document), document)
         if language == "code":
             return None
-        if language != PAIR:
-            language = language_of_document(document.text)
-            document.metadata["language"] = language
-            self.account_of(document).note(f"language_{language}")
-            if language not in self.config.keep:
-                return f"language_{language}"
+        if language not in (PAIR, *self.config.keep):
+            return f"language_{language}"
         if self._simplify and language in ("zh", PAIR):
             document.text = self._simplify(document.text)
         if self.config.drop_paragraphs and language != PAIR:
@@ -73,6 +74,18 @@ class JudgeForm(Stage):
             zh, en = document.metadata["pair"]
             return judge_pair(zh, en, self.config.pairs)
         return judge_text(document.text, language, self.config)
+
+
+def count_document(account: StageAccount, document: Document) -> None:
+    """Counts a document by its length and by what has been found out about it."""
+    metadata = document.metadata
+    language = metadata["language"]
+    account.count("characters", power_bin(len(document.text)))
+    account.count("language", language)
+    if "score" in metadata:
+        account.count(f"score_{language}", score_bin(metadata["score"]))
+    if "perplexity" in metadata:
+        account.count(f"perplexity_{language}", perplexity_bin(metadata["perplexity"]))
 
 
 def quality_of(text: str) -> float:
@@ -136,6 +149,7 @@ class Route(Stage):
             document.metadata.pop(name, None)
         document.metadata["output"] = f"validation/{output.name}" if is_held_out else f"text/{output.name}"
         account = self.account_of(document)
+        count_document(account, document)
         account.note(document.metadata["output"])
         account.note(f"{document.metadata['output']} bytes", len(document.text.encode()))
         return None

@@ -39,12 +39,14 @@ class StageAccount:
 
     Attributes:
         notes: other things that were counted, such as masked addresses; they have no part in the proof.
+        histograms: documents by bin, such as `characters` by power of two; no part in the proof either.
     """
 
     given: Amount = field(default_factory=Amount)
     kept: Amount = field(default_factory=Amount)
     dropped: dict[str, Amount] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    histograms: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def take(self, size: int) -> None:
         self.given.add(Amount(1, size))
@@ -58,12 +60,19 @@ class StageAccount:
     def note(self, name: str, count: int = 1) -> None:
         self.notes[name] = self.notes.get(name, 0) + count
 
+    def count(self, histogram: str, one: str) -> None:
+        """One document more in the bin `one` of a histogram."""
+        bins = self.histograms.setdefault(histogram, {})
+        bins[one] = bins.get(one, 0) + 1
+
     def add(self, other: "StageAccount") -> None:
         self.given.add(other.given)
         self.kept.add(other.kept)
         for rule, amount in other.dropped.items():
             self.dropped.setdefault(rule, Amount()).add(amount)
         self.notes = dict(Counter(self.notes) + Counter(other.notes))
+        for name, bins in other.histograms.items():
+            self.histograms[name] = dict(Counter(self.histograms.get(name, {})) + Counter(bins))
 
     @property
     def num_dropped(self) -> int:
@@ -76,6 +85,11 @@ class StageAccount:
 
 
 Accounts = dict[str, StageAccount]  # by source
+
+
+def power_bin(value: float) -> str:
+    """The bin of a number of at least 1 by powers of two, named by the power that it begins with."""
+    return str(1 << (max(1, int(value)).bit_length() - 1))
 
 
 def write_part(folder: Path, stage: str, rank: int, accounts: Accounts) -> None:

@@ -13,6 +13,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers import JsonlWriter
 
 from megatron_sky.config import strict_yaml
+from megatron_sky.corpus.duplicates import read_cluster_sizes
 from megatron_sky.corpus.ledger import Accounts, prove, read_ledger
 from megatron_sky.corpus.recipe import CorpusOutput, CorpusRecipe
 from megatron_sky.corpus.skips import Skip, read_skips
@@ -102,8 +103,10 @@ class Summarize(PipelineStep):
         skips = read_skips(self.folder)
         write_text(self.folder / "card.md", card(self.recipe, ledger, outputs, skips))
         accounts = {stage: {source: asdict(one) for source, one in given.items()} for stage, given in ledger.items()}
-        skipped = [asdict(skip) for skip in skips]
-        write_json(self.folder / "corpus.json", {"stages": accounts, "outputs": outputs, "skipped": skipped})
+        places = {"exact": "copies", "url": "copies", "near": "near"}
+        clusters = {kind: read_cluster_sizes(self.folder / "work" / place, kind) for kind, place in places.items()}
+        summary = {"stages": accounts, "outputs": outputs, "clusters": clusters}
+        write_json(self.folder / "corpus.json", summary | {"skipped": [asdict(skip) for skip in skips]})
 
 
 def outputs_of(folder: Path, recipe: CorpusRecipe, ledger: dict[str, Accounts], kind: str) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from datatrove.data import Document
 
 from megatron_sky.corpus.classifier import LanguageModel, load_classifier
 from megatron_sky.corpus.grams import tokens_of
+from megatron_sky.corpus.ledger import power_bin
 from megatron_sky.corpus.recipe import PerplexityConfig, QualityConfig
 from megatron_sky.corpus.stage import Stage
 
@@ -36,6 +37,16 @@ class Perplexity:
         return 10 ** (-logarithm / count) if count else math.inf
 
 
+def score_bin(score: float) -> str:
+    """The tenth of a score, as it stands in a document's metadata."""
+    return str(min(9, int(score * 10)) / 10)
+
+
+def perplexity_bin(perplexity: float | None) -> str:
+    """The power of two below a perplexity, as it stands in a document's metadata; of an infinite one, 2^29."""
+    return power_bin(1e9 if perplexity is None else min(perplexity, 1e9))
+
+
 class JudgeQuality(Stage):
     """Drops documents whose score is too low or whose perplexity is out of bounds; a score weighs their quality."""
 
@@ -62,7 +73,7 @@ class JudgeQuality(Stage):
         score = self._classifiers[language].score(document.text)
         document.metadata["score"] = round(score, 4)
         document.metadata["quality"] *= score
-        self.account_of(document).note(f"score_{language}_{min(9, int(score * 10)) / 10}")
+        self.account_of(document).count(f"score_{language}", score_bin(document.metadata["score"]))
         return "low_score" if score < least else None
 
     def _judge_perplexity(self, document: Document, language: str) -> str | None:
@@ -70,8 +81,7 @@ class JudgeQuality(Stage):
             return None
         limits, perplexity = self._limits[language], self._perplexities[language](document.text)
         document.metadata["perplexity"] = round(perplexity, 1) if math.isfinite(perplexity) else None
-        bits = int(math.log2(max(1.0, min(perplexity, 1e9))))
-        self.account_of(document).note(f"perplexity_{language}_{1 << bits}")
+        self.account_of(document).count(f"perplexity_{language}", perplexity_bin(document.metadata["perplexity"]))
         if perplexity > limits.max:
             return "high_perplexity"
         return "low_perplexity" if perplexity < limits.min else None

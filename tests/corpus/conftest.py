@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-NEED_ENGINE = ("build", "duplicates", "extract", "judge", "quality", "read", "recurrence", "show", "stage")
+NEED_ENGINE = ("build", "duplicates", "extract", "judge", "page", "quality", "read", "recurrence", "show", "stage")
 if any(importlib.util.find_spec(name) is None for name in ("datatrove", "warcio", "resiliparse", "orjson")):
     collect_ignore = [f"test_{name}.py" for name in NEED_ENGINE]
 

@@ -101,7 +101,8 @@ def test_every_rule_of_the_example_is_met_and_the_account_adds_up(built, load):
         ("near_duplicates", "near"),
         ("decontamination", "benchmark_trains"),
     }
-    assert sum(ledger["quality"]["wiki"].notes.values()) == ledger["quality"]["wiki"].given.documents > 30
+    scores = ledger["quality"]["wiki"].histograms["score_zh"]
+    assert sum(scores.values()) == ledger["quality"]["wiki"].given.documents > 30
     crawl = {stage: accounts["crawl"] for stage, accounts in ledger.items()}
     assert crawl["read"].notes["mislabelled_encoding"] >= 3 and crawl["recurrence"].notes["cut_paragraphs"] > 40
     assert crawl["privacy"].notes["masked_email"] >= 2 and crawl["privacy"].notes["masked_phone"] >= 2
@@ -259,6 +260,8 @@ def test_the_result_does_not_depend_on_tasks_and_workers(built, load, home):
     build(load(f"out={other}", "read.unit_bytes=9000", "execution.workers=2"), "local", print)
     assert num_done(other, "read") > 2 * num_done(built, "read")
     assert texts(other) == texts(built)
+    one, two = read_summary(built), read_summary(other)
+    assert one["stages"] == two["stages"] and one["clusters"] == two["clusters"] != {}
 
 
 def test_dropped_and_kept_documents_are_shown(built, load):
@@ -280,3 +283,5 @@ def test_the_verbs(built, load, home, capsys):
     assert "near_duplicates" in shown and "tokens" in shown and "锟斤拷" in shown
     page = (built / "report.html").read_text(encoding="utf-8")
     assert "Data card" in page and "benchmark_trains" in page and "max_documents" in page
+    assert all(title in page for title in ("Length, characters", "质量分（中文）", "近似重复（按簇大小）"))
+    assert "锟斤拷" in page and "heuristics: mojibake; crawl" in page

@@ -44,7 +44,7 @@ def test_scores_below_the_languages_threshold_are_dropped(classifier, tmp_path, 
     assert good.metadata["score"] > 0.9 and good.metadata["quality"] == pytest.approx(good.metadata["score"], abs=1e-4)
     account = read_stage(tmp_path, "quality")["web"]
     assert account.dropped["low_score"].documents == 1
-    assert account.notes == {"score_en_0.9": 1, "score_en_0.0": 1}
+    assert account.histograms == {"score_en": {"0.9": 1, "0.0": 1}}
 
 
 def test_perplexity_is_that_of_the_model(tmp_path, document):
