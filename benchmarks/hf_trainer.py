@@ -12,7 +12,6 @@ TensorBoard at every step; the Trainer logs nothing.
 """
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import sys
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import SHAPE, WARMUP_STEPS, Side, recipe, told
-from turns import Turns, free_port, train_in_turns
+from turns import Team, Turns, free_port, train_in_turns
 
 
 @dataclass(frozen=True)
@@ -164,35 +163,26 @@ def compare(setting: Setting) -> tuple[Side, Side, list[list[float]]]:
     """Runs both sides in turns: their times, and each side's loss at every step."""
     from megatron_sky.monitor.metrics import read_metrics
 
-    spawn = multiprocessing.get_context("spawn")
     tokens = setting.steps_per_block * setting.global_batch_size * SHAPE["seq_length"]
     sides = [Side("megatron_sky", tokens), Side("HF Trainer", tokens)]
     losses: list[list[float]] = [[], []]
-    teams, processes = [], []
+    teams = []
     for work in (ours, theirs):
-        port, pipes = free_port(), []
-        for rank in range(setting.nproc):
-            pipe, far_end = spawn.Pipe()
-            processes.append(spawn.Process(target=work, args=(far_end, setting, rank, port)))
-            processes[-1].start()
-            far_end.close()
-            pipes.append(pipe)
-        teams.append(pipes)
+        port = free_port()
+        teams.append(Team(work, [(setting, rank, port) for rank in range(setting.nproc)]))
     try:
         for number in range(setting.rounds + 1):
             order = (0, 1) if number % 2 else (1, 0)  # neither side is always the first
             for side in order:
                 start = time.perf_counter()
-                for pipe in teams[side]:
-                    pipe.send("go")
-                answers = [pipe.recv() for pipe in teams[side]]
+                answers = teams[side].take_turn()
                 if number:  # block 0 is the warm-up
                     sides[side].seconds.append(time.perf_counter() - start)
                     sides[side].cpu_seconds.append(sum(cpu for cpu, _ in answers))
                 losses[side] += [statistics.mean(step) for step in zip(*(each for _, each in answers), strict=True)]
     finally:
-        for process in processes:
-            process.kill()
+        for team in teams:
+            team.end()
     losses[0] = [record.lm_loss for record in read_metrics(setting.folder / "run").train]
     return *sides, losses
 

@@ -16,7 +16,6 @@ Megatron-LM with its log line at every step. The clock is around whole blocks of
 """
 
 import argparse
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import Side, told
-from turns import Turns, train_in_turns
+from turns import Team, Turns, train_in_turns
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {
@@ -116,22 +115,14 @@ def compare(setting: Setting) -> tuple[Side, Side, list[list[float]]]:
     """Both sides in turns: their times, and each side's loss at every step."""
     from megatron_sky.monitor.metrics import read_metrics
 
-    spawn = multiprocessing.get_context("spawn")
     tokens = setting.steps_per_block * setting.flags["global-batch-size"] * SHAPES[setting.shape]["seq-length"]
     sides = [Side("megatron_sky", tokens), Side("Megatron-LM", tokens)]
-    pipes, processes, losses = [], [], []
-    for work in (ours, theirs):
-        pipe, far_end = spawn.Pipe()
-        processes.append(spawn.Process(target=work, args=(far_end, setting)))
-        processes[-1].start()
-        far_end.close()
-        pipes.append(pipe)
+    teams, losses = [Team(work, [(setting,)]) for work in (ours, theirs)], []
     try:
         for number in range(setting.rounds + 1):
             for side in (0, 1) if number % 2 else (1, 0):  # neither side is always the first
                 start = time.perf_counter()
-                pipes[side].send("go")
-                cpu, step_losses = pipes[side].recv()
+                ((cpu, step_losses),) = teams[side].take_turn()
                 if number:  # block 0 is the warm-up
                     sides[side].seconds.append(time.perf_counter() - start)
                     sides[side].cpu_seconds.append(cpu)
@@ -139,8 +130,8 @@ def compare(setting: Setting) -> tuple[Side, Side, list[list[float]]]:
     except EOFError:
         raise SystemExit(f"a side has ended\n{(setting.folder / 'log.txt').read_text()[-3000:]}") from None
     finally:
-        for process in processes:
-            process.kill()
+        for team in teams:
+            team.end()
     return *sides, [[record.lm_loss for record in read_metrics(setting.folder / "run").train], losses]
 
 

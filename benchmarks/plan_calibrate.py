@@ -11,7 +11,6 @@ What it does not show: a GPU's rates, more than one machine, a step beside a sav
 """
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from common import recipe
 from hf_trainer import Setting, join_job
-from turns import Turns, free_port, train_in_turns
+from turns import Team, Turns, free_port, train_in_turns
 
 LAYOUTS = {
     "one process": (1, {}),
@@ -60,29 +59,18 @@ def measure(configs: dict, settings: dict[str, Setting]) -> dict[str, list[float
     """Seconds of the steps that train logged, by layout, those of the warm-up left out."""
     from megatron_sky.monitor.metrics import read_metrics
 
-    spawn = multiprocessing.get_context("spawn")
-    teams, processes = {}, []
+    teams = []
     for name, setting in settings.items():
-        port, pipes = free_port(), []
-        for rank in range(setting.nproc):
-            pipe, far_end = spawn.Pipe()
-            processes.append(spawn.Process(target=train, args=(far_end, setting, rank, port, configs[name])))
-            processes[-1].start()
-            far_end.close()
-            pipes.append(pipe)
-        teams[name] = pipes
+        port = free_port()
+        teams.append(Team(train, [(setting, rank, port, configs[name]) for rank in range(setting.nproc)]))
     rounds = next(iter(settings.values())).rounds
     try:
         for _ in range(rounds + 1):
-            for pipes in teams.values():
-                for pipe in pipes:
-                    pipe.send("go")
-                for pipe in pipes:
-                    pipe.recv()
+            for team in teams:
+                team.take_turn()
     finally:  # a step is logged before its rank answers
-        for process in processes:
-            process.kill()
-            process.join()
+        for team in teams:
+            team.end()
     return {
         name: [record.step_seconds for record in read_metrics(setting.folder / "run").train][setting.warmup_steps :]
         for name, setting in settings.items()

@@ -1,7 +1,15 @@
-"""Sides of a comparison that stay alive and take turns, a block of steps each, so that both meet the same noise."""
+"""Sides of a comparison that stay alive and take turns, a block of steps each, so that both meet the same noise.
 
+While it is another's turn, a side's processes are stopped by SIGSTOP: gloo's threads of each process group wake up a
+hundred times a second, and those of nine waiting processes cost the one that trains 13 % of two cores.
+"""
+
+import multiprocessing
+import os
+import signal
 import socket
 import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
@@ -14,6 +22,39 @@ class Blocks(Protocol):
     def steps_per_block(self) -> int: ...
     @property
     def rounds(self) -> int: ...
+
+
+class Team:
+    """A side's processes, each running `work(pipe, *arguments)` with a `Turns` on its pipe."""
+
+    def __init__(self, work: Callable, arguments: Sequence[tuple]):
+        spawn = multiprocessing.get_context("spawn")
+        self._pipes, self._processes = [], []
+        for each in arguments:
+            pipe, far_end = spawn.Pipe()
+            process = spawn.Process(target=work, args=(far_end, *each))
+            process.start()
+            far_end.close()
+            self._pipes.append(pipe)
+            self._processes.append(process)
+
+    def take_turn(self) -> list[tuple[float, list[float]]]:
+        """Lets all of them run a block of steps: each one's CPU seconds and losses. EOFError where one has ended."""
+        self._signal(signal.SIGCONT)
+        for pipe in self._pipes:
+            pipe.send("go")
+        answers = [pipe.recv() for pipe in self._pipes]
+        self._signal(signal.SIGSTOP)
+        return answers
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            os.kill(process.pid, number)
 
 
 class Turns:

@@ -63,6 +63,7 @@ KINDS: Mapping[str, Kind] = {
     "reduce_scatter": Kind(("ranks", "bytes"), _bytes),
     "all_gather": Kind(("ranks", "bytes"), _bytes),
     "send": Kind(("ranks", "bytes"), _bytes),
+    "wait": Kind(("ranks", "microseconds"), lambda _ranks, microseconds: [microseconds, 1.0]),
     "step": Kind(
         ("layers", "micro_batches"),
         lambda layers, micro_batches: [layers * micro_batches, micro_batches, layers, 1.0],
@@ -70,9 +71,12 @@ KINDS: Mapping[str, Kind] = {
 }
 """What is measured. A layer is measured without its products and attention: `gated` is RMSNorm, SwiGLU and rotary
 positions, `plain` LayerNorm, GELU and biases. `gradients`: set to zero and scaled; `update`: norm, clipping and AdamW.
+`wait`: for the slower ranks at a collective, after so long a piece of work of the rank's own.
 `step`: of a model of TINY, for what starting operators and a step cost where there is nothing to compute."""
 
 COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "send")
+BETWEEN_RANKS = (*COLLECTIVES, "wait")
+"""Kinds that the table of one rank lacks; files of earlier versions have no `wait`."""
 TINY = {"tokens": 64, "hidden": 64, "qkv": 192, "ffn": 192, "heads": 2, "head_size": 32, "vocabulary": 128}
 Row = tuple[float, ...]
 _NEAR = 0.2  # weight of "no correction" beside a measured size's 1
@@ -139,6 +143,12 @@ class Rates:
         share = 1.0 if kind == "send" else (ranks - 1) / ranks / ((near - 1) / near)
         return group.seconds(near, size_bytes) * share
 
+    def waiting(self, dtype: str, work: float) -> float:
+        """Seconds that a rank waits for the slower ones at a collective that it comes to after `work` seconds."""
+        if not any(kind == "wait" for kind, _ in self.curves):
+            return 0.0
+        return self.seconds("wait", dtype, self.ranks, 1e6 * work)
+
     def peak(self, dtype: str) -> float:
         """FLOP/s of the fastest measured product."""
         rows = self._curve("product_forward", dtype).rows
@@ -202,7 +212,7 @@ def _read_curves(raw: object, where: str, again: str) -> tuple[dict[tuple[str, s
         Problem(f"{where}.{name}", "is no kind of operator", f"known: {', '.join(KINDS)}")
         for name in raw.keys() - KINDS
     ]
-    needed = [name for name in KINDS if name not in COLLECTIVES]
+    needed = [name for name in KINDS if name not in BETWEEN_RANKS]
     problems += [Problem(f"{where}.{name}", "is missing", again) for name in needed if name not in raw]
     curves = {}
     for name, formats in raw.items():

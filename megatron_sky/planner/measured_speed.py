@@ -10,11 +10,15 @@ from megatron_sky.planner.parameters import most_trained
 
 @dataclass(frozen=True)
 class LayerPass:
-    """One layer's forward or backward pass on one micro batch, without collectives."""
+    """One layer's forward or backward pass on one micro batch, without the transfers of its collectives."""
 
     products: float
     attention: float
     memory_kernels: float
+    wait_tp: float
+    """For slower ranks, at two collectives."""
+    wait_cp: float
+    """At one."""
 
 
 def layer_passes(job: Job, rates: Rates, linears: Sequence[tuple[float, float]]) -> tuple[LayerPass, LayerPass]:
@@ -42,7 +46,11 @@ def layer_passes(job: Job, rates: Rates, linears: Sequence[tuple[float, float]])
     for name, products, share in (("forward", forward, 1 / 3), ("backward", backward, 2 / 3)):
         attention = rates.seconds(f"attention_{name}", job.dtype, *attention_sizes)
         kernels = rates.seconds(f"{style}_layer_{name}", job.dtype, *layer_sizes)
-        passes.append(LayerPass(products, attention, kernels + share * start))
+        kernels += share * start
+        work = products + attention + kernels
+        wait_tp = 2 * rates.waiting(job.dtype, work / 2) if tp > 1 else 0.0
+        wait_cp = rates.waiting(job.dtype, work) if job.layout.cp_size > 1 else 0.0
+        passes.append(LayerPass(products, attention, kernels, wait_tp, wait_cp))
     return passes[0], passes[1]
 
 

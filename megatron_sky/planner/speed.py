@@ -127,8 +127,10 @@ def layer_seconds(job: Job, c: hardware.Coefficients) -> tuple[Seconds, Seconds]
     if job.rates is not None:
         one, other = measured_speed.layer_passes(job, job.rates, linears(job))
         return (
-            Seconds(one.products, one.attention, one.memory_kernels, forward_tp, cp),
-            Seconds(other.products, other.attention, other.memory_kernels, backward_tp, cp),
+            Seconds(one.products, one.attention, one.memory_kernels, forward_tp + one.wait_tp, cp + one.wait_cp),
+            Seconds(
+                other.products, other.attention, other.memory_kernels, backward_tp + other.wait_tp, cp + other.wait_cp
+            ),
         )
     gpu, t = job.cluster.gpu, job.tokens
     forward_products = backward_products = 0.0

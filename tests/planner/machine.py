@@ -1,6 +1,6 @@
 """A measured machine whose every operator takes the seconds that its terms say: no rank measures anything."""
 
-from megatron_sky.planner.calibration.sizes import STEPS, sizes_of
+from megatron_sky.planner.calibration.sizes import STEPS, WORK_MICROSECONDS, sizes_of
 from megatron_sky.planner.measured import COLLECTIVES, KINDS
 
 RATE = 1e-10
@@ -17,6 +17,8 @@ def table(ranks: int, slower: float = 1.0) -> dict:
     for kind in KINDS:
         if kind in COLLECTIVES:
             rows = [(2, 1 << power) for power in (10, 16, 20, 24)] if ranks > 1 else []
+        elif kind == "wait":
+            rows = [(2, microseconds) for microseconds in WORK_MICROSECONDS] if ranks > 1 else []
         elif kind == "step":
             rows = list(STEPS)
         else:

@@ -6,8 +6,10 @@ import yaml
 from megatron_sky.planner.forecast import Forecast, usable_bytes
 from megatron_sky.planner.hardware import cluster_of, find_gpu
 from megatron_sky.planner.job import Job
+from megatron_sky.planner.measured import Rates, read_measured
+from megatron_sky.planner.measured_speed import layer_passes
 from megatron_sky.planner.memory import GIB
-from megatron_sky.planner.speed import step_seconds
+from megatron_sky.planner.speed import linears, step_seconds
 from megatron_sky.planner.timeline import play
 from tests.planner.machine import entry, seconds_of
 
@@ -35,6 +37,26 @@ def test_two_ranks_are_not_twice_the_machine(make_measured_job):
     for layout in ((), ("parallel.tp_size=2",), ("parallel.pp_size=2",)):
         together = step_seconds(make_measured_job(*layout, ranks=2)).total
         assert together > 0.95 * alone, layout
+
+
+def test_ranks_wait_for_the_slower_ones_at_each_collective(make_measured_job, monkeypatch):
+    job = make_measured_job("parallel.tp_size=2", ranks=2)
+    rates = job.rates
+    assert rates.waiting("fp32", 0.02) == pytest.approx(2 * seconds_of("wait", 2, 20_000), rel=0.05)
+    forward, backward = layer_passes(job, rates, linears(job))
+    assert min(forward.wait_tp, backward.wait_tp) > 0 == forward.wait_cp
+    step = step_seconds(job)
+    monkeypatch.setattr(Rates, "waiting", lambda *_: 0.0)
+    waits = job.num_microbatches * job.model.num_layers * (forward.wait_tp + backward.wait_tp)
+    assert step.total - step_seconds(job).total == pytest.approx(waits)
+
+
+def test_a_file_of_an_earlier_version_has_no_waits():
+    measured = entry()["measured"]
+    for each in measured:
+        each["seconds"].pop("wait", None)
+    tables, problems = read_measured(measured, "measured")
+    assert not problems and tables.at(2).waiting("fp32", 0.02) == 0.0
 
 
 def test_nothing_hides_where_cores_compute_and_send(make_measured_job):

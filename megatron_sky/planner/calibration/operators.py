@@ -6,6 +6,8 @@ left are norms, positions, activation, additions, and what Python and autograd t
 
 import contextlib
 import itertools
+import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +25,8 @@ from megatron_sky.trainer.step import StepRunner
 Run = Callable[[], None]
 _COLD_BYTES = 64 << 20
 """Weights lie in more memory than the caches hold, as those of a step do."""
+_LAYERS_BETWEEN = 8
+"""The attention whose backward pass is timed was computed so many layers before."""
 _GATED = {"normalization": "rmsnorm", "activation": "swiglu", "position_embedding": "rope", "add_bias_linear": False}
 _PLAIN = {
     "normalization": "layernorm",
@@ -95,16 +99,27 @@ class Operators:
     def _attention(self, batch: int, queries: int, keys: int, heads: int, head_size: int) -> list[tuple[str, Run]]:
         assert queries == keys, "whole sequences are measured"
         core = self._layer_of(self._model(heads * head_size, heads, 64, queries)).self_attention.core_attention
-        mixed = self._random(queries, batch, heads, 3 * head_size).requires_grad_()
+        shape = (queries, batch, heads, 3 * head_size)
+        inputs = [
+            part.view(shape).requires_grad_()
+            for part in self._pool.split(math.prod(shape))[:_LAYERS_BETWEEN]
+            if part.numel() == math.prod(shape)
+        ]
         gradient = self._random(queries, batch, heads * head_size)
-        kept: list[torch.Tensor] = []
+        kept: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
 
         def forward() -> None:
-            kept[:] = [core(*mixed.split(head_size, dim=-1), None)]
+            mixed = inputs[0]
+            inputs.append(inputs.pop(0))
+            kept.append((mixed, core(*mixed.split(head_size, dim=-1), None)))
 
-        def backward() -> None:
-            kept.pop().backward(gradient)
+        def backward() -> None:  # what it reads was computed long before, as in a step
+            mixed, output = kept.popleft()
+            output.backward(gradient)
             mixed.grad = None
+
+        for _ in inputs[1:]:
+            forward()
 
         return [("attention_forward", forward), ("attention_backward", backward)]
 

@@ -22,7 +22,7 @@ from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.helpers import end_with
 from megatron_sky.distributed.launch import LOOPBACK, RankInfo
 from megatron_sky.planner.calibration.operators import Operator, Operators, tiny_config
-from megatron_sky.planner.calibration.sizes import STEPS, bytes_of_collectives, sizes_of
+from megatron_sky.planner.calibration.sizes import STEPS, WORK_MICROSECONDS, bytes_of_collectives, sizes_of
 from megatron_sky.planner.measured import COLLECTIVES
 from megatron_sky.planner.rehearsal.run import make_step_batches
 
@@ -41,6 +41,8 @@ _MOST_RUNS = 50
 _LONGEST_SECONDS = 1.0
 """Of an operator's run; larger sizes of its kind are left out."""
 _FEWEST_ROUNDS = 3
+_WAIT_SIZE = 512
+_WAIT_RUNS = 12
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def _round(context: ParallelContext, prepared: dict[str, list]) -> Iterator[tupl
     for dtype in prepared:
         for kind, sizes, seconds in _collectives(context, dtype):
             yield dtype, kind, sizes, seconds
+        for sizes, seconds in _waits(context, dtype):
+            yield dtype, "wait", sizes, seconds
 
 
 def _prepared(context: ParallelContext, dtype: str) -> Iterator[list[Operator]]:
@@ -207,6 +211,40 @@ def _time_collective(run: Callable[[], object], group, runs: int = 4) -> list[fl
         device.synchronize()
         seconds.append(time.perf_counter() - start)
     return [statistics.median(seconds)]
+
+
+def _waits(context: ParallelContext, dtype: str) -> Iterator[tuple[tuple[int, int], float]]:
+    """How long an all-reduce takes beyond its own time where every rank comes to it from products of its own."""
+    if context.world_size == 1:
+        return
+    wide = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    one, other, sums = (torch.ones(_WAIT_SIZE, _WAIT_SIZE, dtype=wide, device=context.device) for _ in range(3))
+
+    def work(products: int) -> float:
+        start = time.perf_counter()
+        for _ in range(products):
+            torch.matmul(one, other)
+        device.synchronize()
+        return time.perf_counter() - start
+
+    def reduce() -> float:
+        start = time.perf_counter()
+        dist.all_reduce(sums)
+        device.synchronize()
+        return time.perf_counter() - start
+
+    work(_WAIT_RUNS)
+    a_product = max(context.gather_objects(work(_WAIT_RUNS) / _WAIT_RUNS))
+    for microseconds in WORK_MICROSECONDS:
+        products = max(1, round(microseconds * 1e-6 / a_product))
+        alone, after = [], []
+        for _ in range(_WAIT_RUNS):
+            sums.fill_(1)
+            dist.barrier()
+            alone.append(reduce())
+            work(products)
+            after.append(reduce())
+        yield (context.world_size, microseconds), max(statistics.mean(after) - statistics.median(alone), 1e-7)
 
 
 def _table(context: ParallelContext, rows: dict) -> list[tuple[str, str, tuple, float]]:

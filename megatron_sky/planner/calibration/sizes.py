@@ -51,6 +51,8 @@ _PARAMETERS = (1 << 20, 1 << 23)
 _BYTES = (1 << 10, 1 << 16, 1 << 20, 1 << 22, 1 << 24, 1 << 26)
 STEPS = ((1, 1), (1, 4), (3, 1), (3, 4))
 """Layers and micro batches of the tiny model."""
+WORK_MICROSECONDS = (5000, 20000)
+"""Between two collectives."""
 
 
 def sizes_of(kind: str, on_gpu: bool) -> Sizes:

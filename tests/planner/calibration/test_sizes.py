@@ -3,11 +3,11 @@
 import pytest
 
 from megatron_sky.planner.calibration.sizes import bytes_of_collectives, sizes_of
-from megatron_sky.planner.measured import COLLECTIVES, KINDS
+from megatron_sky.planner.measured import BETWEEN_RANKS, KINDS
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {*COLLECTIVES, "step"}))
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {*BETWEEN_RANKS, "step"}))
 def test_each_kind_has_enough_sizes_for_its_terms(kind, on_gpu):
     sizes = sizes_of(kind, on_gpu)
     kind = KINDS[kind]
