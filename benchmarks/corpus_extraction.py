@@ -2,13 +2,13 @@
 
     python benchmarks/corpus_extraction.py [--engine resiliparse trafilatura] [--show news_en]
 
-The pages (`extraction/*.html`) were written for this: news with menus, related links and comments, a forum, manuals with
-code, tables, blogs with lists, encyclopedias; in UTF-8, GBK and Latin-1 as their own `charset` says. What stands between
-the signs ⟦ and ⟧ is the text that a corpus should have; it was marked before any extractor had seen the pages: titles,
-paragraphs, lists, tables, code, and the posts of a forum, without bylines, captions, info boxes, references, comments
-below articles, and whatever leads elsewhere. The signs are taken out, and the page goes through the pipeline's own decoder
-and extractor. Tokens are English words and single Chinese characters, counted as a bag; "4-grams" does the same with four
-tokens in a row, so that text in another order, or with something in between, counts as wrong.
+The pages (`extraction/*.html`) were written for this: news with menus, related links and comments, a forum, manuals
+with code, tables, blogs with lists, encyclopedias; in UTF-8, GBK and Latin-1 as their own `charset` says. What stands
+between the signs ⟦ and ⟧ is the text that a corpus should have. It was marked before any extractor had seen the pages:
+titles, paragraphs, lists, tables, code, and the posts of a forum; without bylines, captions, info boxes, references,
+comments below articles, and whatever leads elsewhere. The signs are taken out, and the page goes through the pipeline's
+own decoder and extractor. Tokens are English words and single Chinese characters, counted as a bag; "4-grams" does the
+same with four tokens in a row, so that text in another order, or with something in between, counts as wrong.
 """
 
 import argparse

@@ -20,6 +20,27 @@ from megatron_sky.corpus.stage import Stage
 
 _PLAIN_LIST = re.compile(r"<ul\b[^<>]*>((?:(?!<ul\b|<a\b|</ul).)*)</ul\s*>", re.IGNORECASE | re.DOTALL)
 _ITEM = re.compile(r"(</?)li\b", re.IGNORECASE)
+_SKIPPED = [
+    *("[class*=breadcrumb]", "[class*=pinglun]", "[id*=pinglun]", ".sharedaddy"),
+    # MediaWiki
+    *(".mw-editsection", "sup.reference", ".references", ".reflist", ".navbox", ".infobox", ".catlinks", ".hatnote"),
+    *("#siteSub", "#jump-to-nav", "#toc", ".toc"),
+    # phpBB
+    *(".postprofile", ".postbody .author", ".postbody .signature", ".post-buttons", ".action-bar"),
+    # Discuz!
+    *("#toptb", "#pt", "#nv", "#ft", "td.pls", "td.plc .pi", "td.plc .sign", "td.plc .po", "td.plc .pct .pstatus"),
+    # Baidu Baike
+    *(".basic-info", ".lemma-catalog", ".edit-lemma", ".edit-icon", ".lemma-reference", ".side-content", ".open-tag"),
+    *(".top-tool", ".album-list"),
+]
+"""Elements that are no text of the page's own, by the names that widespread page software gives them."""
+_NOTICE = re.compile(
+    r"^[ \t\u3000]*(?:[（(【\[]?责任编辑|您?(?:当前|现在|所在)的?位置[：:]|设为首页|加入收藏|分享到[：:]|"
+    r"[上下]一篇[：:]|友情链接[：:]|"
+    r"(?:Copyright|版权所有) ?[©(：:]|©|Powered by |All rights reserved).{0,120}$\n?",
+    re.MULTILINE,
+)
+"""Short lines of a page's frame."""
 _BLANK = re.compile(r"[ \t]+(?=\n)|(?<=\n)\n+")
 
 
@@ -39,7 +60,10 @@ class Resiliparse(BaseExtractor):
         from resiliparse.extract.html2text import extract_plain_text
 
         text = _PLAIN_LIST.sub(_as_paragraphs, text)
-        return str(extract_plain_text(text, main_content=True, alt_texts=False, noscript=False))
+        found = extract_plain_text(
+            text, main_content=True, alt_texts=False, noscript=False, comments=False, skip_elements=_SKIPPED
+        )
+        return _NOTICE.sub("", found)
 
 
 def _as_paragraphs(match: re.Match[str]) -> str:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from megatron_sky.corpus.extract import Extract, Sandbox, build_extractor, clean
@@ -19,6 +21,26 @@ def test_main_text_is_taken_and_a_link_stays_in_its_line(tmp_path, document):
     assert all(part in kept[0].text for part in ("工匠用石头把它建在河上", "x = 1", "第一点", "second"))
     assert not any(word in kept[0].text for word in ("Home", "var x", "all rights"))
     assert read_stage(tmp_path, "extract")["web"].dropped["no_main_text"].documents == 1
+
+
+def test_marked_pages_are_met(monkeypatch):
+    """The measure of benchmarks/corpus_extraction.py; its pages were marked before an extractor saw them."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    from corpus_extraction import mean_f1, score, score_pages
+
+    assert score("b c d e", "a b c d").f1 == 0.75 and score("b c d e", "a b c d").f1_of_grams == 0
+    scores = score_pages("resiliparse")
+    assert len(scores) == 12
+    for language in ("en", "zh"):
+        assert mean_f1(scores, language) >= 0.95 and mean_f1(scores, language, "f1_of_grams") >= 0.93, scores
+
+
+def test_lines_of_a_pages_frame_go_and_sentences_with_their_words_stay():
+    kept = "上一篇文章说过这件事，责任编辑也看过。"
+    frame = "<p>（责任编辑：王明）</p><div>您现在的位置：首页 &gt; 新闻</div><p>© 2023 site</p>"
+    page = f"<main><article><h1>题目</h1><p>{kept * 3}</p><p>{kept * 4}</p>{frame}</article></main>"
+    text = build_extractor(ExtractConfig()).extract(page)
+    assert text.count(kept) == 7 and not any(word in text for word in ("王明", "您现在", "2023"))
 
 
 class Endless:
