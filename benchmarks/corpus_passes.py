@@ -31,6 +31,7 @@ def write_texts(path: Path, size: int) -> None:
     english = ["".join(draw.choice(letters, draw.integers(2, 10))) for _ in range(40_000)]
     english[:9] = ["the", "of", "and", "to", "that", "is", "was", "for", "with"]
     chinese = [chr(code) for code in draw.permutation(np.arange(0x4E00, 0x4E00 + 5000))]
+    chinese[:9] = list("的了是在和有我不这")
     earlier: list[str] = []
     done = 0
     with open(path, "w", encoding="utf-8") as file:

@@ -30,7 +30,8 @@ RULES = ("exact", "exact_held_out", "url", "url_held_out", "near", "near_held_ou
 _KINDS = ("exact", "url")
 SIZES = "cluster_sizes"
 _NEVER_ASKED = "signatures are made of grams, not of datatrove's words"
-_SHINGLES_AT_ONCE = 8192  # of one document, each with all hashes of the signature in memory
+_SHINGLES_AT_ONCE = 256  # of one document, each with all hashes of the signature: what a processor's cache holds
+_PRIME = np.uint64((1 << 61) - 1)
 
 
 def choose_losers(entries: np.ndarray, rule: int) -> np.ndarray:
@@ -183,8 +184,20 @@ class Signatures(MinhashDedupSignature):
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
         starts = range(0, len(shingles), _SHINGLES_AT_ONCE)
-        parts = [super(Signatures, self).get_signature(shingles[i : i + _SHINGLES_AT_ONCE]) for i in starts]
-        return np.min(np.array(parts, dtype=np.uint64), axis=0).tolist()
+        least = np.min([self._least(shingles[start : start + _SHINGLES_AT_ONCE]) for start in starts], axis=0)
+        return [part.tolist() for part in np.split(least, self.config.num_buckets)]
+
+    def _least(self, shingles: np.ndarray) -> np.ndarray:
+        """The smallest value of each hash function over some shingles, `[number of hashes]`: that of datatrove, whose
+        remainder by 2^61 - 1 is taken without a division."""
+        factors, offsets = self.parameters
+        values = shingles * factors
+        values += offsets
+        rest = values >> np.uint64(61)
+        values &= _PRIME
+        values += rest
+        np.subtract(values, _PRIME, out=rest)  # what would be negative wraps around and is large
+        return np.min(np.minimum(values, rest, out=rest), axis=0)
 
 
 class WriteQualities(PipelineStep):

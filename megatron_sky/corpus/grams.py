@@ -4,6 +4,8 @@ One cut for all texts, so that a document in both languages needs no choice: a C
 English one is one of words. Case, width, punctuation and white space make no difference.
 """
 
+import functools
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -14,8 +16,9 @@ import xxhash
 _TOKEN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
 
 
+@functools.lru_cache(maxsize=1)  # several steps in a row ask for those of the same document
 def tokens_of(text: str) -> list[str]:
-    """`["今", "天", "2023", "word"]` of `"今天 2023, Word!"`."""
+    """`["今", "天", "2023", "word"]` of `"今天 2023, Word!"`; not to be changed."""
     return _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
 
 
@@ -35,8 +38,14 @@ def hash_text(text: str) -> int:
 
 def gram_hashes(text: str, size: int) -> np.ndarray:
     """The different n-grams of a text as sorted 64-bit hashes, `[number of n-grams]`."""
-    hashes = np.fromiter(map(hash_text, grams_of(tokens_of(text), size)), dtype=np.uint64)
-    return np.unique(hashes)
+    tokens = tokens_of(text)
+    joined = " ".join(tokens).encode()
+    starts = list(
+        itertools.accumulate(map(len, map(str.encode, tokens)), lambda start, length: start + length + 1, initial=0)
+    )
+    ends = [start - 1 for start in starts[size:] or starts[1:][-1:]]  # of a text shorter than an n-gram, all of it
+    parts = map(joined.__getitem__, map(slice, starts, ends))
+    return np.unique(np.fromiter(map(xxhash.xxh3_64_intdigest, parts), dtype=np.uint64))
 
 
 def content_key(text: str) -> int:

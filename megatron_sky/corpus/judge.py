@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from datatrove.data import Document
 
+from megatron_sky.corpus.characters import count_kinds
 from megatron_sky.corpus.contamination import BenchmarkIndex
 from megatron_sky.corpus.grams import content_key, share_of
 from megatron_sky.corpus.heuristics import judge_code, judge_pair, judge_text
@@ -90,7 +91,7 @@ def count_document(account: StageAccount, document: Document) -> None:
 
 def quality_of(text: str) -> float:
     """By which the best of equal documents is chosen: letters, weighed down by signs and by very short lines."""
-    letters = sum(map(str.isalpha, text))
+    letters = count_kinds(text).letters
     lines = [line for line in text.splitlines() if line.strip()]
     long_lines = sum(len(line) >= 20 for line in lines) / max(1, len(lines))
     return float(np.float32(letters * (0.5 + 0.5 * letters / max(1, len(text))) * (0.5 + 0.5 * long_lines)))

@@ -6,9 +6,8 @@ the words that are frequent in it alone; words that other languages have too ("i
 
 import re
 
-_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-_KANA = re.compile(r"[\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9d]")
-_LATIN = re.compile(r"[A-Za-z]")
+from megatron_sky.corpus.characters import count_kinds
+
 _WORD = re.compile(r"[A-Za-zÀ-ÖØ-öø-ÿĀ-ſ']+")
 _PARAGRAPH = re.compile(r"\n+")
 LEAST_HAN = 0.2  # of letters, where a Han character counts for two
@@ -25,28 +24,28 @@ ENGLISH_WORDS = frozenset(
 
 def count_han(text: str) -> int:
     """Chinese characters."""
-    return len(_HAN.findall(text))
+    return count_kinds(text).han
 
 
 def count_latin(text: str) -> int:
     """Letters from A to Z."""
-    return len(_LATIN.findall(text))
+    return count_kinds(text).latin
 
 
 def language_of(text: str) -> str:
     """`zh`, `en` or `other`; `other` too for what has no letters."""
     text = text[:_MOST_CHARACTERS]
-    han, latin = count_han(text), count_latin(text)
-    letters = sum(map(str.isalpha, text))
-    if letters == 0:
+    kinds = count_kinds(text)
+    if kinds.letters == 0:
         return "other"
-    weighed = 2 * han / (letters + han)
+    weighed = 2 * kinds.han / (kinds.letters + kinds.han)
     if weighed >= LEAST_HAN:
-        return "zh" if len(_KANA.findall(text)) < 0.1 * han else "other"
-    if latin < 0.8 * letters:
+        return "zh" if kinds.kana < 0.1 * kinds.han else "other"
+    if kinds.latin < 0.8 * kinds.letters:
         return "other"
-    words = [word.lower() for word in _WORD.findall(text)]
-    return "en" if words and sum(word in ENGLISH_WORDS for word in words) >= LEAST_ENGLISH * len(words) else "other"
+    words = _WORD.findall(text)
+    num_english = sum(map(ENGLISH_WORDS.__contains__, map(str.lower, words)))
+    return "en" if words and num_english >= LEAST_ENGLISH * len(words) else "other"
 
 
 def paragraph_languages(text: str) -> list[tuple[str, str | None]]:

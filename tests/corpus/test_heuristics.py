@@ -1,11 +1,19 @@
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("datatrove")
 
-from megatron_sky.corpus.heuristics import judge_code, judge_pair, judge_text
+from megatron_sky.corpus.heuristics import (
+    _ENGLISH_ADS,
+    _may_advertise,
+    judge_code,
+    judge_pair,
+    judge_text,
+    repeated_characters,
+)
 from megatron_sky.corpus.recipe import CodeThresholds, HeuristicsConfig, PairThresholds
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -93,3 +101,18 @@ def test_real_news_stays():
 )
 def test_pairs_that_are_no_translations(zh, en, rule):
     assert judge_pair(zh, en, PairThresholds()) == rule
+
+
+def test_repeated_characters_are_those_of_datatrove():
+    gopher = pytest.importorskip("datatrove.pipeline.filters.gopher_repetition_filter")
+    draw = random.Random(2)
+    for vocabulary, size in ((3, 2), (4, 5), (50, 3), (5000, 10)):
+        tokens = ["a" * draw.randint(1, 3) + str(draw.randrange(vocabulary)) for _ in range(400)]
+        assert repeated_characters(tokens, size) == gopher.find_all_duplicate(tokens, size)
+    assert repeated_characters([], 5) == repeated_characters(["a"], 5) == 0
+
+
+@pytest.mark.parametrize("phrase", ["Click HERE", "cheap watches online", "Sign up today", "unſubſcribe"])
+def test_the_short_cut_to_advertisements_loses_none(phrase):
+    assert _may_advertise(f"Some text, {phrase}.") and _ENGLISH_ADS.search(f"Some text, {phrase}.")
+    assert not _may_advertise("The river flows by the old house in the valley.")
