@@ -209,6 +209,17 @@ def product_dtype(dtype: "torch.dtype") -> "torch.dtype":
     return dtype if own else torch.float32
 
 
+def flash_attention_takes(query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", dropout: float) -> bool:
+    """Whether a GPU's flash kernel computes causal attention of these, `[b, heads, s, d]`; not on a CPU."""
+    from torch.backends import cuda
+
+    if query.device.type == "cpu":
+        return False
+    grouped = query.shape[1] != key.shape[1]
+    # Not called causal, as torch refuses that where there are more keys than queries.
+    return cuda.can_use_flash_attention(cuda.SDPAParams(query, key, value, None, dropout, False, grouped))
+
+
 def available_cores() -> int:
     """Cores this process may use: a container's or a job step's share, not the machine's."""
     if hasattr(os, "sched_getaffinity"):

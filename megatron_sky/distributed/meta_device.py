@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.attention import bias
+from torch.utils._python_dispatch import _disable_current_modes
 
 from megatron_sky.distributed import compat, cpu_emulation
 
@@ -84,6 +86,9 @@ def install(watch: Watch, install_te: Callable[[], None] | None = None) -> None:
     modules["fused_weight_gradient_mlp_cuda"] = _weight_gradients(watch)
     compat.replace_members(torch.Tensor, is_cuda=property(lambda self: self.is_meta))
     compat.replace_members(F, rms_norm=_rms_norm(watch), scaled_dot_product_attention=_attention)
+    compat.replace_members(torch.backends.cuda, can_use_flash_attention=_takes_flash)
+    compat.replace_members(bias.CausalBias, __new__=_new_bias)
+    compat.replace_members(bias, can_use_flash_attention=_takes_flash, can_use_efficient_attention=_takes_efficient)
     redirect = functools.partial(cpu_emulation.redirect, torch.device("meta"), compiled=compiled)
     if install_te is None:
         redirect()
@@ -164,31 +169,53 @@ def _rms_norm(watch: Watch):
     return rms_norm
 
 
+def _takes_flash(params) -> bool:
+    """torch's `can_use_flash_attention` on a GPU with tensor cores for bf16."""
+    query = params.query
+    fits = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= _LARGEST_HEAD
+    return fits and params.attn_mask is None
+
+
+def _takes_efficient(params) -> bool:
+    """torch's `can_use_efficient_attention`."""
+    query = params.query
+    step = 8 if query.dtype in (torch.bfloat16, torch.float16) else 4
+    return query.shape[1] == params.key.shape[1] and query.shape[-1] % step == 0
+
+
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     """The kernel that torch 2.10 to 2.14 take for these operands on a GPU with tensor cores for bf16.
 
     Source: torch's `sdp_utils.cpp`. Flash attention knows grouped queries and no mask, the efficient kernel a mask and
     no grouped queries; what neither can do is computed by products and a softmax, which hold all scores. The kernel of
-    cuDNN, which a Hopper GPU may take in flash attention's place, keeps the same tensors.
+    cuDNN, which a Hopper GPU may take in flash attention's place, keeps the same tensors. A causal mask aligned to the
+    lower right corner is a name, by which torch itself finds the kernel.
     """
-    ops = torch.ops.aten
-    grouped = query.shape[1] != key.shape[1]
-    size, is_16_bit = query.shape[-1], query.dtype in (torch.bfloat16, torch.float16)
-    if attn_mask is None and is_16_bit and size <= _LARGEST_HEAD:
+    if isinstance(attn_mask, bias.CausalBias):
+        return attn_mask._dispatch(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    ops, size = torch.ops.aten, query.shape[-1]
+    params = torch.backends.cuda.SDPAParams(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+    if _takes_flash(params):
         padded = [F.pad(each, (0, -size % 8)) if size % 8 else each for each in (query, key, value)]
         scale = size**-0.5 if scale is None else scale
         out = ops._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, False, scale=scale)[0]
         return out[..., :size] if size % 8 else out
     mask = None if attn_mask is None else _additive(attn_mask, query.dtype)
-    if not grouped and size % (8 if is_16_bit else 4) == 0:
+    if _takes_efficient(params):
         needs_grad = any(each.requires_grad for each in (query, key, value))
-        bias = None if mask is None else _aligned(mask, query, key)
+        aligned = None if mask is None else _aligned(mask, query, key)
         return ops._scaled_dot_product_efficient_attention(
-            query, key, value, bias, needs_grad, dropout_p, is_causal, scale=scale
+            query, key, value, aligned, needs_grad, dropout_p, is_causal, scale=scale
         )[0]
     return ops._scaled_dot_product_attention_math(
         query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )[0]
+
+
+def _new_bias(kind, *args, **kwargs):
+    """A mask that is only a name; torch can't make a tensor of a kind of its own while a mode watches."""
+    with _disable_current_modes():
+        return torch.Tensor.__new__(kind)
 
 
 def _additive(mask, dtype):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from megatron_sky.planner.job import Job
 from megatron_sky.planner.measured import Rates
+from megatron_sky.planner.memory import takes_bounds
 from megatron_sky.planner.parameters import most_trained
 
 
@@ -29,11 +30,10 @@ def layer_passes(job: Job, rates: Rates, linears: Sequence[tuple[float, float]])
         forward += rates.seconds("product_forward", job.dtype, t, n, k)
         backward += rates.seconds("product_input_gradient", job.dtype, t, n, k)
         backward += rates.seconds("product_weight_gradient", job.dtype, t, n, k) if job.lora is None else 0.0
-    masked = job.document_mask or job.layout.cp_size > 1  # with a mask all scores are computed, not half of them
     attention_sizes = (
         job.micro_batch_size,
         m.seq_length // job.layout.cp_size,
-        m.seq_length * (2 if masked else 1),
+        m.seq_length * _masked_scores(job),
         m.num_attention_heads / tp,
         m.head_size,
     )
@@ -52,6 +52,18 @@ def layer_passes(job: Job, rates: Rates, linears: Sequence[tuple[float, float]])
         wait_cp = rates.waiting(job.dtype, work) if job.layout.cp_size > 1 else 0.0
         passes.append(LayerPass(products, attention, kernels, wait_tp, wait_cp))
     return passes[0], passes[1]
+
+
+def _masked_scores(job: Job) -> float:
+    """Scores that are computed, in those of a causal kernel, which leaves out the half that is not seen.
+
+    With a mask none are left out. A context-parallel rank's two chunks each have the keys up to their own end, and on
+    a GPU a mask only where documents are kept apart.
+    """
+    cp = job.layout.cp_size
+    if cp > 1:
+        return 1 + 1 / (2 * cp) if job.cluster.gpu.shared or job.document_mask else 1.0
+    return 2.0 if job.document_mask and (job.cluster.gpu.shared or not takes_bounds(job)) else 1.0
 
 
 def embedding(job: Job, rates: Rates) -> float:

@@ -119,16 +119,11 @@ def layer_activations(job: Job, whole: bool = False) -> float:
     stream = h / (tp if job.sequence_parallel else 1)
     if job.recompute == "full" and not whole:
         return t * stream * element / job.recompute_num_layers
-    q, kv = m.num_attention_heads * m.head_size, m.query_groups * m.head_size
+    q = m.num_attention_heads * m.head_size
     narrow = element if job.product_format == "none" or job.backend == "torch" else 1
     per_token = 2 * stream * (element + narrow)
     rope = m.position_embedding == "rope"
-    if job.layout.cp_size > 1 and job.backend == "torch":
-        # the whole sequence's keys and values, and a mask of these queries and all keys
-        per_token += (q + 2 * kv * job.layout.cp_size) / tp * element
-        per_token += m.seq_length * element / job.micro_batch_size
-    else:
-        per_token += ((q + 2 * kv) + (q + kv if rope else 0)) / tp * element
+    per_token += _attention_operands(job)
     per_token += q / tp * narrow
     gate = 2 if m.activation == "swiglu" else 1
     per_token += gate * f / tp * element + f / tp * narrow
@@ -138,12 +133,41 @@ def layer_activations(job: Job, whole: bool = False) -> float:
     per_token += 4 * m.num_attention_heads / tp  # flash attention's log-sum-exp
     if rope and job.backend == "torch":
         per_token += 4 * m.head_size * element / job.micro_batch_size  # cosines and sines of q and k
-    if job.document_mask and job.layout.cp_size == 1 and job.backend == "torch":
-        per_token += m.seq_length * element  # which key each query may see
     if job.attention == "unfused" and (job.recompute == "none" or whole):
         dropout = 3 if m.attention_dropout > 0 else 0
         per_token += (element + dropout) * m.num_attention_heads / tp * m.seq_length
     return t * per_token
+
+
+def _attention_operands(job: Job) -> float:
+    """Bytes a token that attention keeps of queries, keys, values and mask, and of its result beside the next linear's
+    input.
+
+    The product of the qkv linear stays for the values' sake, beside the rotated queries and keys. On the torch backend
+    a context-parallel rank has instead its rotated queries, the whole sequence's keys and values, and the results of
+    its two chunks, which are joined; documents' bounds ask for rows one behind another, which with more than one are
+    copies; and where a mask keeps documents apart, each chunk has one to its own end.
+    """
+    m, cp, tp = job.model, job.layout.cp_size, job.layout.tp_size
+    q, kv = m.num_attention_heads * m.head_size, m.query_groups * m.head_size
+    rope = m.position_embedding == "rope"
+    torch = job.backend == "torch"
+    masked = torch and job.document_mask and not takes_bounds(job)
+    if torch and cp > 1:
+        keys = (2 * cp + 1) / 2 * q if masked and q != kv else cp * kv
+        width = 2 * q + 2 * keys
+    elif torch and job.document_mask and not masked and job.micro_batch_size > 1:
+        width = 2 * q + 2 * kv
+    else:
+        width = (q + 2 * kv) + (q + kv if rope else 0)
+    seen = m.seq_length * ((2 * cp + 1) / (4 * cp) if cp > 1 else 1) if masked else 0
+    return (width / tp + seen) * job.element
+
+
+def takes_bounds(job: Job) -> bool:
+    """Whether a GPU's flash attention keeps documents apart by their bounds, with no mask, on the torch backend."""
+    size = job.model.head_size
+    return job.layout.cp_size == 1 and job.dtype != "fp32" and size % 8 == 0 and size <= 256
 
 
 def _hidden(job: Job) -> float:

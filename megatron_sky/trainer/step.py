@@ -191,15 +191,13 @@ class StepRunner:
         return PairLoss(loss_mask, batch.answer_ids.to(target), batch.reference.to(target), beta)
 
     def _documents(self, batch: Batch) -> dict:
-        """What keeps attention within documents, in the backend's form: each token's document, or their bounds."""
-        ids = batch.document_ids
-        if ids is None:
+        """What keeps attention within documents, in the backend's form: their bounds."""
+        if batch.cu_seqlens is None:
             return {"attention_mask": None}
         if self.model.backend == "te":
-            assert batch.cu_seqlens is not None, "a batch whose documents are kept apart has both"
             bounds = packed_documents(batch.cu_seqlens, self.context.device)
             return {"attention_mask": None, "packed_seq_params": bounds}
-        return {"attention_mask": ids.to(self.context.device, non_blocking=True)}
+        return {"attention_mask": batch.cu_seqlens.to(self.context.device, non_blocking=True)}
 
     def _on_this_rank(self, batch: Batch) -> dict:
         """The batch on this rank's device, cut along the sequence for context parallelism."""

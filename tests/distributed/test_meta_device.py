@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import bias
 
 from megatron_sky.distributed import cpu_emulation, meta_device
 from megatron_sky.planner.rehearsal.ledger import Ledger
@@ -37,6 +38,31 @@ def test_the_kernel_that_a_gpu_takes(dtype, heads, groups, size, masked, kernel)
         out.sum().backward()
     assert kernel in {name for _, (name, *_) in ledger.operations}
     assert k.grad.shape == k.shape
+
+
+@pytest.mark.parametrize(
+    ("dtype", "groups", "kernel"),
+    [
+        (torch.bfloat16, 4, "flash_attention"),
+        (torch.bfloat16, 2, "flash_attention"),
+        (torch.float32, 4, "efficient_attention"),
+        (torch.float32, 2, "bmm"),
+    ],
+)
+def test_the_lower_right_corner_is_a_name_to_a_gpu(dtype, groups, kernel, monkeypatch):
+    """torch's own way to the kernels, with its questions about the GPU answered. No mask is made but the last one's."""
+    monkeypatch.setattr(bias, "can_use_flash_attention", meta_device._takes_flash)
+    monkeypatch.setattr(bias, "can_use_efficient_attention", meta_device._takes_efficient)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", meta_device._attention)
+    monkeypatch.setattr(bias.CausalBias, "__new__", meta_device._new_bias)
+    q = torch.empty(2, 4, 24, 64, dtype=dtype, device="meta", requires_grad=True)
+    k = torch.empty(2, groups, 72, 64, dtype=dtype, device="meta", requires_grad=True)
+    with Ledger() as ledger:
+        mask = bias.causal_lower_right(24, 72)
+        out = meta_device._attention(q, k, k, mask, enable_gqa=groups != 4)
+        out.sum().backward()
+    assert kernel in {name for _, (name, *_) in ledger.operations}
+    assert out.shape == q.shape and k.grad.shape == k.shape
 
 
 def calls_of(module: str) -> list[ast.Call]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megatron_sky.model import fp8
+from tests.model.backends.test_torch_backend import BOUNDS, core, operands, passes
 
 
 @pytest.mark.parametrize("grad_format", ["hybrid", "e4m3"])
@@ -27,3 +28,30 @@ def test_casts_and_scales_are_the_cpus_bit_for_bit():
         assert torch.equal(fp8.scale_of(fp8.amax_of(x.cuda()), dtype).cpu(), scale)
         there = fp8.cast(x.cuda(), scale.cuda(), dtype).cpu()
         assert torch.equal(there.view(torch.uint8), fp8.cast(x, scale, dtype).view(torch.uint8))
+
+
+def on_the_gpu(info, groups: int) -> list[float]:
+    """How far attention by documents' bounds is from attention under their mask, and chunks from the whole: bf16."""
+    from megatron_sky.distributed import device
+
+    attention = core()
+    documents = torch.tensor(BOUNDS, dtype=torch.int32).cuda()
+    given = [tensor.cuda().bfloat16() for tensor in operands(16, groups)]
+    bounded = passes(attention, *given, documents)
+    rule = device.flash_attention_takes
+    device.flash_attention_takes = lambda *_: False
+    try:
+        masked = passes(attention, *given, documents)
+    finally:
+        device.flash_attention_takes = rule
+    q, k, v, _ = given
+    whole = attention(q, k, v, None)
+    chunk = attention._attend(12, q[12:], k, v, None, 0.0)
+    pairs = [*zip(bounded, masked, strict=True), (chunk, whole[12:])]
+    return [float((mine.float() - theirs.float()).abs().max()) for mine, theirs in pairs]
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_attention_by_bounds_and_by_chunks_is_the_masked_one(groups, ranks):
+    (differences,) = ranks(1, on_the_gpu, groups)
+    assert max(differences) < 3e-2

@@ -33,7 +33,7 @@ def look(info, text: str) -> dict:
         read = []
         chunk.embedding.register_forward_hook(lambda module, given, out: read.append(out.requires_grad_()) or read[-1])
         tokens = torch.arange(32)[None] + 5
-        documents = (torch.arange(32) >= 20).int()[None]  # two samples, of 20 and 12 tokens
+        documents = torch.tensor([0, 20, 32], dtype=torch.int32)  # two samples, of 20 and 12 tokens
         positions = torch.cat([torch.arange(20), torch.arange(12)])[None]
 
         def losses():

@@ -32,6 +32,16 @@ def test_products_are_looked_up(make_measured_job):
     assert step.forward.products + step.backward.products == pytest.approx(whole, rel=0.03)
 
 
+def test_a_mask_computes_what_a_causal_kernel_leaves_out(make_measured_job):
+    def scores(*overrides, ranks=1):
+        return step_seconds(make_measured_job(*overrides, ranks=ranks)).forward.attention
+
+    documents, cp2 = "data.document_mask=true", "parallel.cp_size=2"
+    assert scores(documents) == pytest.approx(2 * scores(), rel=0.1)
+    assert scores(cp2, ranks=2) == pytest.approx(scores(cp2, documents, ranks=2))
+    assert scores(cp2, ranks=2) < 0.75 * scores(documents)
+
+
 def test_two_ranks_are_not_twice_the_machine(make_measured_job):
     alone = step_seconds(make_measured_job()).total
     for layout in ((), ("parallel.tp_size=2",), ("parallel.pp_size=2",)):

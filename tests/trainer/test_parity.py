@@ -165,7 +165,7 @@ def leak(info, config_text: str) -> float:
         first = torch.randint(0, 700, (1, 32), generator=torch.Generator().manual_seed(1))
         second = first.clone()
         second[:, :10] = torch.randint(0, 700, (1, 10), generator=torch.Generator().manual_seed(2))
-        documents = (torch.arange(32) >= 10).long()[None] if config.data.document_mask else None
+        documents = torch.tensor([0, 10, 32], dtype=torch.int32) if config.data.document_mask else None
         with torch.no_grad():
             losses = [
                 model(each, torch.arange(32)[None], documents, labels=first.roll(-1, 1)) for each in (first, second)

@@ -3,9 +3,12 @@
 It adds what megatron-core has only through Transformer Engine or apex: norms whose gradients are summed over the
 tensor-parallel ranks under sequence parallelism, and attention under context parallelism. The latter gathers keys and
 values over the context group and keeps its queries: less memory-frugal than ring attention, exact, and simple.
+Documents are kept apart by their bounds where a GPU's flash attention takes the batch, elsewhere by a mask.
 
 Shapes are megatron-core's: `[s, b, h, d]`, sequence first.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.module import MegatronModule
+from torch.nn.attention.bias import causal_lower_right
 
 from megatron_sky.distributed import compat, cpu_products, device
 from megatron_sky.model.backends.fp8_linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear
@@ -106,11 +110,12 @@ class FinalLayerNorm(_NamedAsTe, LayerNorm):
 
 
 class Attention(MegatronModule):
-    """Causal softmax(QK^T / sqrt(d)) V by torch's scaled_dot_product_attention, grouped queries included.
+    """Causal softmax(QK^T / sqrt(d)) V by torch's kernels, grouped queries included.
 
     query `[s, b, heads, d]`, key and value `[s, b, groups, d]` -> `[s, b, heads * d]`; under context parallelism `s`
-    is this rank's two chunks of the sequence (number r and 2 * cp - 1 - r of 2 * cp, so that all ranks do equal work).
-    `attention_mask` is None, or the document of each token of the whole sequence, `[b, s]`: attention stays within one.
+    is this rank's two chunks of the sequence (number r and 2 * cp - 1 - r of 2 * cp, so that all ranks do equal work),
+    each of which sees the keys up to its own end. `attention_mask` is None, or int32 `[n + 1]`, where each document
+    begins in the batch laid out as one row, and its end: attention stays within a document.
     """
 
     def __init__(
@@ -135,41 +140,86 @@ class Attention(MegatronModule):
         self, query, key, value, attention_mask, attn_mask_type=None, attention_bias=None, packed_seq_params=None
     ):
         assert attention_bias is None and packed_seq_params is None, "the torch backend takes plain causal batches"
-        mask = self._mask(query.shape[0], attention_mask, query.device)
         if self.cp_group is not None:
             key, value = (_whole_sequence(tensor, self.cp_group) for tensor in (key, value))
         dtype = device.product_dtype(query.dtype)
-        q, k, v = (tensor.permute(1, 2, 0, 3).to(dtype) for tensor in (query, key, value))  # b h s d
-        if q.device.type == "cpu" and torch.is_grad_enabled():
-            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # a tenth faster with gradients, slower without
-        groups = q.shape[1] // k.shape[1]
-        if mask is not None and groups > 1 and q.device.type != "cpu":
-            # A GPU's kernels know a mask or grouped queries, not both: all scores would be held.
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        q, k, v = (tensor.to(dtype) for tensor in (query, key, value))
         dropout = self.dropout if self.training else 0.0
         with get_cuda_rng_tracker().fork() if dropout > 0 else _no_fork:
-            options = {"attn_mask": mask, "is_causal": mask is None, "dropout_p": dropout, "scale": self.scale}
-            options["enable_gqa"] = q.shape[1] != k.shape[1]
-            if q.device.type == "cpu":
-                out = cpu_products.attention(F.scaled_dot_product_attention, q, k, v, **options)
+            if attention_mask is not None and self.cp_group is None and _takes_lengths(q, k, v, dropout):
+                out = _within_documents(q, k, v, attention_mask, dropout_p=dropout, scale=self.scale)
             else:
-                out = F.scaled_dot_product_attention(q, k, v, **options)
-        s, b = query.shape[:2]
-        return out.permute(2, 0, 1, 3).reshape(s, b, -1).to(query.dtype)
+                chunks = self._chunks(q)
+                parts = [self._attend(*chunk, k, v, attention_mask, dropout) for chunk in chunks]
+                out = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return out.to(query.dtype)
 
-    def _mask(self, length: int, documents, device):
-        """Which keys each query may see, bool and broadcastable to `[b, heads, length, s]`; None: plainly causal."""
-        if self.cp_group is None and documents is None:
-            return None
-        rank, size = (0, 1) if self.cp_group is None else (self.cp_group.rank(), self.cp_group.size())
-        queries = torch.arange(length, device=device)
-        if size > 1:
-            queries = _positions_of_chunks(length, rank, size, device)
-        mask = queries[:, None] >= torch.arange(length * size, device=device)[None, :]
+    def _chunks(self, query) -> list[tuple[int, torch.Tensor]]:
+        """The parts of this rank's queries that are neighbours in the sequence, and where in it each begins."""
+        if self.cp_group is None:
+            return [(0, query)]
+        rank, size, half = self.cp_group.rank(), self.cp_group.size(), query.shape[0] // 2
+        return [(rank * half, query[:half]), ((2 * size - 1 - rank) * half, query[half:])]
+
+    def _attend(self, first: int, query, key, value, documents, dropout: float) -> torch.Tensor:
+        """Attention of queries `[c, b, heads, d]`, which begin at `first` of the sequence, to the keys up to their end.
+
+        Without documents that is a causal mask aligned to the lower right corner, which flash attention knows by name.
+        """
+        last = first + query.shape[0]
+        q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key[:last], value[:last]))  # b h s d
+        if q.device.type == "cpu" and torch.is_grad_enabled():
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # a tenth faster with gradients, slower without
+        mask: torch.Tensor | None = None
         if documents is not None:
-            mask = mask & (documents[:, queries, None] == documents[:, None, :])
-            mask = mask[:, None]
-        return mask
+            mask = _document_mask(documents, first, last, key.shape[0], key.shape[1])
+        elif first > 0:
+            mask = causal_lower_right(query.shape[0], last)
+        groups = q.shape[1] // k.shape[1]
+        fused = documents is None and device.flash_attention_takes(q, k, v, dropout)
+        if groups > 1 and q.device.type != "cpu" and not fused:
+            # Of a GPU's kernels flash attention alone knows grouped queries: all scores would be held.
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        options: dict[str, Any] = {
+            "attn_mask": mask,
+            "is_causal": mask is None,
+            "dropout_p": dropout,
+            "scale": self.scale,
+        }
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+        if q.device.type == "cpu":
+            out = cpu_products.attention(F.scaled_dot_product_attention, q, k, v, **options)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, **options)
+        return out.permute(2, 0, 1, 3).flatten(2)
+
+
+def _takes_lengths(query, key, value, dropout: float) -> bool:
+    """Whether the kernel of `_within_documents` is there for these operands, `[s, b, heads, d]`."""
+    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+    return query.shape[-1] % 8 == 0 and device.flash_attention_takes(q, k, v, dropout)
+
+
+def _within_documents(query, key, value, documents, *, dropout_p: float, scale: float | None) -> torch.Tensor:
+    """Causal attention within each document, with no mask: flash attention over sequences of many lengths.
+
+    The kernel that `torch.nn.attention.varlen` calls, whose own signature is not the same in all versions of torch.
+    The longest document is given as the sequence's length: what it is on the GPU would have to be waited for.
+    """
+    s, b = query.shape[:2]
+    q, k, v = (tensor.transpose(0, 1).reshape(b * s, *tensor.shape[2:]) for tensor in (query, key, value))
+    flash = torch.ops.aten._flash_attention_forward
+    out = flash(q, k, v, documents, documents, s, s, dropout_p, True, False, scale=scale)[0]
+    return out.view(b, s, -1).transpose(0, 1).contiguous()
+
+
+def _document_mask(documents, first: int, last: int, length: int, rows: int) -> torch.Tensor:
+    """`[rows, 1, last - first, last]`: which of the keys up to `last` each query from `first` on may see."""
+    places = torch.arange(rows * length, dtype=documents.dtype, device=documents.device)
+    numbers = torch.searchsorted(documents, places, right=True).view(rows, length)
+    steps = places[:last]
+    mask = (steps[first:, None] >= steps) & (numbers[:, first:last, None] == numbers[:, None, :last])
+    return mask[:, None]
 
 
 class _NoFork:
@@ -209,10 +259,3 @@ def _whole_sequence(part, group):
     # rank r's half-slices are chunks r and 2 * size - 1 - r, so chunk c lies at 2r or 2r + 1
     where = [2 * c if c < size else 2 * (2 * size - 1 - c) + 1 for c in range(2 * size)]
     return torch.cat([chunks[place] for place in where])
-
-
-def _positions_of_chunks(length: int, rank: int, size: int, device):
-    """`[length]`: where in the sequence the queries of this rank's two chunks stand."""
-    half = length // 2
-    chunk = torch.arange(half, device=device)
-    return torch.cat([chunk + rank * half, chunk + (2 * size - 1 - rank) * half])

@@ -55,6 +55,9 @@ MORE: dict[str, tuple[int, list[str]]] = {
     "as many micro batches as interleaved stages": (2, [PP2, VPP2, "train.global_batch_size=2"]),
     "cp4, tp2 sp": (16, ["parallel.cp_size=4", TP2, SP]),
     "documents, cp2, grouped queries": (4, [DOCUMENTS, CP2, GROUPS]),
+    "fp32, cp2": (2, [CP2, "precision.dtype=fp32"]),
+    "fp32, cp2, grouped queries": (2, [CP2, GROUPS, "precision.dtype=fp32"]),
+    "documents, fp32, grouped queries": (1, [DOCUMENTS, GROUPS, "precision.dtype=fp32"]),
     "learned positions, cp2": (8, [PP2, CP2, TP2, "model.position_embedding=learned_absolute"]),
     "small buckets": (4, [*OVERLAPS, "parallel.grad_bucket_size=20000"]),
     "ends in 16 bits": (2, [PP2, "precision.fp8={recipe: delayed, first_last_layers_bf16: true}"]),
@@ -146,8 +149,11 @@ def check_operations(config, layout: Layout, stages: list[Rehearsal]) -> None:
     vectors -= matrices
     assert products == 6 * (matrices + VOCABULARY * HIDDEN)
     padded = -(-model.head_size // 8) * 8 / model.head_size
-    assert attention == 4 * model.num_layers * model.num_attention_heads * model.head_size * padded * LENGTH
+    cp = layout.cp_size  # each of a rank's two chunks is given the keys up to its own end
+    keys = LENGTH if cp == 1 else LENGTH * (2 * cp + 1) / (4 * cp)
+    assert attention == 4 * model.num_layers * model.num_attention_heads * model.head_size * padded * keys
     assert backward == 2.5 * attention, "which computes the scores once more than the formula counts"
+    attention *= LENGTH / keys
     no_products = vectors + (0 if model.tie_embeddings else VOCABULARY * HIDDEN)
     assert products + 3 * attention / padded == pytest.approx(flops_per_token(model) - 6 * no_products, rel=1e-12)
     assert "bmm" not in total, "attention that holds all scores"
@@ -191,6 +197,22 @@ def test_recomputation_saves_memory_and_costs_operations():
     assert selective.flops["flash_attention"] == full.flops["flash_attention"] == 2 * none.flops["flash_attention"]
     output_layer = 6 * VOCABULARY * HIDDEN * 8 * LENGTH
     assert full.flops["mm"] - output_layer == pytest.approx((none.flops["mm"] - output_layer) * 4 / 3)
+
+
+def test_no_mask_grows_with_the_square_of_the_sequence():
+    """A context-parallel rank's chunks, and documents by their bounds: a mask of 4,096 x 8,192 would be 64 MiB."""
+    jobs = {"chunks": [CP2, "parallel.pp_size=1"], "documents": [DOCUMENTS]}
+    lengths = {4096: 2, 8192: 2}
+    results = rehearse_layouts(
+        {
+            f"{name} {length}": (ranks, [*overrides, f"model.seq_length={length}", "model.num_layers=2"])
+            for name, overrides in jobs.items()
+            for length, ranks in lengths.items()
+        }
+    )
+    for name in jobs:
+        short, long = (results[f"{name} {length}"][0].peak_by_part["activations"] for length in lengths)
+        assert long < 2.05 * short, name
 
 
 def test_validation_with_a_larger_micro_batch_can_be_the_peak():

@@ -47,6 +47,31 @@ def test_attention_forward_and_backward(kernel):
     assert counter.get_total_flops() == 7 * one
 
 
+def test_attention_of_many_lengths_is_counted_as_if_all_were_the_longest():
+    q, k = meta(64, 4, 8, grad=True), meta(64, 2, 8, grad=True)
+    bounds = meta(4, dtype=torch.int32)
+    with Ledger() as ledger:
+        torch.ops.aten._flash_attention_forward(q, k, k, bounds, bounds, 32, 32, 0.0, True, False)[0].sum().backward()
+    assert set(ledger.operations) == {
+        ("", ("flash_attention", (1, 4, 64, 32, 8), "bfloat16", 4 * 4 * 64 * 32 * 8)),
+        ("", ("flash_attention_backward", (1, 4, 64, 32, 8), "bfloat16", 10 * 4 * 64 * 32 * 8)),
+    }
+    backward = torch.ops.aten._flash_attention_backward.default
+    taken = work.workspace(backward, (q, q, k, k, q, None, bounds, bounds, 32, 32))
+    assert taken == 4 * 4 * (64 + 3 * 128) * (32 + 1) + 2 * 4 * 64 * 8 * 2
+
+
+def test_the_lower_right_corner_in_fp32_is_the_efficient_kernel():
+    q, k = (meta(2, length, 4, 8, dtype=torch.float32, grad=True) for length in (16, 48))
+    with Ledger() as ledger:
+        out = torch.ops.aten._efficient_attention_forward(q, k, k, None, None, None, None, None, 0.0, 2, True)[0]
+        out.sum().backward()
+    assert {done[0]: done[1] for _, done in ledger.operations} == {
+        "efficient_attention": (2, 4, 16, 48, 8),
+        "efficient_attention_backward": (2, 4, 16, 48, 8),
+    }
+
+
 def test_grouped_queries_count_for_each_query_head():
     q, k = meta(1, 8, 16, 64), meta(1, 2, 16, 64)
     with Ledger() as ledger:
