@@ -127,7 +127,7 @@ def compare(setting: Setting) -> tuple[Side, Side, list[list[float]]]:
                     sides[side].seconds.append(time.perf_counter() - start)
                     sides[side].cpu_seconds.append(cpu)
                 losses += step_losses
-    except EOFError:
+    except (EOFError, ConnectionError):
         raise SystemExit(f"a side has ended\n{(setting.folder / 'log.txt').read_text()[-3000:]}") from None
     finally:
         for team in teams:

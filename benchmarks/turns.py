@@ -39,7 +39,10 @@ class Team:
             self._processes.append(process)
 
     def take_turn(self) -> list[tuple[float, list[float]]]:
-        """Lets all of them run a block of steps: each one's CPU seconds and losses. EOFError where one has ended."""
+        """Lets all of them run a block of steps: each one's CPU seconds and losses.
+
+        EOFError or ConnectionError where one has ended.
+        """
         self._signal(signal.SIGCONT)
         for pipe in self._pipes:
             pipe.send("go")

@@ -51,6 +51,7 @@ def install(product_dtype: Callable) -> None:
     gather, scatter = gloo_collectives.all_gather, gloo_collectives.reduce_scatter
     compat.replace_members(
         torch.distributed,
+        all_reduce=gloo_collectives.all_reduce,
         all_gather_into_tensor=gather,
         reduce_scatter_tensor=scatter,
         _all_gather_base=gather,  # megatron-core takes one or the other
@@ -131,7 +132,7 @@ def _answer_with(target) -> None:
 
     @functools.wraps(tensor_to)
     def to(self, *args, **kwargs):
-        if args and _is_cuda(args[0]):
+        if args and type(args[0]) is not torch.dtype and _is_cuda(args[0]):
             args = (target, *args[1:])
         if "device" in kwargs and _is_cuda(kwargs["device"]):
             kwargs["device"] = target

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_sky.distributed import cpu_emulation, cpu_products
+from megatron_sky.distributed import cpu_emulation, cpu_memory, cpu_products
 from megatron_sky.errors import NodeError
 from megatron_sky.files import replacing_by_name
 
@@ -80,6 +80,7 @@ def setup(
             torch.use_deterministic_algorithms(deterministic)
         else:
             _state["products"] = "oneDNN" if cpu_products.choose_library() else "torch's default"
+            cpu_memory.keep_freed_blocks()
             cpu_emulation.install(product_dtype)
             _state["redirected"] = True
             torch.set_num_threads(choose_threads(num_threads, local_world_size))

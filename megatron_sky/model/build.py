@@ -15,7 +15,7 @@ from megatron_sky.config.schema import (
 )
 from megatron_sky.distributed.context import ParallelContext
 from megatron_sky.model import mcore_config
-from megatron_sky.model.backends import build_layer_specs, choose_backend
+from megatron_sky.model.backends import build_layer_specs, choose_backend, cpu_kernels
 
 if TYPE_CHECKING:
     from megatron.core.distributed import DistributedDataParallel
@@ -79,6 +79,8 @@ def build_model(
     trained.
     """
     on_gpu = context.device.type != "cpu"
+    if not on_gpu:
+        cpu_kernels.install()
     backend, reason = choose_backend(model, on_gpu) if lora is None else ("torch", "adapters need its linears")
     if not ddp:
         precision = precision.model_copy(update={"fp8": None})

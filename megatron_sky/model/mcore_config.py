@@ -47,9 +47,8 @@ def transformer_config(
 
     dtype = torch_dtype(precision)
     interleaved = parallel.vpp_size > 1
-    # Without a compiler behind it megatron-core's fused SwiGLU is twice as slow; its fused GELU, the tanh form, needs a
-    # bias, and asks for F.gelu by name.
-    fused = on_gpu and (model.activation == "swiglu" or (model.activation == "gelu" and model.add_bias_linear))
+    # megatron-core's fused GELU, the tanh form, needs a compiler and a bias, and asks for F.gelu by name.
+    fused = model.activation == "swiglu" or (on_gpu and model.activation == "gelu" and model.add_bias_linear)
     functions = {"swiglu": F.silu, "gelu": F.gelu if fused else gelu_by_tanh, "gelu_exact": F.gelu}
     overlaps = interleaved and parallel.overlap_p2p
     return TransformerConfig(

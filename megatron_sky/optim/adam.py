@@ -5,6 +5,7 @@ megatron-core's distributed optimizer expects the surface: the step count in the
 used: a fresh sharded optimizer fails to load a checkpoint, and one shared step tensor is advanced per parameter.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import NoReturn, overload
 
@@ -16,6 +17,12 @@ from megatron_sky.distributed import compat
 
 class FusedAdam(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019): decoupled weight decay, bias correction. fp32 parameters, dense gradients."""
+
+    # torch wraps these for torch.compile, which it imports at the first call: half a second of each start.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     def __init__(
         self,

@@ -73,3 +73,26 @@ def refusal(info) -> str:
 
 def test_another_operation_is_refused(ranks):
     assert all("not built" in text for text in ranks(2, refusal))
+
+
+def reduced_alone(info) -> list[bool]:
+    """In a group of this rank only, at once and later, within a job of more."""
+    import torch
+    import torch.distributed as dist
+
+    with open_context(ParallelConfig(distributed_optimizer=False), info) as context:
+        groups = [dist.new_group([rank]) for rank in range(context.world_size)]
+        alone = groups[context.rank]
+        answers = []
+        for op in (dist.ReduceOp.SUM, dist.ReduceOp.MAX):
+            for async_op in (False, True):
+                tensor = torch.arange(3.0) + context.rank
+                wait(dist.all_reduce(tensor, op=op, group=alone, async_op=async_op), async_op)
+                answers.append(torch.equal(tensor, torch.arange(3.0) + context.rank))
+        total = torch.ones(3) * context.rank
+        dist.all_reduce(total, dist.ReduceOp.MAX)
+        return [*answers, torch.equal(total, torch.ones(3) * (context.world_size - 1))]
+
+
+def test_an_all_reduce_of_one_rank_is_what_it_is_given(ranks):
+    assert ranks(2, reduced_alone) == [[True] * 5] * 2

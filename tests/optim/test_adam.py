@@ -1,6 +1,8 @@
 """AdamW with FusedAdam's surface: torch's own numbers, step for step."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -58,3 +60,18 @@ def test_a_state_that_was_saved_goes_on():
 def test_what_no_recipe_asks_for(asked):
     with pytest.raises(AssertionError):
         FusedAdam(parameters(), **asked)
+
+
+def test_making_and_storing_one_does_not_bring_torchs_compiler():
+    program = """
+import sys
+import torch
+from megatron_sky.optim.adam import FusedAdam
+before = "torch._dynamo" in sys.modules
+optimizer = FusedAdam([torch.nn.Parameter(torch.ones(2))])
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+print(("torch._dynamo" in sys.modules) == before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"

@@ -16,7 +16,6 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.module import MegatronModule
-from torch.nn.attention.bias import causal_lower_right
 
 from megatron_sky.distributed import compat, cpu_products, device
 from megatron_sky.model.backends.fp8_linear import Fp8ColumnParallelLinear, Fp8RowParallelLinear
@@ -174,6 +173,8 @@ class Attention(MegatronModule):
         if documents is not None:
             mask = _document_mask(documents, first, last, key.shape[0], key.shape[1])
         elif first > 0:
+            from torch.nn.attention.bias import causal_lower_right  # brings torch._dynamo, half a second of a start
+
             mask = causal_lower_right(query.shape[0], last)
         groups = q.shape[1] // k.shape[1]
         fused = documents is None and device.flash_attention_takes(q, k, v, dropout)
