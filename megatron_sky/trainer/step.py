@@ -147,10 +147,15 @@ class StepRunner:
         totals = self.context.total_from_last_stage(sums).tolist()
         return Evaluated(totals[0], round(totals[1]), preference_of(totals))
 
-    def _timed_finalize(self, *args, **kwargs) -> None:
+    def _timed_finalize(self, chunks: list, num_tokens: torch.Tensor | None, **kwargs) -> None:
+        """Gradients summed over the ranks, and divided by the step's tokens; megatron-core 0.16 would read these."""
         start = time.perf_counter()
         with device.named_range("gradient reduction"):
-            self._finalize(*args, **kwargs)
+            self._finalize(chunks, None, **kwargs)
+            if num_tokens is not None:
+                scale = 1.0 / self.context.total_from_last_stage(num_tokens).clamp(min=1)
+                for chunk in chunks:
+                    chunk.scale_gradients(scale)
         self.sync_seconds = time.perf_counter() - start
 
     def _schedule(

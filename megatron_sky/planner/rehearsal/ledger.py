@@ -51,10 +51,11 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
         self.restart()
 
     def restart(self) -> None:
-        """Counts operations and traffic, and looks for the peak, from here on."""
+        """Counts operations, traffic and waits, and looks for the peak, from here on."""
         self.operations: Counter[tuple[str, tuple[str, tuple[int, ...], str, int]]] = Counter()
         self.traffic: Counter[tuple[str, str, Any]] = Counter()
         self.traffic_bytes: Counter[tuple[str, str, Any]] = Counter()
+        self.waited: Counter[tuple[str, str]] = Counter()
         self.peaks: dict[str, int] = {}
         self.peak, self.peak_phase = 0, ""
         self._at_peak: Counter[tuple[str, str]] = Counter()
@@ -172,6 +173,8 @@ class Ledger(TorchDispatchMode, meta_device.Watch):
         if self.current_phase in _COMPUTES:
             self.operator = operator
             raise Waits(f"{why} while it computes, so that the CPU waits for it at each micro batch")
+        if self._phases:
+            self.waited[own_line(), why] += 1
 
     def _meet(self, tensor: torch.Tensor) -> None:
         """Takes note of a tensor that an operator gave."""

@@ -48,6 +48,21 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Where the CPU waits in a step for what the GPU still computes.
+
+    Attributes:
+        line: of this package, as `megatron_sky/trainer/step.py:99`.
+        why: what the GPU is waited for.
+        calls: in the step.
+    """
+
+    line: str
+    why: str
+    calls: int
+
+
+@dataclass(frozen=True)
 class Rehearsal:
     """One rank's training step and validation.
 
@@ -61,6 +76,7 @@ class Rehearsal:
         peak_bytes: the most that is held at once, and `peak_phase`, where; `peak_by_part` what it is made of.
         peak_by_operator: what the activations, logits and buffers at the peak were made by, as bytes.
         peaks: the most that is held in each phase.
+        waits: for the GPU, in the step outside forward and backward, where one would be the rehearsal's failure.
         seconds: that the rehearsal took.
     """
 
@@ -80,6 +96,7 @@ class Rehearsal:
     peaks: dict[str, int]
     operations: tuple[Operation, ...] = field(repr=False)
     traffic: tuple[Traffic, ...] = field(repr=False)
+    waits: tuple[Wait, ...] = ()
     seconds: float = 0.0
 
     @property

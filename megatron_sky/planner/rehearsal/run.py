@@ -20,7 +20,16 @@ from megatron_sky.distributed.topology import Layout
 from megatron_sky.optim.schedule import global_batch_size_at
 from megatron_sky.optim.update import parts_of
 from megatron_sky.planner.rehearsal.ledger import Ledger
-from megatron_sky.planner.rehearsal.result import GRADIENTS, OPTIMIZER, OTHER, WEIGHTS, Operation, Rehearsal, Traffic
+from megatron_sky.planner.rehearsal.result import (
+    GRADIENTS,
+    OPTIMIZER,
+    OTHER,
+    WEIGHTS,
+    Operation,
+    Rehearsal,
+    Traffic,
+    Wait,
+)
 from megatron_sky.trainer.build import build_runner
 from megatron_sky.trainer.step import StepRunner
 
@@ -168,6 +177,7 @@ def _result(ledger: Ledger, context: ParallelContext, repeats: float) -> dict:
             for (name, shape, dtype, flops), calls in sorted(operations.items(), key=lambda item: -item[1] * item[0][3])
         ),
         "traffic": _traffic(ledger, context, repeats),
+        "waits": tuple(Wait(line, why, calls) for (line, why), calls in sorted(ledger.waited.items())),
     }
 
 

@@ -53,6 +53,10 @@ def _table(results: Sequence[Rehearsal]) -> list[str]:
     moved = [{(t.collective, t.group, t.group_size): t.bytes for t in result.traffic} for result in results]
     for key in _largest(moved):
         lines.append(gib("  {} {} ({:,})".format(*key), [table.get(key, 0) for table in moved]))
+    lines += ["waits for the GPU in a step"]
+    waits = [{wait.line: wait.calls for wait in result.waits} for result in results]
+    for line in dict.fromkeys(line for table in waits for line in table):
+        lines.append(row(f"  {line}", [f"{table.get(line, 0)}" for table in waits]))
     return lines
 
 

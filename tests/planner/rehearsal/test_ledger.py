@@ -81,6 +81,7 @@ def test_a_wait_is_allowed_between_computing_alone(ledger):
         assert number.tolist() == [1.0, 1.0]
         assert number.cpu().tolist() == [1.0, 1.0]
         assert torch.empty(2).copy_(number).tolist() == [1.0, 1.0]
+    assert sum(ledger.waited.values()) == 5, "those outside computing are counted"
 
 
 def test_what_was_forgotten_dies_unseen(ledger):

@@ -93,12 +93,25 @@ def check_counts(world_size: int, overrides: list[str], stages: list[Rehearsal])
     check_parameters(config, layout, stages)
     for stage in stages:
         check_state(config, layout, stage)
+        check_waits(config, stage)
         assert sum(stage.peak_by_part.values()) == stage.peak_bytes == max(stage.peaks.values())
         held = {part: stage.peak_by_part.get(part, 0) for part in ("weights", "gradients", "optimizer")}
         assert held == {part: stage.state[part] for part in held}
         assert {"forward and backward", "gradient reduction", "optimizer"} <= stage.peaks.keys()
     check_operations(config, layout, stages)
     check_traffic(config, layout, stages)
+
+
+def check_waits(config, stage: Rehearsal) -> None:
+    """The gradients' norm and the loss behind it, which the loop judges before the update, and nothing else is read.
+
+    fp16 asks whether the gradients overflowed as well, and whether the loss scale was the smallest.
+    """
+    waits = {}
+    for wait in stage.waits:
+        name = wait.line.partition(":")[0].removeprefix("megatron_sky/")
+        waits[name] = waits.get(name, 0) + wait.calls
+    assert waits == {"optim/update.py": 4 if config.precision.dtype == "fp16" else 1, "trainer/step.py": 1}
 
 
 def check_parameters(config, layout: Layout, stages: list[Rehearsal]) -> None:
