@@ -139,9 +139,8 @@ def describe(folder: Path, config: Config) -> None:
     (folder / "config.yaml").write_text(dump_config(config))
     state = {"progress": {"step": 1, "consumed_samples": 1, "consumed_tokens": 4096}, "data": {}, "layout": "TP2 PP2"}
     (folder / "train_state.json").write_text(json.dumps(state))
-    records = {name: {"size": (folder / name).stat().st_size, "sha256": ""} for name in store.files_of(folder)}
-    manifest = {"format_version": store.FORMAT_VERSION, "step": 1, "files": records}
-    (folder / store.MANIFEST).write_text(json.dumps(manifest))
+    records = store.hash_files(folder, store.files_of(folder), "xxh3")
+    (folder / store.MANIFEST).write_text(json.dumps(store.manifest_of(1, records)))
 
 
 def forget_pages(folder: Path) -> None:

@@ -11,7 +11,7 @@ import xxhash
 from megatron_sky.checkpoint.reader.lazy import count_not_finite, read_into, same_bytes
 from megatron_sky.errors import CheckpointError
 
-_BLOCK = 4 << 20  # bytes read back at once
+_BLOCK = 1 << 20  # bytes read back at once, which stay in the processor's cache until they are compared
 
 
 @dataclass(frozen=True)
