@@ -1,8 +1,9 @@
-"""How long a save holds training up, beside training and waited for; saving and loading against the disk's rate.
+"""What a save costs training, beside it and waited for; saving and loading against the disk's rate.
 
-One process with a LLaMA-like model and its optimizer state, on this machine's disk. Each round saves twice: waited
-for (checkpoint.async_save: false), and beside training, where only `Saver.start` and the polls of each step count
-as held up. The disk's rate is measured in the same round by writing and reading as many bytes plainly.
+One process trains a LLaMA-like model on this machine's disk. Each round times steps without a save, a save that is
+waited for (checkpoint.async_save: false), and steps beside a save: what these take longer than as many without one,
+until the save has ended, is what it costs. The disk's rate is measured in the same round by writing and reading as many
+bytes plainly.
 
     python benchmarks/checkpoint_save.py [--folder DIR] [--layers 24] [--rounds 3]
 """
@@ -15,9 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+from loop_overhead import BareLoop
+
 from megatron_sky.checkpoint import state, store
 from megatron_sky.checkpoint.saver import Saver
 from megatron_sky.config.schema import Config
+from megatron_sky.data.loader import Batch
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import open_context
 from megatron_sky.distributed.launch import RankInfo
@@ -26,6 +31,7 @@ from megatron_sky.model.flops import num_parameters
 from megatron_sky.optim.build import build_optimizer
 
 PROGRESS = {"step": 1, "consumed_samples": 0, "consumed_tokens": 0}
+STEPS = 4  # timed without a save
 
 
 def main() -> None:
@@ -66,43 +72,61 @@ def run(folder: Path, layers: int, rounds: int) -> None:
         sections = {"parallel": config.parallel, "precision": config.precision}
         model = build_model(config.model, **sections, train=config.train, context=context)
         optimizer = build_optimizer(config.optimizer, schedule=config.schedule, **sections, chunks=model.chunks)
-        for chunk in model.chunks:
-            chunk.zero_grad_buffer()
-        optimizer.step()  # makes the moments
-        print(f"{num_parameters(config.model) / 1e6:.0f} M parameters, fp32, with optimizer state")
+        loop = BareLoop(model, optimizer, [batch(config)])
+        loop.step()  # makes the moments
+        print(f"{num_parameters(config.model) / 1e6:.0f} M parameters, fp32, with optimizer state", flush=True)
+        savers = {
+            beside: Saver(
+                folder,
+                config=recipe(folder, layers, beside),
+                context=context,
+                chunks=model.chunks,
+                optimizer=optimizer,
+                fingerprint=dict,
+            )
+            for beside in (False, True)
+        }
         for _ in range(rounds):
             for beside in (False, True):
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-                saver = Saver(
-                    folder,
-                    config=recipe(folder, layers, beside),
-                    context=context,
-                    chunks=model.chunks,
-                    optimizer=optimizer,
-                    fingerprint=dict,
-                )
-                measure_save(saver, beside, held)
+                os.sync()
+                measure_save(savers[beside], loop if beside else None, held)
             size = sum(record.size for record in store.read_manifest(store.folder_of(folder, 1)).values())
             measure_disk(folder, size, held)
             measure_load(store.folder_of(folder, 1), context, model.chunks, optimizer, held)
     tell(held, size)
 
 
-def measure_save(saver: Saver, beside: bool, held: dict) -> None:
-    os.sync()
+def batch(config: Config) -> Batch:
+    tokens = torch.randint(config.model.vocab_size, (1, config.model.seq_length + 1))
+    places = torch.arange(config.model.seq_length)[None]
+    return Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(1, config.model.seq_length), places)
+
+
+def measure_save(saver: Saver, loop: BareLoop | None, held: dict) -> None:
+    """A save beside the loop, or one that is waited for."""
     start = time.perf_counter()
-    ended = saver.start(PROGRESS)
-    if not beside:
+    if loop is None:
+        (ended,) = saver.start(PROGRESS)
+        assert ended.failure is None, ended.failure
         note(held, "saving, waited for", time.perf_counter() - start)
         return
-    hold = time.perf_counter() - start
+    for _ in range(STEPS):
+        loop.step()
+    step = (time.perf_counter() - start) / STEPS
+    start, steps = time.perf_counter(), 0
+    ended = saver.start(PROGRESS)
+    note(held, "saving beside training, its start", time.perf_counter() - start)
     while not ended:
-        time.sleep(0.2)  # a training step
-        polled = time.perf_counter()
+        loop.step()
+        steps += 1
         ended = saver.poll()
-        hold += time.perf_counter() - polled
-    note(held, "held up by saving beside training", hold)
+        if steps == 1:
+            note(held, "saving beside training, start and first step more", time.perf_counter() - start - step)
+    assert ended[0].failure is None, ended[0].failure
     note(held, "saving beside training, until whole", time.perf_counter() - start)
+    note(held, "saving beside training, what it costs", time.perf_counter() - start - steps * step)
+    note(held, "a step without a save", step)
 
 
 def measure_disk(folder: Path, size: int, held: dict) -> None:
@@ -152,8 +176,10 @@ def note(held: dict, name: str, seconds: float) -> None:
 def tell(held: dict, size: int) -> None:
     median = {name: statistics.median(times) for name, times in held.items()}
     for name, seconds in median.items():
-        print(f"{name:<40}{seconds:8.2f} s   {size / seconds / 1e6:8.0f} MB/s")
-    print(f"held up / waited for: {median['held up by saving beside training'] / median['saving, waited for']:.3f}")
+        every = ", ".join(f"{one:.2f}" for one in held[name])
+        print(f"{name:<52}{seconds:8.2f} s   {size / seconds / 1e6:8.0f} MB/s   ({every})")
+    cost = median["saving beside training, what it costs"]
+    print(f"cost beside training / waited for: {cost / median['saving, waited for']:.3f}")
     print(f"save / plain write rate: {median['writing as many bytes plainly'] / median['saving, waited for']:.2f}")
     print(f"load / plain read rate: {median['reading as many bytes plainly'] / median['loading']:.2f}")
 

@@ -43,7 +43,7 @@ class BareLoop:
             data_iterator=iter(self._batches),
             model=chunk,
             num_microbatches=len(self._batches),
-            seq_length=SHAPE["seq_length"],
+            seq_length=self._batches[0].tokens.shape[1],
             micro_batch_size=self._batches[0].tokens.shape[0],
             forward_only=False,
         )

@@ -12,6 +12,7 @@ import errno
 import io
 import json
 import math
+import mmap
 import os
 import re
 import secrets
@@ -28,6 +29,8 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems wi
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE = 0.5  # seconds: another process that only asks whether a lock is free has it for less
 _READ_BYTES = 4 << 20
+_DIRECT_BYTES = 4 << 20
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
 MAX_BYTES = 256 << 20
 """Of a file that is read whole: the largest known, a tokenizer's or a shard's index, has a tenth of it."""
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -218,6 +221,88 @@ def sync_to_disk(path: str | Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class DirectWriter(io.RawIOBase):
+    """A new file to write from its begin to its end, past the page cache where the file system can do that.
+
+    Large files cost a small part of the processor's time so, and push nothing else out of memory. `seen` is given all
+    that is written, in order. Raises OSError.
+    """
+
+    def __init__(self, path: str | Path, seen: Callable[[memoryview], object]):
+        self._handle, self._seen = _open_direct(path), seen
+        self._buffer = mmap.mmap(-1, _DIRECT_BYTES)  # at the begin of a page, as the kernel asks
+        self._held = self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data) -> int:
+        view = memoryview(data).cast("B")
+        length = len(view)
+        while view:
+            count = min(len(view), _DIRECT_BYTES - self._held)
+            self._buffer[self._held : self._held + count] = view[:count]
+            view = view[count:]
+            self._held += count
+            if self._held == _DIRECT_BYTES:
+                self._put()
+        self._size += length
+        return length
+
+    def fileno(self) -> int:
+        """Its descriptor, once all that was written is the system's, as who asks for it is about to flush."""
+        self._put()
+        return self._handle
+
+    def close(self) -> None:
+        if not self.closed:
+            try:
+                self._put()
+            finally:
+                os.close(self._handle)
+                super().close()
+
+    def _put(self) -> None:
+        with memoryview(self._buffer)[: self._held] as held:
+            self._held = 0
+            self._seen(held)
+            if len(held) % mmap.PAGESIZE:
+                _through_cache(self._handle)
+            written = 0
+            while written < len(held):
+                written += self._put_part(held[written:])
+
+    def _put_part(self, part: memoryview) -> int:
+        try:
+            return os.write(self._handle, part)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not _through_cache(self._handle):
+                raise
+            return os.write(self._handle, part)
+
+
+def _open_direct(path: str | Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | _O_DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return os.open(path, flags, 0o666)  # a file system that knows no other way than through the cache
+
+
+def _through_cache(handle: int) -> bool:
+    """Lets a file be written through the page cache from now on; False where it is already."""
+    import fcntl
+
+    flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+    fcntl.fcntl(handle, fcntl.F_SETFL, flags & ~_O_DIRECT)
+    return bool(flags & _O_DIRECT)
 
 
 class InUse(Exception):

@@ -88,7 +88,7 @@ class CheckpointManager:
         self.wait()
         if progress.step == self.last_good_step:
             return
-        for outcome in [*self._saver.start(progress.to_dict()), *self._saver.finish()]:
+        for outcome in self._saver.start(progress.to_dict(), wait=True):
             if outcome.failure is not None:
                 raise CheckpointError(outcome.failure)
             self._note([outcome])

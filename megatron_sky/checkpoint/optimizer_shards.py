@@ -13,6 +13,7 @@ bucket is padded, as with several buckets and ZeRO-1, its own gathering also mis
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,7 +57,7 @@ def sharded_state(optimizer: "DistributedOptimizer", model_state: dict, *, loadi
         optimizer.load_state_dict(optimizer.state_dict())  # makes moments that are not there yet
     state = optimizer.state_dict()
     described = _by_parameter(model_state)
-    owned = _empty(optimizer) if loading else _collect(optimizer)
+    owned = _to_fill(optimizer) if loading else _collect(optimizer)
     state["param_state"] = {
         number: {key: _entry(described[param], key, tensors[key]) for key in KEYS}
         for number, (param, tensors) in enumerate(owned.items())
@@ -76,6 +77,9 @@ def load_state(optimizer: "DistributedOptimizer", loaded: dict) -> None:
         received = {key: _scatter(optimizer, bucket, {p: tensors[key] for p, tensors in whole.items()}) for key in KEYS}
         for piece in _of_rank(bucket, optimizer.data_parallel_group.rank()):
             tensors = {key: received[key][piece.param] for key in KEYS}
+            own = _tensors(optimizer, piece.param)
+            if all(own[key].data_ptr() == tensors[key].data_ptr() for key in KEYS):  # filled already
+                continue
             optimizer._set_main_param_and_optimizer_states(piece.param, tensors)
 
 
@@ -125,13 +129,20 @@ def _owned_params(optimizer, pieces: list[_Piece]) -> list:
     return list(dict.fromkeys(piece.param for piece in pieces if piece.owner == rank))
 
 
-def _empty(optimizer) -> dict:
-    """Room for the parameters that this rank owns: parameter -> key -> fp32 tensor of its shape."""
-    return {
-        param: {key: torch.empty(param.shape, dtype=torch.float32, device=param.device) for key in KEYS}
-        for pieces in _buckets(optimizer)
-        for param in _owned_params(optimizer, pieces)
-    }
+def _to_fill(optimizer) -> dict:
+    """Room for the parameters that this rank owns: parameter -> key -> fp32 tensor of its shape.
+
+    On a CPU it is the optimizer's own memory where no other rank holds a part.
+    """
+    room = {}
+    for pieces in _buckets(optimizer):
+        shared = {piece.param for piece in pieces if piece.rank != piece.owner}
+        for param in _owned_params(optimizer, pieces):
+            if param in shared or param.device.type != "cpu":
+                room[param] = {key: torch.empty(param.shape, dtype=torch.float32, device=param.device) for key in KEYS}
+            else:
+                room[param] = {key: tensor.view(param.shape) for key, tensor in _tensors(optimizer, param).items()}
+    return room
 
 
 def _collect(optimizer) -> dict:
@@ -230,6 +241,21 @@ def _entry(described, key: str, tensor: torch.Tensor):
         "data": tensor,
         "replica_id": (*described.replica_id[:2], 0),
     }
-    if not isinstance(described, ShardedTensorFactory):
+    if isinstance(described, ShardedTensorFactory):
+        changes["merge_fn"] = partial(_merged, described.merge_fn)
+    else:
         changes["dtype"] = tensor.dtype
     return replace(described, **changes)
+
+
+def _merged(merge: Callable, parts):
+    """What `merge` makes of parts along their first axis; no copy where they lie side by side."""
+    first = parts[0] if isinstance(parts, list | tuple) and all(torch.is_tensor(part) for part in parts) else None
+    if first is None or not all(part.is_contiguous() for part in parts):
+        return merge(parts)
+    begins = [part.data_ptr() for part in parts]
+    ends = [part.data_ptr() + part.nbytes for part in parts]
+    is_one = len({part.untyped_storage().data_ptr() for part in parts}) == 1 and begins[1:] == ends[:-1]
+    if not is_one or len({part.shape[1:] for part in parts}) > 1:
+        return merge(parts)
+    return first.as_strided((sum(len(part) for part in parts), *first.shape[1:]), first.stride())

@@ -1,10 +1,10 @@
 """Writing a checkpoint beside training: a snapshot in an instant, then files are written and hashed in the background.
 
 A save goes through three stages. *Writing*: megatron-core's planner lists this rank's tensors, and a forked process
-writes them; a fork's memory is a snapshot (on a GPU the tensors are first copied to the host). *Hashing*: when the
-writers of all ranks are done, each rank hashes its share of the files in a thread. *Finishing*: rank 0 writes the
-manifest and renames the folder. `poll`, called once a step, moves on what can move; only then do ranks talk, with one
-small all-reduce. One save is in flight at a time: the next waits for it.
+writes and hashes them; a fork's memory is a snapshot (see `staging`; on a GPU, the tensors are copied to the host).
+*Hashing*: when the writers of all ranks are done, each rank hashes its share of the other files in a thread.
+*Finishing*: rank 0 writes the manifest and renames the folder. `poll`, called once a step, moves on what can move; only
+then do ranks talk, with one small all-reduce. One save is in flight at a time: the next waits for it.
 
 A save that fails leaves no folder under the final name. What follows from that, and when to save, is `manager`'s.
 """
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from megatron_sky.checkpoint import state, store
 from megatron_sky.checkpoint.description import AdapterBase, write_description
-from megatron_sky.checkpoint.writers import writers_queue
+from megatron_sky.checkpoint.staging import Staging, training_memory
+from megatron_sky.checkpoint.writers import hashes_of_last_write, writers_queue
 from megatron_sky.config import Config
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
@@ -59,11 +60,14 @@ class _Flight:
 
 @dataclass
 class _Hashing:
-    """This rank's share of the hashes, taken in a thread (the hash functions release Python's lock)."""
+    """This rank's share of the hashes that its writer has not taken, in a thread (hashing releases Python's lock).
+
+    `records`: what its writer has hashed, and at the end all of this rank.
+    """
 
     folder: Path
     names: list[str]
-    records: dict = field(default_factory=dict)
+    records: dict[str, store.FileRecord] = field(default_factory=dict)
     failure: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,7 +76,7 @@ class _Hashing:
 
     def _run(self) -> None:
         try:
-            self.records = store.hash_files(self.folder, self.names, "xxh3")
+            self.records = self.records | store.hash_files(self.folder, self.names, "xxh3")
         except OSError as error:
             self.failure = f"{self.folder}: can't be read back: {error}"
 
@@ -119,21 +123,27 @@ class Saver:
         self._run_dir, self._config, self._context = run_dir, config, context
         self._chunks, self._fp8, self._adapter = chunks, fp8, adapter
         self._optimizer = optimizer if config.checkpoint.save_optimizer else None
+        self._trained = list(chunks), optimizer
+        self._staging = Staging(context)
         self._fingerprint, self._sources = fingerprint, dict(sources or {})
         self._tokenizer = dict(tokenizer or {})
         self._flight: _Flight | None = None
         self.bytes_needed = checkpoint_bytes(config)
 
-    def start(self, progress: dict) -> list[SaveOutcome]:
-        """Starts the save of this moment; returns the saves that ended meanwhile (one in flight is waited for)."""
+    def start(self, progress: dict, *, wait: bool = False) -> list[SaveOutcome]:
+        """Starts the save of this moment; returns the saves that ended meanwhile (one in flight is waited for).
+
+        `wait`: until it has ended, though the recipe saves beside training.
+        """
         ended = self.finish()
+        beside = self._config.checkpoint.async_save and not wait
         try:
-            self._flight = self._begin(progress)
+            self._flight = self._begin(progress, beside=beside)
         except CheckpointError as error:
             folder = store.folder_of(self._run_dir, progress["step"])
             self._remove(temporary_of(folder))
             return [*ended, SaveOutcome(progress["step"], folder, 0.0, str(error))]
-        return ended if self._config.checkpoint.async_save else [*ended, *self.finish()]
+        return ended if beside else [*ended, *self.finish()]
 
     def poll(self) -> list[SaveOutcome]:
         """Moves the save in flight on, without waiting; returns it if it ended. Free when nothing is in flight."""
@@ -146,7 +156,7 @@ class Saver:
             ended += self._advance(wait=True)
         return ended
 
-    def _begin(self, progress: dict) -> _Flight:
+    def _begin(self, progress: dict, *, beside: bool) -> _Flight:
         started = time.perf_counter()
         final = store.folder_of(self._run_dir, progress["step"])
         temporary = temporary_of(final)
@@ -155,9 +165,9 @@ class Saver:
         if self._adapter is not None:
             described["adapter"] = asdict(self._adapter)
         self._on_first_rank(lambda: self._prepare(temporary, described), temporary)
-        return _Flight(progress["step"], temporary, final, started, self._plan(temporary))
+        return _Flight(progress["step"], temporary, final, started, self._plan(temporary, beside=beside))
 
-    def _plan(self, temporary: Path) -> _CallsQueue:
+    def _plan(self, temporary: Path, *, beside: bool) -> _CallsQueue:
         """Starts the writers. What rank 0 alone can't write is every rank's failure. Any other failure here is one
         rank's, so it ends the run: the others wait for this one."""
         from megatron.core import dist_checkpointing
@@ -168,7 +178,7 @@ class Saver:
             self._chunks, self._optimizer, self._context, loading=False, fp8=self._fp8, only_adapters=alone
         )
         compat.write_views_in_place()
-        queue = writers_queue()
+        queue = writers_queue(training_memory(*self._trained))
         try:
             with compat.failures_of_first_rank() as failures:
                 request = compat.call(
@@ -184,7 +194,7 @@ class Saver:
             raise RunError(_cannot_write(temporary, error)) from error
         self._on_first_rank(lambda: _raise_first(failures), temporary)
         self._on_first_rank(lambda: compat.write_common_file(tensors, temporary), temporary)
-        queue.schedule_async_request(request)
+        queue.schedule_async_request(self._staging.staged(request) if beside else request)
         return queue
 
     def _prepare(self, temporary: Path, described: dict) -> None:
@@ -207,9 +217,7 @@ class Saver:
             if flight.queue is not None:
                 self._advance_writing(flight, flight.queue, wait)
             elif flight.hashing is None:
-                sizes = self._on_first_rank(lambda: store.sizes_of(flight.temporary), flight.temporary)
-                names = store.share_of(sizes, self._context.rank, self._context.world_size)
-                flight.hashing = _Hashing(flight.temporary, names)
+                flight.hashing = self._begin_hashing(flight.temporary)
             elif self._hashed(flight.hashing, wait):
                 return [self._end(flight, flight.hashing)]
         except CheckpointError as error:
@@ -231,6 +239,14 @@ class Saver:
         if ended:
             flight.queue = None
             self._on_first_rank(lambda: _raise_first(failures), flight.temporary)
+
+    def _begin_hashing(self, folder: Path) -> _Hashing:
+        """Each file that no writer has hashed is one rank's to hash."""
+        sizes = self._on_first_rank(lambda: store.sizes_of(folder), folder)
+        records = {name: one for name, one in hashes_of_last_write().items() if one.size == sizes.get(name)}
+        written = [name for one in self._context.gather_objects(list(records)) for name in one]
+        rest = {name: size for name, size in sizes.items() if name not in written}
+        return _Hashing(folder, store.share_of(rest, self._context.rank, self._context.world_size), records)
 
     def _hashed(self, hashing: _Hashing, wait: bool) -> bool:
         if wait:

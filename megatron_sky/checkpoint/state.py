@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_sky.checkpoint import adapters
+from megatron_sky.checkpoint.fill import fill_from_files
 from megatron_sky.checkpoint.reader import index, pickles
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.context import ParallelContext
@@ -65,7 +66,7 @@ def load(
             f"  fix: start a new run with checkpoint.init_from={folder}"
         )
     has_history = fp8 is not None and fp8.kind is not None and saved.get("fp8") == fp8.kind
-    compat.read_files_side_by_side()
+    fill_from_files()
     held = fp8 if has_history else None
     state, _ = sharded_state(chunks, optimizer, context, loading=True, fp8=held, only_adapters=only_adapters)
     with _failures_told(folder):

@@ -2,7 +2,7 @@
 
 megatron-core starts it, and would start more: a server for the writers' results, and in 0.16 one process per file. Here
 the files of a rank are threads of the one process, and the results come back through memory that both share. So there
-is one process to lose, and its loss is a failed save with a name.
+is one process to lose, and its loss is a failed save with a name. It also hashes what it writes.
 """
 
 import multiprocessing.dummy
@@ -10,11 +10,22 @@ import os
 import pickle
 import queue
 import tempfile
-from functools import partial
+from collections.abc import Iterable
+from functools import cache, partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
+import xxhash
+
+from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint.staging import left_out_of_forks, tensors_of
 from megatron_sky.distributed import compat
 from megatron_sky.distributed.helpers import end_with, how_it_ended
+from megatron_sky.files import DirectWriter
+
+if TYPE_CHECKING:
+    import torch
 
 
 class _Results:
@@ -47,8 +58,36 @@ def _unnamed_file() -> int:
         return os.dup(file.fileno())
 
 
-def writers_queue():
-    """megatron-core's queue of checkpoint writers, whose processes are of the kind that this module describes."""
+class _HashedFile(DirectWriter):
+    """A file of a checkpoint that is hashed as it is written; entered in `records` when it is closed."""
+
+    def __init__(self, path: str | Path, records: dict[str, store.FileRecord]):
+        self._name, self._records, self._digest = Path(path).name, records, xxhash.xxh3_128()
+        super().__init__(path, self._digest.update)
+
+    def close(self) -> None:
+        super().close()
+        self._records[self._name] = store.FileRecord(self.tell(), xxh3=self._digest.hexdigest())
+
+
+@cache
+def _writers_hashes() -> _Results:
+    return _Results()
+
+
+def hashes_of_last_write() -> dict[str, store.FileRecord]:
+    """The records, by name, of the files that this rank's last writer has written, once it has ended; given once."""
+    try:
+        return cast(dict[str, store.FileRecord], _writers_hashes().get_nowait())
+    except queue.Empty:
+        return {}
+
+
+def writers_queue(memory: "Iterable[torch.Tensor]" = ()):
+    """megatron-core's queue of checkpoint writers, whose processes are of the kind that this module describes.
+
+    `memory`: tensors that a writer has no need of, but for those that it writes; see `staging.left_out_of_forks`.
+    """
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, TemporalAsyncCaller
 
@@ -60,10 +99,18 @@ def writers_queue():
 
     class Caller(TemporalAsyncCaller):
         def schedule_async_call(self, async_req) -> None:
-            if async_req.async_fn is not None:
-                results.clear()
-                async_req = async_req._replace(async_fn=partial(_write, os.getpid(), async_req.async_fn))
-            super().schedule_async_call(async_req)
+            results.clear()
+            _writers_hashes().clear()
+            if async_req.async_fn is None:
+                return
+            rank, buckets, *others = async_req.async_fn_args
+            if async_req.preload_fn is not None:
+                buckets = async_req.preload_fn()
+            self.preloaded_holder = buckets  # as 0.19 does: memory that a GPU has copied to stays its own
+            work = partial(_write, os.getpid(), async_req.async_fn)
+            async_req = async_req._replace(async_fn=work, async_fn_args=(rank, buckets, *others), preload_fn=None)
+            with left_out_of_forks(memory, but=tensors_of(buckets)):
+                super().schedule_async_call(async_req)
 
         def close(self, abort: bool = False) -> None:
             process = self.process
@@ -80,5 +127,11 @@ def writers_queue():
 
 
 def _write(parent: int, write, *args, **kwargs) -> None:
+    """The process's work. megatron-core opens the files; here they are hashed on their way."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
     end_with(parent)
+    records: dict[str, store.FileRecord] = {}
+    vars(filesystem_async)["open"] = lambda path, mode: _HashedFile(path, records)
     write(*args, **kwargs)
+    _writers_hashes().put(records)

@@ -9,8 +9,6 @@ import io
 import pickle
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,29 +84,6 @@ def _with_own_storage(data):
         return data
     numbers = data.detach().view(torch.uint8).numpy()  # numpy has no bf16
     return torch.from_numpy(numbers).view(data.dtype)
-
-
-def read_files_side_by_side() -> None:
-    """Lets torch's reader of checkpoints read its files in threads; it reads one after another, on one core."""
-    import torch
-    from torch.distributed.checkpoint import FileSystemReader
-
-    if getattr(FileSystemReader.read_data, "side_by_side", False):
-        return
-    one_by_one = FileSystemReader.read_data
-
-    def read_data(self, plan, planner):
-        by_file: dict[str, list] = {}
-        for item in plan.items:
-            by_file.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
-        if len(by_file) < 2:
-            return one_by_one(self, plan, planner)
-        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-            parts = [replace(plan, items=items) for items in by_file.values()]
-            return list(pool.map(lambda part: one_by_one(self, part, planner), parts))[-1]
-
-    vars(read_data)["side_by_side"] = True
-    replace_members(FileSystemReader, read_data=read_data)
 
 
 def read_index_by(read: "Callable[[Path], Metadata]") -> None:

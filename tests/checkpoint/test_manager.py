@@ -41,10 +41,10 @@ class FakeSaver:
     def __init__(self, run_dir: Path, failing=()):
         self.run_dir, self.failing, self.flight = run_dir, failing, None
 
-    def start(self, progress: dict) -> list[SaveOutcome]:
+    def start(self, progress: dict, *, wait: bool = False) -> list[SaveOutcome]:
         ended = self.finish()
         self.flight = progress
-        return ended
+        return [*ended, *self.finish()] if wait else ended
 
     def poll(self) -> list[SaveOutcome]:
         return self.finish()
