@@ -67,6 +67,7 @@ PRIVATE = {
     "_results_queue": "megatron.core.dist_checkpointing.strategies.filesystem_async",
     "_get_main_param_and_optimizer_states": "megatron-core's DistributedOptimizer",
     "_set_main_param_and_optimizer_states": "megatron-core's DistributedOptimizer",
+    "_apply_rotary_pos_emb_bshd": "megatron.core.models.common.embeddings.rope_utils",
     "_MODEL_PARALLEL_RNG_TRACKER_NAME": "megatron.core.tensor_parallel.random",
     "_special_tokens": "tiktoken's Encoding",
     "_forward_hooks": "torch.nn.Module",
