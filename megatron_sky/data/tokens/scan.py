@@ -57,8 +57,8 @@ def scan_blocks(path: Path, dtype: np.dtype, *, threads: int | None = None) -> I
     for: its memory is used again."""
     threads = threads or min(8, os.cpu_count() or 1)
     starts = iter(range(0, path.stat().st_size, HASH_BLOCK))
-    free = [bytearray(HASH_BLOCK) for _ in range(threads + 2)]
-    waiting: deque[tuple[bytearray, Future[ScannedBlock]]] = deque()
+    free = [np.empty(HASH_BLOCK, np.uint8) for _ in range(threads + 2)]  # in huge pages, which a bytearray has not
+    waiting: deque[tuple[np.ndarray, Future[ScannedBlock]]] = deque()
     with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
@@ -75,9 +75,9 @@ def scan_blocks(path: Path, dtype: np.dtype, *, threads: int | None = None) -> I
             read_ahead()
 
 
-def _scan_block(file: int, buffer: bytearray, start: int, dtype: np.dtype) -> ScannedBlock:
+def _scan_block(file: int, buffer: np.ndarray, start: int, dtype: np.dtype) -> ScannedBlock:
     done, digest, high = 0, xxhash.xxh3_128(), -1
-    view, width = memoryview(buffer), dtype.itemsize
+    view, width = buffer.data, dtype.itemsize
     unsigned = np.dtype(f"u{width}")  # in which a negative id is larger than all others
     while done < len(buffer) and (got := os.preadv(file, [view[done : done + _READ_AT_ONCE]], start + done)):
         digest.update(view[done : done + got])  # while it is in the processor's cache
