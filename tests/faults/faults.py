@@ -82,9 +82,9 @@ def signal_in_a_save(config) -> None:
 
     start = Saver.start
 
-    def patched(self, progress):
+    def patched(self, progress, **how):
         os.kill(os.getpid(), signal.SIGUSR2)
-        return start(self, progress)
+        return start(self, progress, **how)
 
     Saver.start = patched
 
