@@ -63,6 +63,7 @@ def learned(kept, ranks, recipe):
                 f"data.train=[{{name: pairs, path: {folder / 'train_pairs'}}}]",
                 f"validation.sets=[{{name: held_out, path: {folder / 'held_out_pairs'}}}]",
                 "finetune.dpo={beta: 0.5}",
+                "schedule.lr=3.0e-3",  # at 1e-2 a step overshoots, and rounding grows with it
                 *overrides,
             )
             kept[name] = ranks(world_size, run_training, dump_config(config))[0]
