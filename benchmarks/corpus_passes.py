@@ -14,41 +14,58 @@ import os
 import resource
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 SENTENCES = 6  # of a paragraph, on average
 WORDS = 12  # of a sentence
+BLOCK = 20_000_000  # bytes
+ENGLISH, CHINESE = "abcdefghijklmnopqrstuvwxyz", "".join(map(chr, range(0x4E00, 0x4E00 + 5000)))
+FOOTER_MARK = "\0"
 FOOTER = "All articles of this site were prepared by the editors; number {} of the desk. 本站文章由编辑部整理发布。"
 
 
 def write_texts(path: Path, size: int) -> None:
-    """About `size` bytes of JSONL."""
+    """About `size` bytes of JSONL. Drawing is slow: after BLOCK bytes the texts come again in other letters."""
+    texts = list(draw_texts(min(size, BLOCK)))
+    letters, done, draw = ENGLISH + CHINESE, 0, np.random.default_rng(2)
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(-(-size // BLOCK)):
+            others = "".join("".join(draw.permutation(list(part))) for part in (ENGLISH, CHINESE))
+            cipher = str.maketrans(letters, others if number else letters)
+            for text in texts:
+                body, footer = text.split(FOOTER_MARK)
+                line = json.dumps({"text": body.translate(cipher) + footer}, ensure_ascii=False) + "\n"
+                file.write(line)
+                done += len(line.encode())
+                if done >= size:
+                    return
+
+
+def draw_texts(size: int) -> Iterator[str]:
+    """About `size` bytes of texts, FOOTER_MARK before what all have in common."""
     draw = np.random.default_rng(1)
-    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
-    english = ["".join(draw.choice(letters, draw.integers(2, 10))) for _ in range(40_000)]
+    english = ["".join(draw.choice(list(ENGLISH), draw.integers(2, 10))) for _ in range(40_000)]
     english[:9] = ["the", "of", "and", "to", "that", "is", "was", "for", "with"]
-    chinese = [chr(code) for code in draw.permutation(np.arange(0x4E00, 0x4E00 + 5000))]
+    chinese = list(draw.permutation(list(CHINESE)))
     chinese[:9] = list("的了是在和有我不这")
     earlier: list[str] = []
     done = 0
-    with open(path, "w", encoding="utf-8") as file:
-        while done < size:
-            if earlier and draw.random() < 0.1:
-                text = earlier[draw.integers(len(earlier))] + f"\n{draw.integers(10**9)}"
-            else:
-                is_english = draw.random() < 0.5
-                vocabulary, joint = (english, " ") if is_english else (chinese, "")
-                count = int(draw.integers(2, 12))
-                words = np.minimum(draw.zipf(1.3, count * SENTENCES * WORDS), len(vocabulary)) - 1
-                text = "\n".join(joint.join(vocabulary[word] for word in part) + "." for part in np.split(words, count))
-                text += f"\n{FOOTER.format(draw.integers(20))}"
-                earlier = [*earlier[-2000:], text]
-            line = json.dumps({"text": text}, ensure_ascii=False) + "\n"
-            file.write(line)
-            done += len(line.encode())
+    while done < size:
+        if earlier and draw.random() < 0.1:
+            text = earlier[draw.integers(len(earlier))] + f"\n{draw.integers(10**9)}"
+        else:
+            is_english = draw.random() < 0.5
+            vocabulary, joint = (english, " ") if is_english else (chinese, "")
+            count = int(draw.integers(2, 12))
+            words = np.minimum(draw.zipf(1.3, count * SENTENCES * WORDS), len(vocabulary)) - 1
+            text = "\n".join(joint.join(vocabulary[word] for word in part) + "." for part in np.split(words, count))
+            text += f"{FOOTER_MARK}\n{FOOTER.format(draw.integers(20))}"
+            earlier = [*earlier[-2000:], text]
+        yield text
+        done += len(text.encode())
 
 
 def measure(folder: Path, megabytes: int) -> dict[str, tuple[float, float, int]]:

@@ -79,6 +79,7 @@ def cases(args: argparse.Namespace, scratch: Path) -> Iterator[Case]:
         yield Case("data_tokenize", (args.texts, args.tokenizer, *peer), "compressed input; other tokenizers")
     yield Case("checkpoint_save", ("--folder", str(scratch / "saves")), "a shared file system, many ranks")
     yield Case("convert_13b", (str(scratch / "convert"), "--layers", str(args.layers)), "a shared file system")
+    yield Case("corpus_by_hand", (str(scratch / "by_hand"),), "many workers; real pages; a cluster")
     yield Case("corpus_passes", (str(scratch / "passes"),), "real pages; many workers")
     yield Case("corpus_quality", (str(scratch / "quality"),), "real dirt; models larger than the quickstart's")
     if args.conversations and importlib.util.find_spec("trl"):
