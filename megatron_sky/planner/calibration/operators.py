@@ -74,10 +74,7 @@ class Operators:
         return torch.randn(*shape, device=self._context.device, dtype=self._dtype)
 
     def _product(self, m: int, n: int, k: int) -> list[tuple[str, Run]]:
-        weights, buffers = (
-            itertools.cycle([part.view(n, k) for part in pool.split(n * k) if part.numel() == n * k])
-            for pool in (self._pool, self._sums)
-        )
+        weights, buffers = (itertools.cycle(_parts(pool, n, k)) for pool in (self._pool, self._sums))
         inputs, gradients = self._random(m, 1, k), self._random(m, 1, n)
         add = _gradient_product()
 
@@ -99,18 +96,13 @@ class Operators:
     def _attention(self, batch: int, queries: int, keys: int, heads: int, head_size: int) -> list[tuple[str, Run]]:
         assert queries == keys, "whole sequences are measured"
         core = self._layer_of(self._model(heads * head_size, heads, 64, queries)).self_attention.core_attention
-        shape = (queries, batch, heads, 3 * head_size)
-        inputs = [
-            part.view(shape).requires_grad_()
-            for part in self._pool.split(math.prod(shape))[:_LAYERS_BETWEEN]
-            if part.numel() == math.prod(shape)
-        ]
+        parts = _parts(self._pool, queries, batch, heads, 3 * head_size)[:_LAYERS_BETWEEN]
+        inputs = itertools.cycle([part.requires_grad_() for part in parts])
         gradient = self._random(queries, batch, heads * head_size)
         kept: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
 
         def forward() -> None:
-            mixed = inputs[0]
-            inputs.append(inputs.pop(0))
+            mixed = next(inputs)
             kept.append((mixed, core(*mixed.split(head_size, dim=-1), None)))
 
         def backward() -> None:  # what it reads was computed long before, as in a step
@@ -118,7 +110,7 @@ class Operators:
             output.backward(gradient)
             mixed.grad = None
 
-        for _ in inputs[1:]:
+        for _ in parts[1:]:
             forward()
 
         return [("attention_forward", forward), ("attention_backward", backward)]
@@ -306,6 +298,14 @@ class _NoAttention(torch.nn.Module):
 
     def forward(self, query, key, value, *_, **__):
         return _PassThree.apply(query, key, value, self.output)
+
+
+def _parts(pool: torch.Tensor, *shape: int) -> list[torch.Tensor]:
+    """As many tensors of this shape as lie in the pool; one of its own where not one does."""
+    size = math.prod(shape)
+    if size > pool.numel():
+        return [pool.new_ones(shape)]
+    return [part.view(shape) for part in pool.split(size) if part.numel() == size]
 
 
 def _gradient_product() -> Callable:

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from megatron_sky.config.schema import ParallelConfig
+from megatron_sky.config.schema import ParallelConfig, PrecisionConfig
 from megatron_sky.distributed import device
 from megatron_sky.distributed.context import ParallelContext, open_context
 from megatron_sky.distributed.helpers import end_with
 from megatron_sky.distributed.launch import LOOPBACK, RankInfo
+from megatron_sky.model.mcore_config import torch_dtype
 from megatron_sky.planner.calibration.operators import Operator, Operators, tiny_config
 from megatron_sky.planner.calibration.sizes import STEPS, WORK_MICROSECONDS, bytes_of_collectives, sizes_of
 from megatron_sky.planner.measured import COLLECTIVES
@@ -131,15 +132,20 @@ def _time(context: ParallelContext, operators: list[Operator], once: bool = Fals
     sums, runs, wanted = [0.0] * len(operators), 0, 1
     while runs < wanted:
         for index, operator in enumerate(operators):
-            start = time.perf_counter()
-            operator.run()
-            device.synchronize()
-            sums[index] += time.perf_counter() - start
+            sums[index] += _clock(operator.run)
         runs += 1
         if runs == 1 and not once:
             fitting = math.ceil(_SLICE_SECONDS * len(operators) / max(sum(sums), 1e-9))
             wanted = max(context.gather_objects(min(fitting, _MOST_RUNS)))
     return [total / runs for total in sums]
+
+
+def _clock(run: Callable[[], object]) -> float:
+    """Seconds of one run, to its end on the device."""
+    start = time.perf_counter()
+    run()
+    device.synchronize()
+    return time.perf_counter() - start
 
 
 def _steps(operators: Operators, dtype: str, layers: int) -> Iterator[Operator]:
@@ -158,7 +164,7 @@ def _steps(operators: Operators, dtype: str, layers: int) -> Iterator[Operator]:
 def _collectives(context: ParallelContext, dtype: str) -> Iterator[tuple[str, tuple[int, int], float]]:
     """All groups of neighbours of a size at once, as in a layout."""
     size, rank = context.world_size, context.rank
-    wide = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    wide = torch_dtype(PrecisionConfig(dtype=dtype))
     members = 2
     while members <= size:
         groups = [dist.new_group(range(first, first + members)) for first in range(0, size - members + 1, members)]
@@ -206,10 +212,7 @@ def _time_collective(run: Callable[[], object], group, runs: int = 4) -> list[fl
     for _ in range(runs):
         dist.barrier(group)
         device.synchronize()
-        start = time.perf_counter()
-        run()
-        device.synchronize()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_clock(run))
     return [statistics.median(seconds)]
 
 
@@ -217,33 +220,28 @@ def _waits(context: ParallelContext, dtype: str) -> Iterator[tuple[tuple[int, in
     """How long an all-reduce takes beyond its own time where every rank comes to it from products of its own."""
     if context.world_size == 1:
         return
-    wide = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    wide = torch_dtype(PrecisionConfig(dtype=dtype))
     one, other, sums = (torch.ones(_WAIT_SIZE, _WAIT_SIZE, dtype=wide, device=context.device) for _ in range(3))
 
-    def work(products: int) -> float:
-        start = time.perf_counter()
+    def work(products: int) -> None:
         for _ in range(products):
             torch.matmul(one, other)
         device.synchronize()
-        return time.perf_counter() - start
 
-    def reduce() -> float:
-        start = time.perf_counter()
+    def reduce() -> None:
         dist.all_reduce(sums)
-        device.synchronize()
-        return time.perf_counter() - start
 
     work(_WAIT_RUNS)
-    a_product = max(context.gather_objects(work(_WAIT_RUNS) / _WAIT_RUNS))
+    a_product = max(context.gather_objects(_clock(lambda: work(_WAIT_RUNS)) / _WAIT_RUNS))
     for microseconds in WORK_MICROSECONDS:
         products = max(1, round(microseconds * 1e-6 / a_product))
         alone, after = [], []
         for _ in range(_WAIT_RUNS):
             sums.fill_(1)
             dist.barrier()
-            alone.append(reduce())
+            alone.append(_clock(reduce))
             work(products)
-            after.append(reduce())
+            after.append(_clock(reduce))
         yield (context.world_size, microseconds), max(statistics.mean(after) - statistics.median(alone), 1e-7)
 
 

@@ -16,6 +16,19 @@ def run_each_twice(info, dtypes: tuple[str, ...]) -> list[str]:
     return kinds
 
 
+def run_larger_than_pool(info) -> list[str]:
+    """Operators whose operands the memory of cold weights is too small for."""
+    from unittest import mock
+
+    from megatron_sky.planner.calibration import operators as measured
+
+    with open_ranks(info) as context, mock.patch.object(measured, "_COLD_BYTES", 1 << 10):
+        operators = measured.Operators(context, "fp32")
+        return _run_twice(operators.prepare("product_forward", (64, 64, 64))) + _run_twice(
+            operators.prepare("attention_forward", (1, 64, 64, 2, 32))
+        )
+
+
 def _run_twice(ready: list) -> list[str]:
     for _ in range(2):
         for operator in ready:
