@@ -13,15 +13,13 @@ TensorBoard at every step; the Trainer logs nothing.
 
 import argparse
 import os
-import statistics
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import SHAPE, WARMUP_STEPS, Side, recipe, told
-from turns import Team, Turns, free_port, train_in_turns
+from turns import Team, Turns, compare_teams, free_port, train_in_turns
 
 
 @dataclass(frozen=True)
@@ -165,26 +163,12 @@ def compare(setting: Setting) -> tuple[Side, Side, list[list[float]]]:
 
     tokens = setting.steps_per_block * setting.global_batch_size * SHAPE["seq_length"]
     sides = [Side("megatron_sky", tokens), Side("HF Trainer", tokens)]
-    losses: list[list[float]] = [[], []]
     teams = []
     for work in (ours, theirs):
         port = free_port()
         teams.append(Team(work, [(setting, rank, port) for rank in range(setting.nproc)]))
-    try:
-        for number in range(setting.rounds + 1):
-            order = (0, 1) if number % 2 else (1, 0)  # neither side is always the first
-            for side in order:
-                start = time.perf_counter()
-                answers = teams[side].take_turn()
-                if number:  # block 0 is the warm-up
-                    sides[side].seconds.append(time.perf_counter() - start)
-                    sides[side].cpu_seconds.append(sum(cpu for cpu, _ in answers))
-                losses[side] += [statistics.mean(step) for step in zip(*(each for _, each in answers), strict=True)]
-    finally:
-        for team in teams:
-            team.end()
-    losses[0] = [record.lm_loss for record in read_metrics(setting.folder / "run").train]
-    return *sides, losses
+    _, their_losses = compare_teams(teams, sides, setting.rounds)
+    return *sides, [[record.lm_loss for record in read_metrics(setting.folder / "run").train], their_losses]
 
 
 def _recipe(setting: Setting):

@@ -19,12 +19,11 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import Side, told
-from turns import Team, Turns, train_in_turns
+from turns import Team, Turns, compare_teams, train_in_turns
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {
@@ -117,22 +116,12 @@ def compare(setting: Setting) -> tuple[Side, Side, list[list[float]]]:
 
     tokens = setting.steps_per_block * setting.flags["global-batch-size"] * SHAPES[setting.shape]["seq-length"]
     sides = [Side("megatron_sky", tokens), Side("Megatron-LM", tokens)]
-    teams, losses = [Team(work, [(setting,)]) for work in (ours, theirs)], []
+    teams = [Team(work, [(setting,)]) for work in (ours, theirs)]
     try:
-        for number in range(setting.rounds + 1):
-            for side in (0, 1) if number % 2 else (1, 0):  # neither side is always the first
-                start = time.perf_counter()
-                ((cpu, step_losses),) = teams[side].take_turn()
-                if number:  # block 0 is the warm-up
-                    sides[side].seconds.append(time.perf_counter() - start)
-                    sides[side].cpu_seconds.append(cpu)
-                losses += step_losses
+        _, their_losses = compare_teams(teams, sides, setting.rounds)
     except (EOFError, ConnectionError):
         raise SystemExit(f"a side has ended\n{(setting.folder / 'log.txt').read_text()[-3000:]}") from None
-    finally:
-        for team in teams:
-            team.end()
-    return *sides, [[record.lm_loss for record in read_metrics(setting.folder / "run").train], losses]
+    return *sides, [[record.lm_loss for record in read_metrics(setting.folder / "run").train], their_losses]
 
 
 def main() -> None:

@@ -8,9 +8,12 @@ import multiprocessing
 import os
 import signal
 import socket
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
+
+from common import Side
 
 
 class Blocks(Protocol):
@@ -58,6 +61,28 @@ class Team:
     def _signal(self, number: signal.Signals) -> None:
         for process in self._processes:
             os.kill(process.pid, number)
+
+
+def compare_teams(teams: Sequence[Team], sides: Sequence[Side], rounds: int) -> list[list[float]]:
+    """Each team's blocks in turns, timed into its side but for the first, the warm-up; then the teams are ended.
+
+    Returns each team's losses, the mean over its processes at every step.
+    """
+    losses: list[list[float]] = [[] for _ in teams]
+    try:
+        for number in range(rounds + 1):
+            order = range(len(teams)) if number % 2 else reversed(range(len(teams)))  # neither is always the first
+            for place in order:
+                start = time.perf_counter()
+                answers = teams[place].take_turn()
+                if number:
+                    sides[place].seconds.append(time.perf_counter() - start)
+                    sides[place].cpu_seconds.append(sum(cpu for cpu, _ in answers))
+                losses[place] += map(statistics.mean, zip(*(each for _, each in answers), strict=True))
+    finally:
+        for team in teams:
+            team.end()
+    return losses
 
 
 class Turns:
