@@ -58,6 +58,7 @@ def _table(size: int) -> np.ndarray:
 _OF_BYTE = (np.arange(256)[:, None] >> np.arange(8)) & 1
 
 
+@functools.lru_cache(maxsize=1)  # several rules in a row ask for those of the same text
 def count_kinds(text: str) -> Kinds:
     """Counts a text's characters."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")

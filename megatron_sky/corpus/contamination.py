@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_sky.corpus.grams import grams_of, hash_text, tokens_of
+from megatron_sky.corpus.grams import gram_hashes, tokens_of
 from megatron_sky.corpus.language import language_of
 from megatron_sky.corpus.recipe import DecontaminationConfig
 from megatron_sky.errors import ConfigError, Problem
@@ -51,8 +51,8 @@ class BenchmarkIndex:
                 tokens, size = tokens_of(text), sizes[language_of(text) == "zh"]
                 too_short += len(tokens) < size
                 if len(tokens) >= size:
-                    for gram in grams_of(tokens, size):
-                        numbers.setdefault(hash_text(gram), number)
+                    for gram in gram_hashes(text, size).tolist():
+                        numbers.setdefault(gram, number)
             items.append(len(texts))
             passed_over.append(too_short)
         if problems:
@@ -88,7 +88,7 @@ class BenchmarkIndex:
         shared: list[int] = []
         for size in self.sizes:
             if len(tokens) >= size and self.hashes.size:
-                grams = np.fromiter(map(hash_text, grams_of(tokens, size)), dtype=np.uint64)
+                grams = gram_hashes(text, size)
                 places = np.minimum(np.searchsorted(self.hashes, grams), self.hashes.size - 1)
                 shared += self.numbers[places[self.hashes[places] == grams]].tolist()
         return self.names[min(shared)] if shared else None
