@@ -55,7 +55,7 @@ class Staging:
         if self._has_room is None:
             tensors = tensors_of(buckets)
             on_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
-            demand = (socket.gethostname(), on_cpu, _size(tensors), _step_bytes())
+            demand = (socket.gethostname(), on_cpu, _places(tensors)[1], _step_bytes())
             everyone = self._context.gather_objects(demand)
             self._has_room = self._decide([other[1:] for other in everyone if other[0] == demand[0]])
         return request._replace(preload_fn=partial(self._copy, buckets)) if self._has_room and buckets else request
@@ -84,8 +84,7 @@ class Staging:
         import torch
 
         tensors = tensors_of(buckets)
-        places = _places(tensors)
-        size = _size(tensors)
+        places, size = _places(tensors)
         if self._memory is None or len(self._memory) < size:
             self._memory = _huge_pages(size)
         copies = {}
@@ -116,19 +115,14 @@ def _key(tensor: "torch.Tensor") -> tuple:
     return tensor.data_ptr(), tensor.dtype, tensor.numel(), tensor.is_contiguous() or (tensor.shape, tensor.stride())
 
 
-def _places(tensors: "Sequence[torch.Tensor]") -> dict[tuple, int]:
-    """Where each begins in the memory, by its key."""
+def _places(tensors: "Sequence[torch.Tensor]") -> tuple[dict[tuple, int], int]:
+    """Where each begins in the memory, by its key, and the bytes of all."""
     places, end = {}, 0
     for tensor in tensors:
         if _key(tensor) not in places:
             places[_key(tensor)] = end
             end += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
-    return places
-
-
-def _size(tensors: "Sequence[torch.Tensor]") -> int:
-    distinct = {_key(tensor): tensor.nbytes for tensor in tensors}
-    return sum(-(-size // _ALIGNED) * _ALIGNED for size in distinct.values())
+    return places, end
 
 
 def _huge_pages(size: int) -> mmap.mmap:

@@ -186,8 +186,8 @@ class Attention(MegatronModule):
             "is_causal": mask is None,
             "dropout_p": dropout,
             "scale": self.scale,
+            "enable_gqa": q.shape[1] != k.shape[1],
         }
-        options["enable_gqa"] = q.shape[1] != k.shape[1]
         if q.device.type == "cpu":
             out = cpu_products.attention(F.scaled_dot_product_attention, q, k, v, **options)
         else:
