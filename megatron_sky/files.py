@@ -30,6 +30,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PATIENCE = 0.5  # seconds: another process that only asks whether a lock is free has it for less
 _READ_BYTES = 4 << 20
 _DIRECT_BYTES = 4 << 20
+_DIRECT_PIECES = 4  # in turns: memory that a disk has just read is several times slower to write to
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 MAX_BYTES = 256 << 20
 """Of a file that is read whole: the largest known, a tokenizer's or a shard's index, has a tenth of it."""
@@ -232,8 +233,8 @@ class DirectWriter(io.RawIOBase):
 
     def __init__(self, path: str | Path, seen: Callable[[memoryview], object]):
         self._handle, self._seen = _open_direct(path), seen
-        self._buffer = mmap.mmap(-1, _DIRECT_BYTES)  # at the begin of a page, as the kernel asks
-        self._held = self._size = 0
+        self._buffer = memoryview(mmap.mmap(-1, _DIRECT_PIECES * _DIRECT_BYTES))  # at the begin of a page, as is asked
+        self._begin = self._held = self._size = 0
 
     def writable(self) -> bool:
         return True
@@ -246,7 +247,8 @@ class DirectWriter(io.RawIOBase):
         length = len(view)
         while view:
             count = min(len(view), _DIRECT_BYTES - self._held)
-            self._buffer[self._held : self._held + count] = view[:count]
+            begin = self._begin + self._held
+            self._buffer[begin : begin + count] = view[:count]
             view = view[count:]
             self._held += count
             if self._held == _DIRECT_BYTES:
@@ -268,8 +270,8 @@ class DirectWriter(io.RawIOBase):
                 super().close()
 
     def _put(self) -> None:
-        with memoryview(self._buffer)[: self._held] as held:
-            self._held = 0
+        with self._buffer[self._begin : self._begin + self._held] as held:
+            self._begin, self._held = (self._begin + _DIRECT_BYTES) % len(self._buffer), 0
             self._seen(held)
             if len(held) % mmap.PAGESIZE:
                 _through_cache(self._handle)

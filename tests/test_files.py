@@ -246,7 +246,7 @@ def test_a_direct_writers_file_is_what_was_written(direct, tmp_path, monkeypatch
     """Past the page cache and through it, with pieces of any length, flushed in between."""
     if not direct:
         monkeypatch.setattr(files, "_O_DIRECT", 0)
-    content, seen = os.urandom(files._DIRECT_BYTES * 2 + 12_345), bytearray()
+    content, seen = os.urandom(files._DIRECT_BYTES * (files._DIRECT_PIECES + 1) + 12_345), bytearray()
     with files.DirectWriter(tmp_path / "a", seen.extend) as writer:
         for start, end in ((0, 5), (5, files._DIRECT_BYTES + 9), (files._DIRECT_BYTES + 9, len(content))):
             assert writer.write(content[start:end]) == end - start and writer.tell() == end

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from megatron_sky.checkpoint.reader.weights import MODEL_SPACE
+
 if TYPE_CHECKING:
     from megatron.core.optimizer import MegatronOptimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -237,7 +239,7 @@ def _entry(described, key: str, tensor: torch.Tensor):
     from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 
     changes: dict[str, object] = {
-        "key": f"optimizer.state.{key}.{described.key}",
+        "key": f"{MODEL_SPACE}{key}.{described.key}",
         "data": tensor,
         "replica_id": (*described.replica_id[:2], 0),
     }

@@ -10,8 +10,8 @@ import os
 import pickle
 import queue
 import tempfile
-from collections.abc import Iterable
-from functools import cache, partial
+from collections.abc import Callable, Iterable
+from functools import cache, partial, wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, cast
 import xxhash
 
 from megatron_sky.checkpoint import store
+from megatron_sky.checkpoint.reader.weights import MODEL_SPACE
 from megatron_sky.checkpoint.staging import left_out_of_forks, tensors_of
-from megatron_sky.distributed import compat
+from megatron_sky.distributed import compat, cpu_memory
 from megatron_sky.distributed.helpers import end_with, how_it_ended
 from megatron_sky.files import DirectWriter
 
@@ -109,6 +110,7 @@ def writers_queue(memory: "Iterable[torch.Tensor]" = ()):
             self.preloaded_holder = buckets  # as 0.19 does: memory that a GPU has copied to stays its own
             work = partial(_write, os.getpid(), async_req.async_fn)
             async_req = async_req._replace(async_fn=work, async_fn_args=(rank, buckets, *others), preload_fn=None)
+            cpu_memory.give_back_freed_blocks()
             with left_out_of_forks(memory, but=tensors_of(buckets)):
                 super().schedule_async_call(async_req)
 
@@ -133,5 +135,24 @@ def _write(parent: int, write, *args, **kwargs) -> None:
     end_with(parent)
     records: dict[str, store.FileRecord] = {}
     vars(filesystem_async)["open"] = lambda path, mode: _HashedFile(path, records)
+    vars(filesystem_async)["_write_item"] = _crc_of_weights_alone(filesystem_async._write_item)
     write(*args, **kwargs)
     _writers_hashes().put(records)
+
+
+def _crc_of_weights_alone(write_item: Callable) -> Callable:
+    """`write_item` of torch, which leaves the optimizer's tensors without torch's own CRC-32.
+
+    It would be most of a writer's work, for bytes that the manifest has a hash of. Weights keep theirs: by it a
+    conversion verifies what it reads, which is a small part of a file.
+    """
+    import torch
+    from torch.distributed.checkpoint.planner import WriteItem
+
+    @wraps(write_item)
+    def write(*args, **kwargs):
+        (item,) = (one for one in args if isinstance(one, WriteItem))
+        torch.serialization.set_crc32_options(not item.index.fqn.startswith(MODEL_SPACE))  # a setting of this thread
+        return write_item(*args, **kwargs)
+
+    return write

@@ -7,18 +7,17 @@ still on disk, with the vocabulary's padding rows: those are trained on as well.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_sky.checkpoint import description
+from megatron_sky.checkpoint import description, store
 from megatron_sky.checkpoint.reader import torch_dist
 from megatron_sky.checkpoint.reader.lazy import LazyTensor, as_float32
 from megatron_sky.checkpoint.reader.pickles import TensorRef
 from megatron_sky.checkpoint.reader.torch_files import TorchArchive
+from megatron_sky.checkpoint.reader.weights import MODEL_SPACE
 from megatron_sky.config import Config
 from megatron_sky.errors import CheckpointError
 
 MASTER, EXP_AVG, EXP_AVG_SQ = KEYS = ("param", "exp_avg", "exp_avg_sq")
 """As megatron-core names them: the fp32 weights and AdamW's two moments."""
-MODEL_SPACE = "optimizer.state."
-"""What the keys of a torch_dist folder begin with where it holds them under the names of their weights."""
 _UNSHARDED_MASTER = "fp32_param"
 
 
@@ -178,7 +177,8 @@ def number_in(archive: TorchArchive, value: object) -> int | float | None:
 
 
 def native_training(folder: Path) -> tuple[TrainingState, Config]:
-    """The state in a checkpoint of ours, and its recipe. Raises CheckpointError where it was saved without."""
+    """The state in a checkpoint of ours, and its recipe. Raises CheckpointError where it has none, or is damaged."""
+    store.verify(folder)  # all of it is read, and the optimizer's chunks have no CRC-32 of their own
     saved = description.read_description(folder)
     archive = TorchArchive(folder / torch_dist.COMMON)
     common = archive.content(tolerant=True)

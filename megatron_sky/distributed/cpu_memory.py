@@ -26,3 +26,12 @@ def keep_freed_blocks() -> bool:
     if mallopt is None or any(name in os.environ for name in _USERS_OWN):
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_TRIM_THRESHOLD, KEPT_BYTES))
+
+
+def give_back_freed_blocks() -> None:
+    """Gives what is freed to the kernel, before a fork: who writes there next gets new pages and copies none.
+
+    Nothing where the C library has no `malloc_trim`.
+    """
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

@@ -26,6 +26,8 @@ WORD_EMBEDDING = "embedding.word_embeddings.weight"
 POSITION_EMBEDDING = "embedding.position_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
 LAYERS = "decoder.layers."
+MODEL_SPACE = "optimizer.state."
+"""What the keys of an optimizer's tensors begin with where they stand under the names of their weights."""
 VOCABULARY_ROWS = (WORD_EMBEDDING, OUTPUT_LAYER)
 
 # Names within a layer under which a checkpoint with separate norms keeps them.

@@ -11,11 +11,12 @@ from megatron_sky.checkpoint.reader import torch_dist
 from megatron_sky.checkpoint.reader.index import METADATA, read_index
 from megatron_sky.checkpoint.reader.lazy import LazyTensor
 from megatron_sky.checkpoint.reader.torch_files import TorchArchive, settings_of
+from megatron_sky.checkpoint.reader.weights import MODEL_SPACE
 from megatron_sky.convert import training_state
 from megatron_sky.convert.megatron import flat_state, fragments, rank_state, split_files
 from megatron_sky.convert.megatron.ranks import layout_of
 from megatron_sky.convert.sources import MEGATRON_DIST, MEGATRON_SPLIT, Source
-from megatron_sky.convert.training_state import KEYS, MODEL_SPACE, TrainingState
+from megatron_sky.convert.training_state import KEYS, TrainingState
 from megatron_sky.errors import CheckpointError
 
 _NO_OPTIMIZER = "convert without --with-optimizer, and give the new run a short warm-up"

@@ -1,9 +1,14 @@
 """Checkpoints of ours as Megatron-LM's, and back: every number of weights and optimizer, bit by bit."""
 
+import io
 import json
+import shutil
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_sky.checkpoint.reader.lazy import same_bits
 from megatron_sky.convert.megatron.hand_back import hand_back
@@ -41,6 +46,35 @@ def test_weights_alone(how, native, tmp_path):
     assert all(same_bits(tensor.load(), theirs.weights[name].load()) for name, tensor in ours.weights.items())
     with pytest.raises(CheckpointError, match="saved without its optimizer"):
         take_over(done.folder, tmp_path / "run", vocab_size=VOCAB_SIZE)
+
+
+def records_of(folder: Path, prefix: str) -> list[tuple[Path, int, int]]:
+    """(file, place of the first byte, CRC-32) of the numbers of each tensor whose key begins so, read without us."""
+    found = []
+    for index, info in FileSystemReader(folder).read_metadata().storage_data.items():
+        path = folder / info.relative_path
+        content = path.read_bytes()[info.offset : info.offset + info.length]
+        if index.fqn.startswith(prefix) and b"/data/0" in content:
+            archive = zipfile.ZipFile(io.BytesIO(content))
+            (record,) = (one for one in archive.infolist() if one.filename.endswith("/data/0"))
+            header = content[record.header_offset :]
+            lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+            found.append((path, info.offset + record.header_offset + 30 + lengths, record.CRC))
+    return found
+
+
+@pytest.mark.parametrize("damage", ["decoder", "optimizer.state.exp_avg."])
+def test_damage_is_found_by_the_crc_of_weights_and_by_the_hashes_of_the_rest(damage, native, tmp_path):
+    """A CRC-32 takes a writer long, so the optimizer's tensors have none."""
+    folder = shutil.copytree(native("tp2"), tmp_path / native("tp2").name)
+    path, place, crc = records_of(folder, damage)[0]
+    assert bool(crc) == (damage == "decoder")
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="CRC-32 differs" if crc else f"{path.name}: .*"):
+        hand_back(folder, tmp_path / "theirs", with_optimizer=not crc, vocab_size=VOCAB_SIZE)
+    assert not (tmp_path / "theirs" / "latest_checkpointed_iteration.txt").exists()
 
 
 def test_a_rank_file_is_what_megatron_core_loads(native, tmp_path):
