@@ -7,6 +7,8 @@ updates. Here `measure` is the first half and `apply` the second.
 import math
 from typing import TYPE_CHECKING
 
+import torch
+
 from megatron_sky.config.schema import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -18,16 +20,36 @@ def parts_of(optimizer: "MegatronOptimizer") -> "list[MegatronOptimizer]":
     return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
-def measure(optimizer: "MegatronOptimizer") -> float | None:
-    """Makes the gradients ready and returns their global norm.
+def measure(optimizer: "MegatronOptimizer", sums: torch.Tensor) -> tuple[float | None, list[float]]:
+    """Makes the gradients ready and returns their global norm, and the float64 `sums`, read with it: a GPU is waited
+    for once.
 
-    None where they overflowed fp16 and the loss scale has been lowered for the next step; infinite where they
-    overflowed at the smallest loss scale, so that no step to come would do better.
+    The norm is None where gradients overflowed fp16 and the loss scale has been lowered for the next step; infinite
+    where they overflowed at the smallest loss scale, so that no step to come would do better.
     """
     smallest = _is_loss_scale_smallest(optimizer)
     if optimizer.prepare_grads():
-        return math.inf if smallest else None
-    return float(optimizer.get_grad_norm())
+        return math.inf if smallest else None, sums.tolist()
+    squared, *numbers = torch.cat([_squared_norm(optimizer, sums.device), sums]).tolist()
+    return squared**0.5, numbers
+
+
+@torch.no_grad()
+def _squared_norm(optimizer: "MegatronOptimizer", device: torch.device) -> torch.Tensor:
+    """float64 `[1]`: of all ranks' gradients, by the kernels of megatron-core, whose own function reads the number."""
+    import torch.distributed as dist
+    from megatron.core.optimizer import clip_grads
+
+    total = torch.zeros(1, dtype=torch.float64, device=device)
+    for one in parts_of(optimizer):
+        squared = torch.zeros(1, dtype=torch.float32, device=device)
+        if gradients := one.get_main_grads_for_grad_norm():
+            unused = torch.zeros(1, dtype=torch.int, device=device)
+            norm, _ = clip_grads.multi_tensor_applier(clip_grads.l2_norm_impl, unused, [gradients], False)
+            squared = norm**2.0
+        dist.all_reduce(squared, group=one.get_grad_stats_parallel_group())
+        total += squared
+    return total
 
 
 def apply(optimizer: "MegatronOptimizer", grad_norm: float) -> bool:

@@ -99,8 +99,8 @@ class StepRunner:
         self.optimizer.zero_grad()
         with device.named_range("forward and backward"):
             reports = self._schedule(batches, num_microbatches, self.micro_batch_size, self.optimizer.scale_loss)
-        grad_norm = update.measure(self.optimizer)
-        totals = self._totals(reports)
+        grad_norm, sums = update.measure(self.optimizer, self._sums(reports))
+        totals = _evaluated(sums)
         loss = totals.loss_sum / totals.count if totals.count else float("nan")
         return StepResult(lm_loss=loss, grad_norm=grad_norm, preference=totals.preference)
 
@@ -119,7 +119,7 @@ class StepRunner:
 
     def evaluate(self, batches: Iterable[Batch], *, num_microbatches: int, micro_batch_size: int) -> Evaluated:
         """The loss over all ranks' batches."""
-        return self._totals(self._forward_only(batches, num_microbatches, micro_batch_size))
+        return _evaluated(self._sums(self._forward_only(batches, num_microbatches, micro_batch_size)).tolist())
 
     def answer_log_probabilities(
         self, batches: Iterable[Batch], *, num_microbatches: int, micro_batch_size: int
@@ -138,14 +138,13 @@ class StepRunner:
             chunk.train()
         return reports
 
-    def _totals(self, reports: list[dict]) -> Evaluated:
-        """The reports' sums over micro batches and ranks (zeros before the last stage)."""
+    def _sums(self, reports: list[dict]) -> torch.Tensor:
+        """The reports' sums over micro batches and ranks, in float64 on this rank's device."""
         if self.context.is_last_stage:
             sums = torch.stack([report[SUMS] for report in reports]).double().sum(0)
         else:
             sums = torch.zeros(2 if self._dpo is None else 5, dtype=torch.float64, device=self.context.device)
-        totals = self.context.total_from_last_stage(sums).tolist()
-        return Evaluated(totals[0], round(totals[1]), preference_of(totals))
+        return self.context.total_from_last_stage(sums)
 
     def _timed_finalize(self, chunks: list, num_tokens: torch.Tensor | None, **kwargs) -> None:
         """Gradients summed over the ranks, and divided by the step's tokens; megatron-core 0.16 would read these."""
@@ -212,6 +211,10 @@ class StepRunner:
             for name in ("tokens", "labels", "loss_mask", "position_ids")
         }
         return compat.batch_on_this_cp_rank(part, self.context.cp_group) if self.context.layout.cp_size > 1 else part
+
+
+def _evaluated(totals: list[float]) -> Evaluated:
+    return Evaluated(totals[0], round(totals[1]), preference_of(totals))
 
 
 def _sum_loss(loss_mask, losses):

@@ -43,10 +43,12 @@ def steps_of_one_rank(info, config_text: str) -> dict:
 
         before = weights()
         results = [computed(cut) for cut in (1, 2, 8)]
+        their_norm = float(runner.optimizer.get_grad_norm())
         batches = [data.read([number]) for number in range(8)]
         evaluated = runner.evaluate(batches, num_microbatches=8, micro_batch_size=1)
         facts = {
             "results": [(result.lm_loss, result.grad_norm) for result in results],
+            "their_norm": their_norm,
             "evaluated": evaluated.loss_sum / evaluated.count,
             "tokens": evaluated.count,
             "untouched": torch.equal(before, weights()),
@@ -69,6 +71,7 @@ def test_a_step(ranks, recipe):
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5) and norms[1:] == pytest.approx(
         [norms[0]] * 2, rel=1e-4
     )
+    assert norms[-1] == facts["their_norm"], "megatron-core's own, to the last bit"
     assert facts["evaluated"] == pytest.approx(losses[0], rel=1e-5) and facts["tokens"] == 8 * 32
     assert losses[0] == pytest.approx(math.log(700), rel=0.1), "a new model knows nothing"
     assert facts["untouched"], "computing and evaluating change no weight"

@@ -183,6 +183,7 @@ class Operators:
         hidden = 256 if parameters < 1 << 22 else 512
         runner = self.runner(1, vocab_size=parameters // hidden // 2, hidden_size=hidden, num_attention_heads=8)
         whole = runner.model.num_parameters()
+        nothing = torch.zeros(0, dtype=torch.float64, device=runner.context.device)
 
         def gradients() -> None:
             for chunk in runner.model.chunks:
@@ -192,7 +193,7 @@ class Operators:
                 chunk.scale_gradients(1.0)
 
         def step() -> None:
-            norm = update.measure(runner.optimizer)
+            norm, _ = update.measure(runner.optimizer, nothing)
             assert norm is not None
             update.apply(runner.optimizer, norm + 10.0)  # clipped, as at the beginning of a run
 
