@@ -112,9 +112,7 @@ class SamplingPlan:
 
     def locate(self, number: int) -> Location:
         """The place of sample `number`."""
-        block, at = self._block_of(number)
-        source = int(block.sources[at])
-        ordinal = block.before[source] + int(block.ranks[at])
+        source, ordinal = self._given(number)
         epoch, within = divmod(ordinal, self.sequences_per_epoch(source))
         return Location(source, epoch, self._epoch(source, epoch).order(within))
 
@@ -144,7 +142,8 @@ class SamplingPlan:
         done = sample_count - self.first_sample
         if done == self.length or (done % BLOCK == 0 and done < self.length):
             return self._counts(done)
-        block, at = self._block_of(sample_count)
+        first, size, at = self._place_of(sample_count)
+        block = self._block(first, size)
         here = np.bincount(block.sources[:at], minlength=len(self.sources))
         return [before + int(extra) for before, extra in zip(block.before, here, strict=True)]
 
@@ -233,17 +232,55 @@ class SamplingPlan:
             pending += [(node.left, left), (node.right, number - left)]
         return counts
 
-    def _block_of(self, number: int) -> tuple["_Block", int]:
-        """The block that holds sample `number`, and the place in it. A block ends where the plan does."""
+    def _given(self, number: int) -> tuple[int, int]:
+        """(source, its sequences before this one) of sample `number`. Of a block that is asked for the first time only
+        what leads to the sample is computed: who reads at random seldom asks twice."""
+        first, size, at = self._place_of(number)
+        if first not in self._blocks:
+            _keep(self._blocks, first, None, 64)
+            return self._one_of_block(first, size, at)
+        block = self._block(first, size)
+        source = int(block.sources[at])
+        return source, block.before[source] + int(block.ranks[at])
+
+    def _place_of(self, number: int) -> tuple[int, int, int]:
+        """(first sample of its block, that block's size, the place in it). A block ends where the plan does."""
         assert self.first_sample <= number, (number, self.first_sample)
         number -= self.first_sample
         start = 0 if number < self.length else self.length
         first = start + (number - start) // BLOCK * BLOCK
-        cached = self._blocks.get(first)
-        if cached is None:
-            cached = self._make_block(first, min(BLOCK, self.length - first) if first < self.length else BLOCK)
-            _keep(self._blocks, first, cached, 64)
-        return cached, number - first
+        return first, min(BLOCK, self.length - first) if first < self.length else BLOCK, number - first
+
+    def _block(self, first: int, size: int) -> "_Block":
+        block = self._blocks.get(first)
+        if block is None:
+            block = self._make_block(first, size)
+            _keep(self._blocks, first, block, 64)
+        return block
+
+    def _one_of_block(self, first: int, size: int, at: int) -> tuple[int, int]:
+        """`_given` of one sample, by the one path of the tree that its slot takes."""
+        order = self._order_of_block(first, size)
+        is_before = np.zeros(size, dtype=bool)
+        is_before[order[:at]] = True
+        node, number, slots = self._tree, first, np.arange(size)
+        while node.leaf is None:
+            left, goes_left = self._parted(node, number, slots)
+            if goes_left[slots.searchsorted(order[at])]:
+                node, number, slots = node.left, left, slots[goes_left]
+            else:
+                node, number, slots = node.right, number - left, slots[~goes_left]
+        return node.leaf, self.sources[node.leaf].consumed + number + int(is_before[slots].sum())
+
+    def _parted(self, node: Node, number: int, slots: np.ndarray) -> tuple[int, np.ndarray]:
+        """How many of a node's first `number` samples its left child has, and which of the next, in `slots`, too."""
+        counts_left = node.split(number, len(slots), self.length)
+        return int(counts_left[0]), counts_left[1:] != counts_left[:-1]
+
+    def _order_of_block(self, first: int, size: int) -> np.ndarray:
+        """The slot at each place of a block."""
+        key = hashlib.sha256(f"{self.seed}/block/{self.first_sample}/{first}".encode()).digest()
+        return np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little"))).random(size).argsort()
 
     def _make_block(self, first: int, size: int) -> "_Block":
         sources = np.empty(size, dtype=np.int64)
@@ -259,12 +296,9 @@ class SamplingPlan:
                 left = node.split_one(number, self.length)
                 pending += [(node.left, left, slots), (node.right, number - left, slots)]
                 continue
-            counts_left = node.split(number, len(slots), self.length)
-            left, goes_left = int(counts_left[0]), counts_left[1:] != counts_left[:-1]
+            left, goes_left = self._parted(node, number, slots)
             pending += [(node.left, left, slots[goes_left]), (node.right, number - left, slots[~goes_left])]
-        key = hashlib.sha256(f"{self.seed}/block/{self.first_sample}/{first}".encode()).digest()
-        order = np.random.Generator(np.random.PCG64(int.from_bytes(key[:16], "little"))).random(size).argsort()
-        sources = sources[order]
+        sources = sources[self._order_of_block(first, size)]
         by_source = sources.argsort(kind="stable")
         given = np.bincount(sources)
         ranks = np.empty(size, dtype=np.int64)

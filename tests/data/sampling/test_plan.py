@@ -74,6 +74,18 @@ def test_consumed_tells_what_locate_gave(mixture, total, data):
     assert plan.consumed(count) == [seen[i] for i in range(len(mixture))]
 
 
+@settings(max_examples=25, deadline=None)
+@given(weights, st.integers(1, 4 * BLOCK), st.data())
+def test_one_sample_is_where_its_whole_block_has_it(mixture, total, data):
+    number = data.draw(st.integers(0, total + BLOCK))
+    plan = make(mixture, total=total)
+    first = plan.locate(number)
+    assert list(plan._blocks.values()) == [None], "no block is made for one sample"
+    assert plan.locate(number) == first
+    (block,) = plan._blocks.values()
+    assert block is not None
+
+
 def test_every_sequence_of_a_source_comes_once_an_epoch():
     plan = make([3.0, Ramp(0.0, 1.0)], tokens=[16 * 700 + 5, 16 * 40 + 1], total=2000, max_epochs=100)
     seen = [plan.locate(number) for number in range(2000)]
