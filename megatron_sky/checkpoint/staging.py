@@ -68,7 +68,7 @@ class Staging:
         free, total = available_memory()
         is_enough = wanted + steps + int(_SPARE * total) <= free
         if is_enough:
-            log.info("saves beside training: %.1f GiB of memory are kept for copies of the state", wanted / 2**30)
+            log.info("saves beside training: %.0f MiB of memory are kept for copies of the state", wanted / 2**20)
         else:
             log.warning(
                 "saves beside training: %.1f GiB of memory are free, copies of the state and the steps need %.1f: the "
