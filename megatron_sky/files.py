@@ -19,7 +19,9 @@ import secrets
 import shutil
 import stat
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -31,6 +33,7 @@ _PATIENCE = 0.5  # seconds: another process that only asks whether a lock is fre
 _READ_BYTES = 4 << 20
 _DIRECT_BYTES = 4 << 20
 _DIRECT_PIECES = 4  # in turns: memory that a disk has just read is several times slower to write to
+_PIECES_BEHIND = 32  # for the disk to have work while the caller makes more
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 MAX_BYTES = 256 << 20
 """Of a file that is read whole: the largest known, a tokenizer's or a shard's index, has a tenth of it."""
@@ -228,12 +231,15 @@ class DirectWriter(io.RawIOBase):
     """A new file to write from its begin to its end, past the page cache where the file system can do that.
 
     Large files cost a small part of the processor's time so, and push nothing else out of memory. `seen` is given all
-    that is written, in order. Raises OSError.
+    that is written, in order; `behind`: by a thread, which also writes, and what it raises comes with a later call.
+    Raises OSError.
     """
 
-    def __init__(self, path: str | Path, seen: Callable[[memoryview], object]):
+    def __init__(self, path: str | Path, seen: Callable[[memoryview], object], *, behind: bool = False):
         self._handle, self._seen = _open_direct(path), seen
-        self._buffer = memoryview(mmap.mmap(-1, _DIRECT_PIECES * _DIRECT_BYTES))  # at the begin of a page, as is asked
+        self._thread, self._pending = ThreadPoolExecutor(max_workers=1) if behind else None, deque[Future]()
+        self._pieces = _PIECES_BEHIND if behind else _DIRECT_PIECES
+        self._buffer = memoryview(mmap.mmap(-1, self._pieces * _DIRECT_BYTES))  # at the begin of a page, as is asked
         self._begin = self._held = self._size = 0
 
     def writable(self) -> bool:
@@ -246,11 +252,9 @@ class DirectWriter(io.RawIOBase):
         view = memoryview(data).cast("B")
         length = len(view)
         while view:
-            count = min(len(view), _DIRECT_BYTES - self._held)
-            begin = self._begin + self._held
+            count, begin = min(len(view), _DIRECT_BYTES - self._held), self._begin + self._held
             self._buffer[begin : begin + count] = view[:count]
-            view = view[count:]
-            self._held += count
+            view, self._held = view[count:], self._held + count
             if self._held == _DIRECT_BYTES:
                 self._put()
         self._size += length
@@ -259,19 +263,35 @@ class DirectWriter(io.RawIOBase):
     def fileno(self) -> int:
         """Its descriptor, once all that was written is the system's, as who asks for it is about to flush."""
         self._put()
+        self._wait(0)
         return self._handle
 
     def close(self) -> None:
         if not self.closed:
             try:
                 self._put()
+                self._wait(0)
             finally:
+                if self._thread is not None:
+                    self._thread.shutdown(cancel_futures=True)
                 os.close(self._handle)
                 super().close()
 
     def _put(self) -> None:
-        with self._buffer[self._begin : self._begin + self._held] as held:
-            self._begin, self._held = (self._begin + _DIRECT_BYTES) % len(self._buffer), 0
+        piece = self._buffer[self._begin : self._begin + self._held]
+        self._begin, self._held = (self._begin + _DIRECT_BYTES) % len(self._buffer), 0
+        if self._thread is None:
+            self._store(piece)
+        else:
+            self._pending.append(self._thread.submit(self._store, piece))
+            self._wait(self._pieces - 1)
+
+    def _wait(self, most: int) -> None:
+        while len(self._pending) > most:
+            self._pending.popleft().result()
+
+    def _store(self, piece: memoryview) -> None:
+        with piece as held:
             self._seen(held)
             if len(held) % mmap.PAGESIZE:
                 _through_cache(self._handle)

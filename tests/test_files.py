@@ -241,16 +241,28 @@ def test_a_file_that_a_library_writes_by_name_is_whole_or_not_there(tmp_path):
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("behind", [True, False])
 @pytest.mark.parametrize("direct", [True, False])
-def test_a_direct_writers_file_is_what_was_written(direct, tmp_path, monkeypatch):
+def test_a_direct_writers_file_is_what_was_written(direct, behind, tmp_path, monkeypatch):
     """Past the page cache and through it, with pieces of any length, flushed in between."""
     if not direct:
         monkeypatch.setattr(files, "_O_DIRECT", 0)
     content, seen = os.urandom(files._DIRECT_BYTES * (files._DIRECT_PIECES + 1) + 12_345), bytearray()
-    with files.DirectWriter(tmp_path / "a", seen.extend) as writer:
+    with files.DirectWriter(tmp_path / "a", seen.extend, behind=behind) as writer:
         for start, end in ((0, 5), (5, files._DIRECT_BYTES + 9), (files._DIRECT_BYTES + 9, len(content))):
             assert writer.write(content[start:end]) == end - start and writer.tell() == end
             if end == len(content):
                 os.fsync(writer.fileno())
                 assert (tmp_path / "a").stat().st_size == end
     assert (tmp_path / "a").read_bytes() == content == seen
+
+
+def test_what_fails_behind_a_direct_writers_caller_is_told(tmp_path):
+    def full(piece):
+        raise OSError("full")
+
+    writer = files.DirectWriter(tmp_path / "a", full, behind=True)
+    writer.write(b"some")
+    with pytest.raises(OSError, match="full"):
+        writer.close()
+    assert writer.closed

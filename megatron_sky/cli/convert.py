@@ -272,4 +272,4 @@ def _marks(given: str) -> list[int]:
 
 
 def _print_result(done) -> None:
-    print(f"{done.folder}: {done.num_tensors} tensors, {done.num_bytes / 1e9:.2f} GB, each read back and equal")
+    print(f"{done.folder}: {done.num_tensors} tensors, {done.num_bytes / 1e9:.2f} GB, each compared as it was written")

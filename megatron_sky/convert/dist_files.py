@@ -2,13 +2,15 @@
 
 megatron-core's writer wants the model in memory; here each chunk is saved by torch.save as it comes, at most `_CHUNK`
 bytes, and `.metadata` is made at the end from what was written. All layers of a weight are one tensor with a leading
-axis, and so are their optimizer's tensors. Each chunk is read back by this package's own reader and compared.
+axis, and so are their optimizer's tensors. Each chunk is compared on its way to the disk, and then found again by this
+package's own reader.
 """
 
 import io
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
@@ -17,12 +19,13 @@ import numpy as np
 
 from megatron_sky.checkpoint.reader import weights
 from megatron_sky.checkpoint.reader.index import METADATA
-from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES, LazyTensor, read_ahead
+from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES, LazyTensor
 from megatron_sky.checkpoint.reader.pickles import TensorRef
 from megatron_sky.checkpoint.reader.torch_dist import COMMON
 from megatron_sky.checkpoint.reader.torch_files import TorchArchive
 from megatron_sky.convert.output import Output
-from megatron_sky.convert.weight_file import Expected, WeightFile
+from megatron_sky.convert.pieces import Piece, read_pieces
+from megatron_sky.convert.weight_file import WeightFile
 from megatron_sky.errors import CheckpointError
 
 _CHUNK = 128 << 20  # bytes
@@ -69,56 +72,59 @@ def stored_key(name: str) -> tuple[str, tuple[int, ...]]:
 def write_file(content: DistTensors, path: Path, names: Sequence[str]) -> dict:
     """Writes one `.distcp` file; returns its record, with the place of every chunk."""
     chunks: list[_Chunk] = []
+    begins: list[int] = []
+    wanted = [(name, content.tensors[name], content.num_rows(name)) for name in names]
     with WeightFile(path) as file:
-        loaded = read_ahead(content.tensors[name] for name in names)
-        for name, bits in zip(names, loaded, strict=True):
-            chunks += _write_tensor(file, name, bits, content)
+        for piece in read_pieces(wanted, _CHUNK):
+            key, lead = stored_key(piece.name)
+            begin, shape = file.size, (1,) * len(lead) + piece.bits.shape
+            begins.append(_save(file, piece, shape, content.tensors[piece.name].dtype))
+            offsets = (*lead, piece.first, *(0,) * (piece.bits.ndim - 1))
+            chunks.append(_Chunk(key, offsets, shape, begin, file.size - begin))
         record = file.finish()
+    formats = {stored_key(name)[0]: content.tensors[name].dtype for name in names}
+    for chunk, begin in zip(chunks, begins, strict=True):
+        _check_archive(path, chunk, begin, formats[chunk.key])
     return record | {"chunks": [[c.key, c.offsets, c.sizes, c.begin, c.length] for c in chunks]}
 
 
-def _write_tensor(file: WeightFile, name: str, bits: np.ndarray, content: DistTensors) -> list[_Chunk]:
-    """Writes one tensor in chunks of rows and has each read back."""
-    tensor = content.tensors[name]
-    key, lead = stored_key(name)
-    written = []
-    for start, piece in _pieces(bits, content.num_rows(name)):
-        begin = file.size
-        piece = np.ascontiguousarray(piece)
-        _save(file, piece.reshape((1,) * len(lead) + piece.shape), tensor.dtype)
-        offsets = (*lead, start, *(0,) * (piece.ndim - 1))
-        chunk = _Chunk(key, offsets, (1,) * len(lead) + piece.shape, begin, file.size - begin)
-        file.verify_written([_expected(file.path, chunk, piece, tensor, name)])
-        written.append(chunk)
-    return written
+class _Archive:
+    """For torch.save, of one piece: a file that notes where the piece's bytes begin."""
+
+    def __init__(self, file: WeightFile, piece: Piece):
+        self._file, self._piece = file, piece
+        self.begin = -1
+
+    def write(self, data) -> int:
+        view = memoryview(data).cast("B")
+        if not len(view) or np.frombuffer(view, np.uint8).ctypes.data != self._piece.bits.ctypes.data:
+            return self._file.write(view)
+        self.begin = self._file.write_piece(self._piece, view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Nothing is to be flushed before the file's end (torch.save asks)."""
 
 
-def _pieces(bits: np.ndarray, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, rows) of at most `_CHUNK` bytes, the rows that the tensor lacks included."""
-    step = max(1, _CHUNK // max(1, bits[:1].nbytes))
-    for start in range(0, rows, step):
-        piece = bits[start : min(start + step, rows)]
-        missing = min(start + step, rows) - start - len(piece)
-        if missing:
-            piece = np.concatenate([piece, np.zeros((missing, *bits.shape[1:]), bits.dtype)])
-        yield start, piece
-
-
-def _save(file: WeightFile, bits: np.ndarray, dtype: str) -> None:
+def _save(file: WeightFile, piece: Piece, shape: tuple[int, ...], dtype: str) -> int:
+    """Appends a piece as a tensor of `shape`; returns where in the file its bytes begin."""
     import torch
 
-    tensor = torch.from_numpy(bits).view(getattr(torch, TORCH_NAMES[dtype]))
-    torch.save(tensor, cast(IO[bytes], file))  # of which torch asks that it can write and flush
+    archive = _Archive(file, piece)
+    tensor = torch.from_numpy(piece.bits.reshape(shape)).view(getattr(torch, TORCH_NAMES[dtype]))
+    torch.save(tensor, cast(IO[bytes], archive))  # of which torch asks that it can write and flush
+    return archive.begin
 
 
-def _expected(path: Path, chunk: _Chunk, piece: np.ndarray, tensor: LazyTensor, name: str) -> Expected:
-    """Where the chunk's bytes must stand, as this package's own reader finds them."""
+def _check_archive(path: Path, chunk: _Chunk, begin: int, dtype: str) -> None:
+    """Raises CheckpointError unless this package's own reader finds the chunk, and its bytes from `begin` on."""
     archive = TorchArchive(path, chunk.begin, chunk.length)
     ref = archive.content()
-    is_same = isinstance(ref, TensorRef) and (ref.shape, ref.dtype) == (chunk.sizes, tensor.dtype)
+    is_same = isinstance(ref, TensorRef) and (ref.shape, ref.dtype) == (chunk.sizes, dtype)
     if not isinstance(ref, TensorRef) or not is_same or not ref.is_contiguous or ref.storage_offset:
         raise CheckpointError(f"{path}: {chunk.key}: read back, is not the tensor that was written")
-    return Expected(archive.data_offset(ref), piece, tensor.dtype, name)
+    if math.prod(chunk.sizes) and archive.data_offset(ref) != begin:
+        raise CheckpointError(f"{path}: {chunk.key}: read back, its numbers do not lie where they were written")
 
 
 def write_state(content: DistTensors, output: Output, names: Sequence[str], common: dict) -> None:

@@ -1,6 +1,6 @@
 """The folder that a conversion writes: nothing under its final name until all of it is there and verified.
 
-Files are written into `OUT.partial`. A weight file that is finished and read back is entered in `conversion.json`
+Files are written into `OUT.partial`. A weight file that is finished and on the disk is entered in `conversion.json`
 there; when the same conversion is started again, those files are checked by their hash and kept, and the rest is
 written. Then the folder is opened as its users will open it (`verify`). At the end `conversion.json` stays in it as its
 record, everything is flushed to disk, and the folder is renamed to `OUT`: a rename is the only way in which `OUT` comes
@@ -80,7 +80,7 @@ def write_weights(
     output.check_space(sum(tensors[name].num_bytes for names in todo.values() for name in names))
     for file, names in todo.items():
         output.add(file, write_file(output.folder / file, names))
-        log.info("%s: %d tensors written and read back", file, len(names))
+        log.info("%s: %d tensors written", file, len(names))
 
 
 def _tell_not_finite(output: "Output") -> None:
@@ -102,7 +102,7 @@ class Output:
 
     @property
     def finished(self) -> dict[str, dict]:
-        """Weight files already written and read back, by name."""
+        """Weight files already written and on the disk, by name."""
         return self._record["files"]
 
     def create_or_resume(self) -> None:
@@ -140,7 +140,7 @@ class Output:
             )
 
     def add(self, name: str, record: dict) -> None:
-        """Enters a weight file that is written and read back."""
+        """Enters a weight file that is written and on the disk."""
         self.finished[name] = record
         self._write_record()
 

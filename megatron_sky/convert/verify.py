@@ -11,7 +11,7 @@ from megatron_sky.errors import CheckpointError, SkyError
 def verify_readable(source: Source, folder: Path) -> None:
     """Raises CheckpointError unless `folder` opens as the model of `source`, with all its weights, each in its format.
 
-    No numbers are read again: each was read back as it was written, and where the index or the header says that it
+    No numbers are read again: each was compared as it was written, and where the index or the header says that it
     lies, a tensor of its name, shape and format is found.
     """
     try:

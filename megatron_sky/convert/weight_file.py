@@ -1,126 +1,123 @@
-"""A weight file being written, and read back meanwhile."""
+"""A weight file being written past the page cache, and what goes to the disk compared with what was read."""
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import xxhash
 
-from megatron_sky.checkpoint.reader.lazy import count_not_finite, read_into, same_bytes
+from megatron_sky.convert.pieces import Piece
 from megatron_sky.errors import CheckpointError
+from megatron_sky.files import DirectWriter
 
-_BLOCK = 1 << 20  # bytes read back at once, which stay in the processor's cache until they are compared
+_BLOCK = 1 << 20  # bytes hashed at once, which stay in the processor's cache until all is done with them
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What must stand in a file from `begin` on: `array`'s bytes, numbers of the format `dtype`. `what` names it."""
+class _Expected:
+    """Bytes `begin` to before `end` of a file are of the tensor `name`, and have this hash."""
 
     begin: int
-    array: np.ndarray
-    dtype: str
-    what: str
+    end: int
+    name: str
+    xxh3: bytes
 
 
 class WeightFile:
-    """A weight file being written, and read back meanwhile. Raises CheckpointError, for a full disk too.
+    """A weight file being written, compared on its way. Raises CheckpointError, for a full disk too.
 
-    `write` appends. `verify_written` hands what was appended since the last call to a thread that reads it back from
-    the file, hashes it and compares it, while the next tensor is read and written. One tensor at most waits for that.
-    Another thread has the disk write all the while, so that little is left to flush at the end.
+    `write` appends; `write_piece` appends a piece, whose bytes are hashed again as they go to the disk: the hash must
+    be the one that they had when they were read. A thread hashes and writes while the caller goes on, so that what is
+    wrong is told by a later call.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.size = 0
-        self._verified = 0
         self._digest = xxhash.xxh3_128()
+        self._seen = 0
+        self._expected: deque[_Expected] = deque()
+        self._of_piece = xxhash.xxh3_128()
         self._not_finite: dict[str, int] = {}
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._verification: Future | None = None
-        self._flusher = ThreadPoolExecutor(max_workers=1)
-        self._flush: Future | None = None
         try:
-            self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 (closed by __exit__)
+            self._file = DirectWriter(path, self._see, behind=True)
         except OSError as error:
             raise cant_write(path, error) from error
 
     def __enter__(self) -> "WeightFile":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
-        self._flusher.shutdown(cancel_futures=True)
-        self._file.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self._file.close()
+        except (OSError, CheckpointError):
+            if kind is None:  # else it is a failed file already, and why was told
+                raise
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
 
     def write(self, data) -> int:
         """Appends bytes, or anything with a flat buffer."""
-        view = memoryview(data).cast("B")
-        length = len(view)
         try:
-            while view:
-                view = view[self._file.write(view) :]
+            return self._file.write(data)
         except OSError as error:
             raise cant_write(self.path, error) from error
-        self.size += length
-        return length
 
-    def flush(self) -> None:
-        """Nothing is buffered here (torch.save asks)."""
-
-    def verify_written(self, expected: list[Expected]) -> None:
-        """Has everything appended so far read back, and compared where `expected` says what it must be."""
-        self._wait()
-        begin, self._verified = self._verified, self.size
-        self._verification = self._thread.submit(self._read_back, begin, self.size, expected)
-        if self._flush is None or self._flush.done():
-            self._flush = self._flusher.submit(self._to_disk)
+    def write_piece(self, piece: Piece, data=None) -> int:
+        """Appends a piece's bytes, `data` where another has them; returns where they begin."""
+        begin = self.size
+        if piece.bits.nbytes:
+            self._expected.append(_Expected(begin, begin + piece.bits.nbytes, piece.name, piece.xxh3))
+        if piece.not_finite:
+            self._not_finite[piece.name] = self._not_finite.get(piece.name, 0) + piece.not_finite
+        self.write(piece.bits.reshape(-1) if data is None else data)
+        return begin
 
     def finish(self) -> dict:
-        """Verifies the rest and flushes to disk; the file's `size` and `xxh3`, and under `not_finite` each tensor that
+        """Writes the rest and flushes to disk; the file's `size` and `xxh3`, and under `not_finite` each tensor that
         has such numbers with their count, if any has."""
-        self.verify_written([])
-        self._wait()
-        self._to_disk()
+        try:
+            handle = self._file.fileno()
+            os.fsync(handle)
+            size = os.fstat(handle).st_size
+        except OSError as error:
+            raise cant_write(self.path, error) from error
+        if size != self.size or self._expected:
+            raise CheckpointError(f"{self.path}: has {size:,} bytes, {self.size:,} were written: the file is truncated")
         record = {"size": self.size, "xxh3": self._digest.hexdigest()}
         return record | ({"not_finite": self._not_finite} if self._not_finite else {})
 
-    def _wait(self) -> None:
-        if self._verification is not None:
-            self._verification.result()
-            self._verification = None
+    def _see(self, written: memoryview) -> None:
+        for start in range(0, len(written), _BLOCK):
+            block = written[start : start + _BLOCK]
+            self._digest.update(block)
+            while block:
+                block = block[self._compare(block) :]
 
-    def _to_disk(self) -> None:
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise cant_write(self.path, error) from error
-
-    def _read_back(self, begin: int, end: int, expected: list[Expected]) -> None:
-        for piece in expected:
-            self._hash(begin, piece.begin, None)
-            self._hash(piece.begin, piece.begin + piece.array.nbytes, piece)
-            begin = piece.begin + piece.array.nbytes
-        self._hash(begin, end, None)
-
-    def _hash(self, begin: int, end: int, expected: Expected | None) -> None:
-        block = np.empty(_BLOCK, np.uint8)
-        for start in range(begin, end, _BLOCK):
-            part = block[: min(_BLOCK, end - start)]
-            read_into(self.path, start, part, "what was just written")
-            self._digest.update(part.data)
-            if expected is not None:
-                self._compare(part, start - begin, expected)
-
-    def _compare(self, part: np.ndarray, start: int, expected: Expected) -> None:
-        """Bytes that were read back with those of `expected` from `start` on."""
-        meant = expected.array.reshape(-1).view(np.uint8)[start : start + len(part)]
-        if not same_bytes(part, meant):
-            raise CheckpointError(f"{self.path}: {expected.what}: read back, differs from what was written")
-        if count := count_not_finite(part.view(expected.array.dtype), expected.dtype):
-            self._not_finite[expected.what] = self._not_finite.get(expected.what, 0) + count
+    def _compare(self, block: memoryview) -> int:
+        """Of the bytes that come next, how many belong together: to one piece or to none."""
+        if not self._expected:
+            self._seen += len(block)
+            return len(block)
+        expected = self._expected[0]
+        if self._seen < expected.begin:
+            count = min(len(block), expected.begin - self._seen)
+            self._seen += count
+            return count
+        count = min(len(block), expected.end - self._seen)
+        self._of_piece.update(block[:count])
+        self._seen += count
+        if self._seen == expected.end:
+            self._expected.popleft()
+            if self._of_piece.digest() != expected.xxh3:
+                raise CheckpointError(
+                    f"{self.path}: {expected.name}: on its way to the disk, differs from what was read"
+                )
+            self._of_piece.reset()
+        return count
 
 
 def cant_write(path: Path, error: OSError) -> CheckpointError:

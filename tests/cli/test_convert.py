@@ -27,7 +27,7 @@ def call(*words, fails: bool = False) -> str:
 
 
 def test_there_and_back(native, tmp_path):
-    assert "each read back and equal" in call("to-hf", native("tp2"), tmp_path / "hf", "--file-size", "60k")
+    assert "each compared as it was written" in call("to-hf", native("tp2"), tmp_path / "hf", "--file-size", "60k")
     call("from-hf", tmp_path / "hf", tmp_path / "back")
     assert_same_weights(open_source(native("tp2")), open_source(tmp_path / "back"))
     with pytest.raises(CheckpointError, match="is a Hugging Face folder, not a Megatron-LM"):

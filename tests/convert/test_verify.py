@@ -15,9 +15,7 @@ def test_the_proof_reads_the_result_as_a_user_would(llama, tmp_path, monkeypatch
     """An index that names another format, or a config of another model, is found though every byte is as meant."""
     source = open_source(llama())
     monkeypatch.setattr(dist_files, "TORCH_NAMES", dist_files.TORCH_NAMES | {"F32": "bfloat16"})
-    monkeypatch.setattr(
-        dist_files, "_save", lambda file, bits, dtype: torch.save(torch.from_numpy(bits.view("f4")), file)
-    )
+    monkeypatch.setattr(dist_files, "_save", save_as_float32)
     with pytest.raises(
         CheckpointError, match=r"native\.partial: was written, but can't be read again: .*no BF16 tensor"
     ):
@@ -31,3 +29,9 @@ def test_the_proof_reads_the_result_as_a_user_would(llama, tmp_path, monkeypatch
         CheckpointError, match=r"hf\.partial: was written, but reads.*\n  model\.norm_epsilon: 1e-06 bec"
     ):
         write_hf(source, tmp_path / "hf")
+
+
+def save_as_float32(file, piece, shape, dtype):
+    archive = dist_files._Archive(file, piece)
+    torch.save(torch.from_numpy(piece.bits.reshape(shape).view("f4")), archive)
+    return archive.begin

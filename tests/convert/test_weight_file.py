@@ -1,4 +1,4 @@
-"""A weight file, read back while it is written: what stands in it is what was meant, or an error says where."""
+"""A weight file, compared on its way to the disk: what goes there is what was read, or an error names the tensor."""
 
 import errno
 
@@ -6,28 +6,33 @@ import numpy as np
 import pytest
 import xxhash
 
-from megatron_sky.convert import weight_file
-from megatron_sky.convert.weight_file import Expected, WeightFile, cant_write
+from megatron_sky import files
+from megatron_sky.convert import pieces, weight_file
+from megatron_sky.convert.pieces import whole_piece
+from megatron_sky.convert.weight_file import WeightFile, cant_write
 from megatron_sky.errors import CheckpointError
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(weight_file, "_BLOCK", 16)
+    monkeypatch.setattr(pieces, "_BLOCK", 16)
 
 
 def bits(*values: float) -> np.ndarray:
     return np.array(values, np.float32).view(np.uint32)
 
 
-def test_the_record_is_of_the_file(tmp_path):
-    arrays = [bits(*range(9)), bits(*range(20)).reshape(4, 5)]
+@pytest.mark.parametrize("direct", [True, False])
+def test_the_record_is_of_the_file(direct, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_DIRECT_BYTES", 4096)
+    if not direct:  # as on a file system that knows no other way than through the cache
+        monkeypatch.setattr(files, "_O_DIRECT", 0)
+    arrays = [bits(*range(9)), bits(), bits(*range(3000)).reshape(40, 75), bits()]
     with WeightFile(tmp_path / "w") as file:
         assert file.write(b"head") == 4
-        for array in arrays:
-            begin = file.size
-            file.write(array)
-            file.verify_written([Expected(begin, array, "F32", "w")])
+        begins = [file.write_piece(whole_piece("w", array, "F32")) for array in arrays]
+        assert begins == [4, 40, 40, 12_040]
         record = file.finish()
     content = (tmp_path / "w").read_bytes()
     assert content == b"head" + b"".join(array.tobytes() for array in arrays)
@@ -37,36 +42,30 @@ def test_the_record_is_of_the_file(tmp_path):
 def test_numbers_that_are_not_finite_are_counted_by_tensor(tmp_path):
     with WeightFile(tmp_path / "w") as file:
         for name, array in (("a", bits(1, np.nan, np.inf, *range(9), -np.inf)), ("b", bits(0, 1))):
-            begin = file.size
-            file.write(array)
-            file.verify_written([Expected(begin, array, "F32", name)])
+            file.write_piece(whole_piece(name, array, "F32"))
         assert file.finish()["not_finite"] == {"a": 3}
 
 
 @pytest.mark.parametrize("place", [0, 17, 35])
 def test_a_byte_that_differs_is_found(place, tmp_path):
-    array = bits(*range(9))
-    meant = array.copy()
-    meant.view(np.uint8)[place] ^= 1
+    piece = whole_piece("embedding", bits(*range(9)), "F32")
+    piece.bits.view(np.uint8)[place] ^= 1
     with (
-        pytest.raises(CheckpointError, match="embedding: read back, differs from what was written"),
+        pytest.raises(CheckpointError, match="embedding: on its way to the disk, differs from what was read"),
         WeightFile(tmp_path / "w") as file,
     ):
-        file.write(array)
-        file.verify_written([Expected(0, meant, "F32", "embedding")])
+        file.write_piece(piece)
         file.finish()
 
 
-def test_a_file_that_shrank_is_found(tmp_path):
+def test_a_piece_that_is_not_written_to_its_end_is_found(tmp_path):
     with pytest.raises(CheckpointError, match="the file is truncated"), WeightFile(tmp_path / "w") as file:
-        file.write(bits(1, 2, 3))
-        (tmp_path / "w").write_bytes(b"")
+        file.write_piece(whole_piece("embedding", bits(1, 2, 3), "F32"), b"1234")
         file.finish()
 
 
 def test_an_empty_file(tmp_path):
     with WeightFile(tmp_path / "w") as file:
-        file.flush()
         assert file.finish() == {"size": 0, "xxh3": xxhash.xxh3_128_hexdigest(b"")}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
     **{"I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
 }
 FORMAT_OF_TORCH = {name: dtype for dtype, name in TORCH_NAMES.items()} | {"half": "F16"}
+T = TypeVar("T")
 _COMPARED = 1 << 17  # words compared at once: 1 MiB stays in the processor's cache
 _BITS = {8: np.uint64, 4: np.uint32, 2: np.uint16, 1: np.uint8}
 
@@ -37,12 +39,16 @@ def bits_dtype(dtype: str) -> np.dtype:
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor not yet read. `load()` gives its bits in an array of `shape`; `place` names it in errors."""
+    """A tensor not yet read. `load()` gives its bits in an array of `shape`; `place` names it in errors.
+
+    `fill(target, row)`, of one that can be read in parts: has its rows from `row` on in the C-contiguous `target`.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     load: Callable[[], np.ndarray]
     place: str
+    fill: Callable[[np.ndarray, int], None] | None = None
 
     @property
     def is_weight(self) -> bool:
@@ -57,6 +63,9 @@ class LazyTensor:
         """The rows of this tensor from `start` to before `stop`."""
         if (start, stop) == (0, self.shape[0]):
             return self
+        if (fill := self.fill) is not None:
+            shape = (stop - start, *self.shape[1:])
+            return filled(self.dtype, shape, lambda target, row: fill(target, start + row), self.place)
         return LazyTensor(self.dtype, (stop - start, *self.shape[1:]), lambda: self.load()[start:stop], self.place)
 
     def joined_with(self, others: list["LazyTensor"], axis: int) -> "LazyTensor":
@@ -117,12 +126,37 @@ def read_into(path: Path, offset: int, target: np.ndarray, what: str) -> None:
 def in_file(path: Path, offset: int, dtype: str, shape: tuple[int, ...], name: str) -> LazyTensor:
     """A tensor that lies in one piece in a file."""
 
+    def fill(target: np.ndarray, row: int) -> None:
+        read_into(path, offset + row * math.prod(shape[1:]) * ITEM_SIZE[dtype], target, f"tensor {name}")
+
+    return filled(dtype, shape, fill, f"{path}: {name}")
+
+
+def filled(dtype: str, shape: tuple[int, ...], fill: Callable[[np.ndarray, int], None], place: str) -> LazyTensor:
+    """A tensor that `fill` reads, whole or in parts (see `LazyTensor`)."""
+
     def load() -> np.ndarray:
         target = np.empty(shape, bits_dtype(dtype))
-        read_into(path, offset, target, f"tensor {name}")
+        fill(target, 0)
         return target
 
-    return LazyTensor(dtype, shape, load, f"{path}: {name}")
+    return LazyTensor(dtype, shape, load, place, fill)
+
+
+def of_runs(
+    parts: list[LazyTensor], runs: list[tuple[int, int, int]], shape: tuple[int, ...], place: str
+) -> LazyTensor:
+    """A tensor whose rows are, run after run, (part, its first row, number of rows) of `parts`, each with a `fill`."""
+
+    def fill(target: np.ndarray, row: int) -> None:
+        begin = -row  # of the run, in the target
+        for part, first, count in runs:
+            start, stop = max(0, begin), min(len(target), begin + count)
+            if start < stop and (of_part := parts[part].fill) is not None:
+                of_part(target[start:stop], first + start - begin)
+            begin += count
+
+    return filled(parts[0].dtype, shape, fill, place)
 
 
 def as_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
@@ -134,15 +168,16 @@ def as_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
 
 def read_ahead(tensors: Iterable[LazyTensor]) -> Iterator[np.ndarray]:
     """The bits of each tensor in turn; a thread reads the next one while the caller uses this one."""
+    return ahead(tensor.load() for tensor in tensors)
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """`items`, of which a thread makes the next one while the caller uses this one."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        pending = None
-        for tensor in tensors:
-            following = thread.submit(tensor.load)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -167,7 +202,10 @@ def same_numbers(a: LazyTensor, b: LazyTensor) -> bool:
 def count_not_finite(bits: np.ndarray, dtype: str) -> int:
     """How many of the numbers that `bits` stand for are infinite or none."""
     exponent = {"F64": 0x7FF << 52, "F32": 0xFF << 23, "F16": 0x1F << 10, "BF16": 0xFF << 7}.get(dtype)
-    return 0 if exponent is None else int(np.count_nonzero((bits & bits.dtype.type(exponent)) == exponent))
+    if exponent is None:
+        return 0
+    exponents = bits & bits.dtype.type(exponent)
+    return int(np.count_nonzero(exponents == exponent)) if exponents.max(initial=0) == exponent else 0
 
 
 def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:

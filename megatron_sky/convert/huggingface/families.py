@@ -120,6 +120,26 @@ def rows_of(name: str, rows: np.ndarray, model: ModelConfig) -> Arrays:
     return np.split(rows, len(names))
 
 
+def row_runs(name: str, model: ModelConfig, architecture: str) -> list[tuple[int, int, int]]:
+    """What `join` of the weight's rule does, row after row: (part, its first row, number of rows) of each run of rows.
+
+    Empty where the weight is not made of whole rows, as GPT-2's transposed ones.
+    """
+    if architecture == GPT2:
+        return []
+    rule = rule_for(name, model, architecture)
+    ends = np.cumsum([shape[0] for shape in rule.shapes])
+    numbers = np.split(np.arange(ends[-1]), ends[:-1])
+    of_rows = _attention(rule.names, (int(ends[-1]),), model) if len(numbers) == 3 else rule
+    order = of_rows.join(numbers)
+    cuts = np.flatnonzero((np.diff(order) != 1) | np.isin(order[1:], ends)) + 1
+    runs = []
+    for run in np.split(order, cuts):
+        part = int(np.searchsorted(ends, run[0], side="right"))
+        runs.append((part, int(run[0] - numbers[part][0]), len(run)))
+    return runs
+
+
 def _unit_of(name: str, model: ModelConfig):
     """The unit that holds `name`, built alone: a model has many layers and this is asked once a tensor."""
     if name.startswith(weights.LAYERS):

@@ -1,8 +1,8 @@
 """Any source to a Hugging Face folder: sharded safetensors with index, configs, tokenizer files, chat template.
 
-One weight at a time is read, split by its rule and written; behind it the one before is read back from the file and
-compared. The kernel answers the read-back, from its cache or from the disk. That a rule joined again gives back the
-weight is proven on the first layer, bit for bit; the rules of all layers are the same.
+One weight at a time is read and split by its rule, while the one before is written and compared on its way to the
+disk. That a rule joined again gives back the weight is proven on the first layer, bit for bit; the rules of all layers
+are the same.
 """
 
 import json
@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from megatron_sky.checkpoint.reader import weights
-from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES, read_ahead, same_bits
+from megatron_sky.checkpoint.reader.lazy import TORCH_NAMES, ahead, same_bits
 from megatron_sky.convert.huggingface import config as hf_config
 from megatron_sky.convert.huggingface import families
 from megatron_sky.convert.huggingface.safetensors_file import Entry, build_header
 from megatron_sky.convert.output import DEFAULT_FILE_SIZE, Converted, Output, convert, plan_files, write_weights
+from megatron_sky.convert.pieces import Piece, whole_piece
 from megatron_sky.convert.sources import Source
-from megatron_sky.convert.weight_file import Expected, WeightFile
+from megatron_sky.convert.weight_file import WeightFile
 from megatron_sky.errors import CheckpointError
 from megatron_sky.inference.hf_folder import check_name
 from megatron_sky.log import get_logger
@@ -103,23 +104,20 @@ def _write_file(source: Source, path: Path, names: list[str], architecture: str)
     ]
     with WeightFile(path) as file:
         file.write(build_header(entries))
-        loaded = read_ahead(source.weights[weight] for weight in names)
-        for weight, rule, bits in zip(names, rules, loaded, strict=True):
-            check_rule = not weight.startswith(_LATER_LAYERS)
-            _write_weight(file, bits, source.weights[weight].dtype, rule, check_rule=check_rule)
+        for pieces in ahead(_parts(source, weight, rule) for weight, rule in zip(names, rules, strict=True)):
+            for piece in pieces:
+                file.write_piece(piece)
         return file.finish()
 
 
-def _write_weight(file: WeightFile, bits: np.ndarray, dtype: str, rule: families.Rule, *, check_rule: bool) -> None:
-    """Writes one weight's parts and has them read back; `check_rule`: checks first that they join to the weight."""
+def _parts(source: Source, weight: str, rule: families.Rule) -> list[Piece]:
+    """A weight's parts; of the first layer's, checks that they join to the weight."""
+    tensor = source.weights[weight]
+    bits = tensor.load()
     parts = [np.ascontiguousarray(part) for part in rule.split(bits)]
-    if check_rule and not same_bits(rule.join(parts), bits):
-        raise CheckpointError(f"{file.path}: {', '.join(rule.names)} don't join to the weight again")
-    expected = []
-    for name, part in zip(rule.names, parts, strict=True):
-        expected.append(Expected(file.size, part, dtype, name))
-        file.write(part.reshape(-1))
-    file.verify_written(expected)
+    if not weight.startswith(_LATER_LAYERS) and not same_bits(rule.join(parts), bits):
+        raise CheckpointError(f"{tensor.place}: {', '.join(rule.names)} don't join to the weight again")
+    return [whole_piece(name, part, tensor.dtype) for name, part in zip(rule.names, parts, strict=True)]
 
 
 def _index(source: Source, files: dict[str, list[str]], architecture: str) -> dict:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_sky.checkpoint.reader import weights
-from megatron_sky.checkpoint.reader.lazy import LazyTensor, as_float32, common_format, same_numbers
+from megatron_sky.checkpoint.reader.lazy import LazyTensor, as_float32, common_format, of_runs, same_numbers
 from megatron_sky.checkpoint.reader.pickles import TensorRef
 from megatron_sky.checkpoint.reader.torch_files import TorchArchive
 from megatron_sky.config.schema import ModelConfig
@@ -83,7 +83,7 @@ def read_weights(folder: Path, model: ModelConfig, architecture: str) -> Opened:
             wrong += [problem for problem in problems if problem]
             continue
         mixed += [] if len({part.dtype for part in parts}) == 1 else rule.names
-        opened.weights[name] = _joined(rule, parts)
+        opened.weights[name] = _joined(rule, parts, families.row_runs(name, model, architecture))
     if wrong:
         head = f"{folder}: does not hold the weights of the model it describes:"
         raise CheckpointError("\n".join([head, *wrong[:20]]))
@@ -188,10 +188,13 @@ def _problem(name: str, part: LazyTensor | None, shape: tuple[int, ...]) -> str:
     return ""
 
 
-def _joined(rule: families.Rule, parts: list[LazyTensor]) -> LazyTensor:
+def _joined(rule: families.Rule, parts: list[LazyTensor], runs: list[tuple[int, int, int]]) -> LazyTensor:
+    """The weight; of whole rows of its parts where it has `runs` (`families.row_runs`), which are read into place."""
     dtype = common_format(part.dtype for part in parts)
     wide = [part.widened(dtype) for part in parts]
     place = ", ".join(part.place for part in parts)
+    if runs and all(part.fill is not None for part in wide):
+        return of_runs(wide, runs, rule.whole_shape, place)
     return LazyTensor(dtype, rule.whole_shape, lambda: rule.join([part.load() for part in wide]), place)
 
 

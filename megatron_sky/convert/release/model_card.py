@@ -33,7 +33,7 @@ def build_card(facts: Facts, files: dict[str, FileRecord]) -> str:
         f"An intermediate checkpoint of a pretraining run: {facts.consumed_tokens:,} tokens "
         f"({format_count(facts.consumed_tokens)}), step {facts.step:,}. {num_parameters(model):,} parameters, "
         f"{model.num_layers} layers, hidden size {model.hidden_size:,}, vocabulary {model.vocab_size:,}, context "
-        f"{model.seq_length:,}. Every tensor was read back after conversion and compared with the training checkpoint.",
+        f"{model.seq_length:,}. Every tensor was compared with the training checkpoint's as it was written.",
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("PATH")\nmodel = AutoModelForCausalLM.from_pretrained("PATH")\n```',
         _sources(facts),

@@ -11,6 +11,7 @@ from megatron_sky.convert.huggingface.families import (
     SKYWORK,
     architecture_for,
     check_architecture,
+    row_runs,
     rule_for,
 )
 from megatron_sky.errors import CheckpointError
@@ -41,6 +42,10 @@ def test_every_weight_there_and_back(architecture, fields):
             parts = rule.split(whole)
             assert [part.shape for part in parts] == list(rule.shapes) and rule.whole_shape == shape
             assert np.array_equal(rule.join([np.ascontiguousarray(part) for part in parts]), whole)
+            runs = row_runs(name, model, architecture)
+            assert bool(runs) != (architecture == GPT2)
+            rows = [parts[part][first : first + count] for part, first, count in runs]
+            assert not runs or np.array_equal(np.concatenate(rows), whole)
             names += rule.names
     assert len(set(names)) == len(names), "each tensor of the folder is of one weight"
 
