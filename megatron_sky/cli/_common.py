@@ -103,11 +103,11 @@ class ProgressBar:
             )
             self._bar = progress.Progress(*columns, console=screen())
             self._task = self._bar.add_task(self._title, total=None)
-            self._bar.start()
         return self
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is not None:
+            self._bar.start()  # and its thread, which must not be there when worker processes are forked
             self._bar.update(self._task, completed=done, total=total)
 
     def __exit__(self, *exc: object) -> None:

@@ -2,7 +2,7 @@
 
 A step's activations are freed in its backward pass. The C library then gives large blocks back to the kernel, which
 hands them out again page by page, each set to zero, in the next step: some 60,000 page faults and 3 % of the time of a
-step of 50 M parameters.
+step of 50 M parameters. Whoever works through blocks of many MiB, as workers of `data tokenize`, has the same.
 """
 
 import ctypes

@@ -104,6 +104,8 @@ def end_with(parent: int, *, heeds_sigterm: bool = False) -> None:
     Requests to leave are for the parent alone, which may still need its helpers; Slurm and terminals send them to all.
     `heeds_sigterm`: but for SIGTERM, by which a pool of processes ends those of its workers that are left.
     """
+    if heeds_sigterm:
+        end_at_once()  # a fork has what its parent would do
     for number in STOP_SIGNALS:
         if number != signal.SIGTERM or not heeds_sigterm:
             signal.signal(number, signal.SIG_IGN)

@@ -47,22 +47,31 @@ class BatchEncoder:
             return _joined([self._encode(text) for text in texts])
         flat, lengths = _encode_fast(self._fast, texts)
         ends = np.cumsum(lengths)
-        with_control = set(np.searchsorted(ends, np.flatnonzero(np.isin(flat, self._control_ids)), side="right"))
+        special = self._with_special(texts) | self._with_control(flat, ends)
+        compared = set(range(-self._seen % self.check_every, len(texts), self.check_every))
+        self._seen += len(texts)
         replaced = {}
-        for number, text in enumerate(texts):
-            special = number in with_control or (self._special is not None and self._special.search(text) is not None)
-            self._seen += 1
-            if not special and (self._seen - 1) % self.check_every:
-                continue
-            expected = self._encode(text)
-            if special:
+        for number in sorted(special | compared):
+            expected = self._encode(texts[number])
+            if number in special:
                 replaced[number] = expected
             elif flat[ends[number] - lengths[number] : ends[number]].tolist() != expected:
                 raise DataError(
                     f"gigatoken and the tokenizer {self.tokenizer.name} give different ids for the text that begins "
-                    f"{text[:80]!r}\n  fix: run with --encoder library, and please report this text"
+                    f"{texts[number][:80]!r}\n  fix: run with --encoder library, and please report this text"
                 )
         return _with_replaced(flat, lengths, ends, replaced)
+
+    def _with_special(self, texts: Sequence[str]) -> set[int]:
+        """The texts that spell a special token."""
+        if self._special is None:
+            return set()
+        search = self._special.search
+        return {number for number, text in enumerate(texts) if search(text)}
+
+    def _with_control(self, flat: np.ndarray, ends: np.ndarray) -> set[int]:
+        """The texts of which a control token was made."""
+        return set(np.searchsorted(ends, np.flatnonzero(np.isin(flat, self._control_ids)), side="right").tolist())
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, parse_special=self.parse_special)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from json.decoder import scanstring  # type: ignore[attr-defined]
 
 from megatron_sky.data.ingest.input_files import BOM
 from megatron_sky.data.ingest.inputs import MAX_DOCUMENT_BYTES, Block, unreadable
@@ -80,11 +81,11 @@ def parse_block(block: Block, keys: Sequence[str], max_bytes: int = MAX_DOCUMENT
         for row in block.rows:
             _take_row(parsed, row, max_bytes, is_file=block.first_of_file)
         return parsed
-    lines, too_long = (block.lines, False) if block.lines is not None else _lines_of_range(block, max_bytes)
+    lines, too_long = (_split(block.lines), False) if block.lines is not None else _lines_of_range(block, max_bytes)
     keys = tuple(keys)
     spellings = tuple(f'"{key}"'.encode() for key in keys)
-    has_plain_keys = all("/" not in key and json.dumps(key) == f'"{key}"' for key in keys)  # spelt in one way alone
-    for number, line in enumerate(lines.removesuffix(b"\n").split(b"\n") if lines else ()):
+    has_plain_keys = len(set(keys)) == len(keys) and all(map(_is_plain_key, keys))
+    for number, line in enumerate(lines):
         document = _plain_document(line, keys, spellings) if has_plain_keys and len(line) <= max_bytes else None
         if document is None:
             _take_line(parsed, line, keys, max_bytes, first_of_file=number == 0 and block.first_of_file)
@@ -139,19 +140,25 @@ def _reject(parsed: Parsed, reason: str, raw: bytes) -> None:
     parsed.lines += 1
 
 
-def _lines_of_range(block: Block, max_bytes: int) -> tuple[bytes, bool]:
+def _split(data: bytes) -> list[bytes]:
+    """The lines, the last of which may lack its newline."""
+    lines = data.split(b"\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _lines_of_range(block: Block, max_bytes: int) -> tuple[list[bytes], bool]:
     """The lines that begin in the block's bytes; and whether one more, left out, is longer than `max_bytes`."""
     try:
         with open(block.path, "rb") as file:
             file.seek(max(0, block.start - 1))
             if block.start and _skip_line(file) >= block.end:
-                return b"", False
+                return [], False
             data = file.read(block.end - file.tell())
-            begin = data.rfind(b"\n") + 1
-            if begin == len(data):
-                return data, False
-            rest = _rest_of_line(file, max_bytes - (len(data) - begin))
-            return (data[:begin], True) if rest is None else (data + rest, False)
+            lines = _split(data)
+            if not data or data.endswith(b"\n"):
+                return lines, False
+            rest = _rest_of_line(file, max_bytes - len(lines[-1]))
+            return (lines[:-1], True) if rest is None else ([*lines[:-1], lines[-1] + rest.removesuffix(b"\n")], False)
     except OSError as error:
         raise unreadable(block.path, error) from error
 
@@ -178,6 +185,11 @@ def _rest_of_line(file, room: int) -> bytes | None:
     return rest if len(rest.removesuffix(b"\n")) <= room else None
 
 
+def _is_plain_key(key: str) -> bool:
+    """Whether JSON spells it in one way alone, but for escapes that nobody uses."""
+    return "/" not in key and json.dumps(key) == f'"{key}"'
+
+
 def _plain_document(line: bytes, keys: tuple[str, ...], spellings: tuple[bytes, ...]) -> tuple[str, ...] | None:
     """The texts of a line in which nothing is unusual; None where it has to be judged with care.
 
@@ -189,14 +201,30 @@ def _plain_document(line: bytes, keys: tuple[str, ...], spellings: tuple[bytes, 
     if b"\\u" in line and _RISKY_ESCAPE.search(line):
         return None
     try:
-        text = line.decode("utf-8")
-        content, end = _DECODER.raw_decode(text)
+        rest, texts = line.decode("utf-8"), []
+        for key in keys:
+            rest, text = _cut_text(rest, key)
+            texts.append(text)
+        content, end = _DECODER.raw_decode(rest)
     except (ValueError, RecursionError):
         return None
-    if end != len(text) or not isinstance(content, dict) or _is_deep(line):
+    if end != len(rest) or not isinstance(content, dict) or (len(rest) > 2 * MAX_DEPTH and _is_deep(line)):
         return None
-    texts = [value for key in keys if type(value := content.get(key)) is str]
-    return tuple(texts) if len(texts) == len(keys) else None
+    return tuple(texts) if all([content.get(key) == "" for key in keys]) else None
+
+
+def _cut_text(line: str, key: str) -> tuple[str, str]:
+    """The line with an empty string in place of the one that follows the key, and that string.
+
+    What is left is a small part of most lines, so that this is faster than decoding them as they are. ValueError where
+    no such string follows. Whether the key is one, and the object's own, the rest of the line has to tell.
+    """
+    at = line.index(f'"{key}"') + len(key) + 2
+    start = at + (3 if line.startswith(': "', at) else 2)
+    if line[at:start] not in (': "', ':"'):
+        raise ValueError
+    text, end = scanstring(line, start, True)
+    return line[:start] + line[end - 1 :], text
 
 
 def _is_deep(line: bytes) -> bool:

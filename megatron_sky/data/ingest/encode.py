@@ -14,6 +14,8 @@ from megatron_sky.data.ingest.documents import Reject, parse_block
 from megatron_sky.data.ingest.inputs import MAX_DOCUMENT_BYTES, Block, unreadable
 from megatron_sky.data.ingest.sentences import SentenceSplitter
 from megatron_sky.data.tokens.indexed import token_dtype
+from megatron_sky.data.tokens.scan import LARGEST_COUNTED_ID, count_ids
+from megatron_sky.distributed.cpu_memory import keep_freed_blocks
 from megatron_sky.distributed.helpers import end_with
 from megatron_sky.files import hash_range
 from megatron_sky.tokenizer.encoder import BatchEncoder
@@ -45,11 +47,15 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """One key's ids: all tokens in a row, tokens of each sequence, sequences of each document."""
+    """One key's ids: all tokens in a row, tokens of each sequence, sequences of each document.
+
+    `counts`: how often each id occurs; None where the tokens are fewer than the vocabulary's.
+    """
 
     tokens: bytes
     lengths: np.ndarray
     sequences: np.ndarray
+    counts: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,11 @@ class BlockEncoder:
             last = np.cumsum(sequences)[sequences > 0] - 1  # the last sequence of each document that has any
             tokens = np.insert(tokens, np.cumsum(lengths)[last], self.tokenizer.eod_id)
             lengths[last] += 1
-        return EncodedTexts(tokens.tobytes(), lengths.astype(np.int32), sequences.astype(np.int64))
+        counts = None
+        if self.tokenizer.vocab_size <= min(len(tokens), LARGEST_COUNTED_ID):
+            counts = np.zeros(self.tokenizer.vocab_size, np.int64)
+            count_ids(tokens, counts)
+        return EncodedTexts(tokens.tobytes(), lengths.astype(np.int32), sequences.astype(np.int64), counts)
 
     def _sentences(self, column: Sequence[str | list[str]]) -> tuple[list[str], list[int]]:
         """All texts in a row, and how many of them each document has."""
@@ -133,6 +143,7 @@ _worker_encoder: list[BlockEncoder] = []
 def start_worker(parent: int, tokenizer_path: str, options: EncodeOptions, punkt: object) -> None:
     """Make this process's encoder; a process has one, so that blocks alone cross the border. `parent`: its pid."""
     end_with(parent, heeds_sigterm=True)
+    keep_freed_blocks()  # for the next block: each page that is fetched anew costs time
     _worker_encoder[:] = [BlockEncoder(load_tokenizer(tokenizer_path), options, punkt)]
 
 

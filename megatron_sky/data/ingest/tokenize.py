@@ -15,12 +15,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from megatron_sky.data.ingest.input_files import InputFiles, list_files
 from megatron_sky.data.ingest.inputs import BLOCK_BYTES, Block, blocks_of, cut_pieces, pieces_of_shard
 from megatron_sky.data.ingest.progress import Progress
 from megatron_sky.data.ingest.sentences import learn_punkt
+from megatron_sky.data.ingest.workers import make_pool
 from megatron_sky.data.tokens.indexed import bin_path, idx_path, token_dtype
 from megatron_sky.data.tokens.meta import (
     DocumentCounts,
@@ -41,7 +41,7 @@ from megatron_sky.data.tokens.meta import (
     meta_path,
     read_meta,
 )
-from megatron_sky.data.tokens.scan import describe
+from megatron_sky.data.tokens.scan import LARGEST_COUNTED_ID, TokenTally, describe
 from megatron_sky.data.tokens.writer import PARTS, IndexedWriter, WriterState, finish_pair
 from megatron_sky.distributed.helpers import shared_memory_named
 from megatron_sky.errors import DataError
@@ -152,6 +152,7 @@ class _Job:
         self.fingerprint = self._fingerprint()
         self._skipped_lines: int | None = None
         self._metas: dict[int, Meta] = {}
+        self._tallies: list[TokenTally] = []  # of each pair, where this process writes all of it
 
     def _fingerprint(self) -> str:
         decides = self._decisive_options()
@@ -225,6 +226,8 @@ class _Job:
             ]
             if not progress.writers:
                 self.progress_path.unlink(missing_ok=True)  # of a job whose files these were
+                if self.tokenizer.vocab_size <= LARGEST_COUNTED_ID:
+                    self._tallies = [TokenTally(self.tokenizer.vocab_size) for _ in writers]
             self._encode_all(progress, writers, report)
             self._remove_metas()
         self._metas = {number: writer.meta for number, writer in enumerate(writers) if writer.meta is not None}
@@ -303,9 +306,8 @@ class _Job:
                 yield done, block, encode(block)
             return
         assert self.tokenizer_path is not None
-        given = (os.getpid(), self.tokenizer_path, self.options, punkt)
         with shared_memory_named():
-            pool = ProcessPoolExecutor(self.options.workers, get_context("spawn"), start_worker, given)
+            pool = make_pool(self.options.workers, start_worker, (self.tokenizer_path, self.options, punkt))
         waiting: deque[tuple[int, Block, Future[EncodedBlock]]] = deque()
         try:
             for done, block in self._blocks(skip):
@@ -332,8 +334,11 @@ class _Job:
     ) -> None:
         progress.begin(block)
         self._take_rejects(progress, rejects, block, encoded)
-        for writer, texts in zip(writers, encoded.texts, strict=True):
-            writer.add_documents(np.frombuffer(texts.tokens, writer.dtype), texts.lengths, texts.sequences)
+        for number, (writer, texts) in enumerate(zip(writers, encoded.texts, strict=True)):
+            tokens = np.frombuffer(texts.tokens, writer.dtype)
+            writer.add_documents(tokens, texts.lengths, texts.sequences)
+            if self._tallies:
+                self._tallies[number].add(tokens, texts.counts)
         progress.add(block, encoded)
 
     def _take_rejects(self, progress: Progress, rejects, block: Block, encoded: EncodedBlock) -> None:
@@ -386,6 +391,7 @@ class _Job:
             shard=self.options.shard and ShardRecord(*self.options.shard, self._whole(key)),
             files=self.files,
             index=index,
+            scan=self._tallies[number].scan() if self._tallies else None,
         )
 
     def _source(self, path: str, progress: Progress) -> FileRecord:

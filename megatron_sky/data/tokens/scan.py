@@ -100,9 +100,51 @@ def scan_tokens(
         largest = max(largest, block.max_id)
         if count and not block.has_negative and block.max_id <= LARGEST_COUNTED_ID:
             counts = np.pad(counts, (0, max(0, block.max_id + 1 - len(counts))))
-            for start in range(0, len(block.tokens), _COUNTED_AT_ONCE):
-                counts += np.bincount(block.tokens[start : start + _COUNTED_AT_ONCE], minlength=len(counts))
+            count_ids(block.tokens, counts)
     return TokenScan(tuple(hashes), counts, largest)
+
+
+def count_ids(tokens: np.ndarray, counts: np.ndarray) -> None:
+    """Add to `counts`, which is as long as the vocabulary, how often each id occurs in `tokens`."""
+    if len(tokens) < len(counts):
+        np.add.at(counts, tokens, 1)
+        return
+    for start in range(0, len(tokens), _COUNTED_AT_ONCE):
+        counts += np.bincount(tokens[start : start + _COUNTED_AT_ONCE], minlength=len(counts))
+
+
+class TokenTally:
+    """What a `TokenScan` says of a `.bin` file, gathered while it is written, so that it need not be read again.
+
+    Args:
+        vocab_size: one more than the largest id, at most `LARGEST_COUNTED_ID`.
+    """
+
+    def __init__(self, vocab_size: int):
+        assert vocab_size <= LARGEST_COUNTED_ID, vocab_size
+        self._counts = np.zeros(vocab_size, np.int64)
+        self._blocks: list[str] = []
+        self._digest, self._room = xxhash.xxh3_128(), HASH_BLOCK
+
+    def add(self, tokens: np.ndarray, counts: np.ndarray | None = None) -> None:
+        """Tokens that are written, in order; `counts`: how often each id occurs among them, where that is known."""
+        if counts is None:
+            count_ids(tokens, self._counts)
+        else:
+            self._counts += counts
+        data = tokens.view(np.uint8)
+        while len(data):
+            part, data = data[: self._room], data[self._room :]
+            self._digest.update(part.data)
+            self._room -= len(part)
+            if self._room == 0:
+                self._blocks.append(self._digest.hexdigest())
+                self._digest, self._room = xxhash.xxh3_128(), HASH_BLOCK
+
+    def scan(self) -> TokenScan:
+        """Of all that was added."""
+        last = [self._digest.hexdigest()] if self._room < HASH_BLOCK else []
+        return TokenScan((*self._blocks, *last), self._counts, int(np.flatnonzero(self._counts).max(initial=-1)))
 
 
 def describe(
@@ -118,11 +160,15 @@ def describe(
     shard: ShardRecord | None = None,
     files: FileCounts | None = None,
     index: Path | None = None,
+    scan: TokenScan | None = None,
 ) -> Meta:
-    """The meta file's contents for a pair that is there; reads it once. `index`: where its index lies now."""
+    """The meta file's contents for a pair that is there, which is read once where no `scan` of it is given.
+
+    `index`: where its index lies now.
+    """
     index = index or idx_path(prefix)
     with IndexedTokens(prefix, allow_empty=True, index=index) as pair:
-        scan = scan_tokens(bin_path(prefix), pair.dtype, count=True)
+        scan = scan or scan_tokens(bin_path(prefix), pair.dtype, count=True)
         return Meta(
             tokenizer=record_of(tokenizer),
             dtype=pair.dtype.name,

@@ -9,7 +9,7 @@ from megatron_sky.data.ingest import documents
 from megatron_sky.data.ingest.documents import MAX_DEPTH, parse_block
 from megatron_sky.data.ingest.inputs import Block
 
-KEYS = [("text",), ("text", "o"), ("a/b",), ("文",)]
+KEYS = [("text",), ("text", "o"), ("text", "text"), ("a/b",), ("文",)]
 
 
 def parse(lines, keys=("text",), *, plain=True):

@@ -1,5 +1,7 @@
 """One pass over a pair's tokens: hashes, counts and the largest id, whatever the size of a block."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import xxhash
@@ -7,7 +9,7 @@ import xxhash
 from megatron_sky.data.tokens import scan
 from megatron_sky.data.tokens.indexed import bin_path
 from megatron_sky.data.tokens.meta import DocumentCounts, TokenizerRecord, entropy
-from megatron_sky.data.tokens.scan import describe, scan_blocks, scan_tokens
+from megatron_sky.data.tokens.scan import TokenTally, describe, scan_blocks, scan_tokens
 from tests.data.helpers import write_pair
 
 
@@ -39,6 +41,26 @@ def test_counts_are_those_of_the_ids(tokens, tmp_path):
     assert found.counts.tolist() == np.bincount(tokens).tolist() and found.max_id == tokens.max()
     assert seen == list(range(0, 333, 32)) and len(found.blocks) == len(seen)
     assert scan_tokens(path, np.dtype(np.uint16)).counts.tolist() == []
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_what_is_gathered_while_writing_is_what_reading_finds(dtype, tokens, tmp_path):
+    tokens = tokens.astype(dtype)
+    path = bin_path(write_pair(tmp_path / "p", [tokens.tolist()], dtype))
+    whole, tally = scan_tokens(path, np.dtype(dtype), count=True), TokenTally(100)
+    ends = [0, 1, 1, 5, 32, 64, 200, 333]  # within a block, at its end, over several
+    for number, (start, end) in enumerate(pairwise(ends)):
+        part = tokens[start:end]
+        tally.add(part, np.bincount(part, minlength=100) if number % 2 else None)
+        if end == 64:
+            assert len(tally.scan().blocks) == 64 * np.dtype(dtype).itemsize // 64
+    found = tally.scan()
+    assert (found.blocks, found.max_id) == (whole.blocks, whole.max_id)
+    assert found.counts.tolist() == np.bincount(tokens, minlength=100).tolist()
+
+
+def test_nothing_gathered_is_an_empty_file():
+    assert TokenTally(5).scan().blocks == () and TokenTally(5).scan().max_id == -1
 
 
 def test_a_negative_id_is_no_large_one(tmp_path):
