@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from megatron_sky.errors import CheckpointError, RunError
 
 if TYPE_CHECKING:
+    import torch
+    from megatron.core.optimizer import MegatronOptimizer
     from torch.distributed.checkpoint.metadata import Metadata
 
 COMMON_FILE = "common.pt"
@@ -57,6 +59,12 @@ def replace_members(owner, **members) -> None:
                 "  fix: install tested versions, which `megatron-sky doctor` names"
             )
         setattr(owner, name, member)
+
+
+def gradients_of_norm(optimizer: "MegatronOptimizer") -> "list[torch.Tensor]":
+    """The gradients of this rank that count in the norm over all of them; 0.19 calls the method another name."""
+    names = ("get_grads_for_grad_norm", "get_main_grads_for_grad_norm")
+    return next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))()
 
 
 def write_views_in_place() -> None:

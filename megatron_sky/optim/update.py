@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatron_sky.config.schema import OptimizerConfig
+from megatron_sky.distributed import compat
 
 if TYPE_CHECKING:
     from megatron.core.optimizer import MegatronOptimizer
@@ -43,7 +44,7 @@ def _squared_norm(optimizer: "MegatronOptimizer", device: torch.device) -> torch
     total = torch.zeros(1, dtype=torch.float64, device=device)
     for one in parts_of(optimizer):
         squared = torch.zeros(1, dtype=torch.float32, device=device)
-        if gradients := one.get_main_grads_for_grad_norm():
+        if gradients := compat.gradients_of_norm(one):
             unused = torch.zeros(1, dtype=torch.int, device=device)
             norm, _ = clip_grads.multi_tensor_applier(clip_grads.l2_norm_impl, unused, [gradients], False)
             squared = norm**2.0
