@@ -3,6 +3,7 @@
 Blocks of `HASH_BLOCK` bytes are read in order, a few at once, and hashed on all cores.
 """
 
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,15 +33,32 @@ _READ_AT_ONCE = 1 << 20  # bytes
 _COUNTED_AT_ONCE = 1 << 17  # tokens; numpy makes 8 bytes of each, which should stay in the processor's cache
 
 
+Places = Callable[[int, int], np.ndarray]
+"""Which tokens of those from one number on to before another are asked for: their numbers, int64, in order."""
+
+
 @dataclass(frozen=True)
 class ScannedBlock:
-    """One block of a `.bin` file: its first token, its tokens, its XXH3, whether an id is negative, the largest id."""
+    """One block of a `.bin` file.
+
+    Attributes:
+        first: the number of its first token.
+        length: its tokens.
+        xxh3: hash of its bytes.
+        has_negative: whether an id is negative.
+        max_id: the largest id, -1 where it has none.
+        places, ids: the tokens that were asked for, by number, and their ids.
+        counts: how often each id occurs, where that is asked and no id is negative or too large.
+    """
 
     first: int
-    tokens: np.ndarray
+    length: int
     xxh3: str
     has_negative: bool
     max_id: int
+    places: np.ndarray
+    ids: np.ndarray
+    counts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -52,55 +70,91 @@ class TokenScan:
     max_id: int
 
 
-def scan_blocks(path: Path, dtype: np.dtype, *, threads: int | None = None) -> Iterator[ScannedBlock]:
-    """The blocks of a `.bin` file in order, a few read ahead. A block's tokens are valid until the next one is asked
-    for: its memory is used again."""
+def _no_places(start: int, stop: int) -> np.ndarray:
+    return np.empty(0, np.int64)
+
+
+def scan_blocks(
+    path: Path, dtype: np.dtype, *, threads: int | None = None, places: Places = _no_places, count: bool = False
+) -> Iterator[ScannedBlock]:
+    """The blocks of a `.bin` file in order, a few scanned ahead. `places` is asked for each block in turn."""
     threads = threads or min(8, os.cpu_count() or 1)
-    starts = iter(range(0, path.stat().st_size, HASH_BLOCK))
-    free = [np.empty(HASH_BLOCK, np.uint8) for _ in range(threads + 2)]  # in huge pages, which a bytearray has not
-    waiting: deque[tuple[np.ndarray, Future[ScannedBlock]]] = deque()
+    size = path.stat().st_size
+    starts = iter(range(0, size, HASH_BLOCK))
+    waiting: deque[Future[ScannedBlock]] = deque()
+    # Kept, since new memory is slow to write to, and at the begin of a page, where the kernel copies to twice as fast.
+    memory = deque(np.frombuffer(mmap.mmap(-1, _READ_AT_ONCE), np.uint8) for _ in range(threads))
     with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-
-        def read_ahead() -> None:
-            while free and (start := next(starts, None)) is not None:
-                buffer = free.pop()
-                waiting.append((buffer, pool.submit(_scan_block, file.fileno(), buffer, start, dtype)))
-
-        read_ahead()
-        while waiting:
-            buffer, block = waiting.popleft()
-            yield block.result()
-            free.append(buffer)
-            read_ahead()
+        while True:
+            while len(waiting) < threads + 2 and (start := next(starts, None)) is not None:
+                end = min(start + HASH_BLOCK, size)
+                asked = places(start // dtype.itemsize, end // dtype.itemsize)
+                waiting.append(pool.submit(_scan_block, file.fileno(), start, end, dtype, asked, count, memory))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
 
 
-def _scan_block(file: int, buffer: np.ndarray, start: int, dtype: np.dtype) -> ScannedBlock:
-    done, digest, high = 0, xxhash.xxh3_128(), -1
-    view, width = buffer.data, dtype.itemsize
-    unsigned = np.dtype(f"u{width}")  # in which a negative id is larger than all others
-    while done < len(buffer) and (got := os.preadv(file, [view[done : done + _READ_AT_ONCE]], start + done)):
-        digest.update(view[done : done + got])  # while it is in the processor's cache
-        done += got
-        part = np.frombuffer(buffer, unsigned, done // width - (done - got) // width, (done - got) // width * width)
+def _scan_block(
+    file: int, start: int, end: int, dtype: np.dtype, places: np.ndarray, count: bool, memory: deque[np.ndarray]
+) -> ScannedBlock:
+    """All that is asked of a block, piece by piece, while a piece is in the processor's cache: once into memory and out
+    of it again, a block would cost several times the time that its hash takes."""
+    buffer, digest, high = memory.pop(), xxhash.xxh3_128(), -1
+    unsigned = np.dtype(f"u{dtype.itemsize}")  # in which a negative id is larger than all others
+    ids, counts, done, length = np.empty(len(places), dtype), np.zeros(0, np.int64), start, 0
+    while done < end and (got := _read(file, buffer[: end - done], done)):
+        digest.update(buffer[:got].data)
+        part = buffer[: got // dtype.itemsize * dtype.itemsize].view(unsigned)
         high = max(high, int(part.max(initial=0)))
-    tokens = np.frombuffer(buffer, dtype, done // width)
+        first = done // dtype.itemsize
+        low, past = np.searchsorted(places, (first, first + len(part)))
+        ids[low:past] = part.view(dtype)[places[low:past] - first]
+        if count and high <= LARGEST_COUNTED_ID:
+            counts = _counted(counts, part, high)
+        done, length = done + got, length + len(part)
+    memory.append(buffer)
     has_negative = dtype.kind == "i" and high > np.iinfo(dtype).max
-    return ScannedBlock(start // width, tokens, digest.hexdigest(), has_negative, high)
+    if high > LARGEST_COUNTED_ID:
+        counts = counts[:0]
+    return ScannedBlock(
+        start // dtype.itemsize, length, digest.hexdigest(), has_negative, high if length else -1, places, ids, counts
+    )
+
+
+def _read(file: int, target: np.ndarray, at: int) -> int:
+    """Fills `target`, or as much of it as the file has from byte `at` on; how many bytes that are."""
+    done = 0
+    while done < len(target) and (got := os.preadv(file, [target[done:].data], at + done)):
+        done += got
+    return done
+
+
+def _counted(counts: np.ndarray, ids: np.ndarray, high: int) -> np.ndarray:
+    """`counts` and those of `ids`, of which none is above `high`."""
+    counts = np.pad(counts, (0, max(0, high + 1 - len(counts))))
+    count_ids(ids, counts)
+    return counts
 
 
 def scan_tokens(
-    path: Path, dtype: np.dtype, *, visit: Callable[[ScannedBlock], None] = lambda block: None, count: bool = False
+    path: Path,
+    dtype: np.dtype,
+    *,
+    visit: Callable[[ScannedBlock], None] = lambda block: None,
+    places: Places = _no_places,
+    count: bool = False,
 ) -> TokenScan:
-    """Hash a whole `.bin` file, and count its ids if asked; `visit` sees every block."""
+    """Hash a whole `.bin` file, and count its ids if asked; `visit` sees every block, with the tokens at `places`."""
     counts, hashes, largest = np.zeros(0, np.int64), [], -1
-    for block in scan_blocks(path, dtype):
+    for block in scan_blocks(path, dtype, places=places, count=count):
         visit(block)
         hashes.append(block.xxh3)
         largest = max(largest, block.max_id)
-        if count and not block.has_negative and block.max_id <= LARGEST_COUNTED_ID:
-            counts = np.pad(counts, (0, max(0, block.max_id + 1 - len(counts))))
-            count_ids(block.tokens, counts)
+        longer, shorter = sorted((counts, block.counts), key=len, reverse=True)
+        longer[: len(shorter)] += shorter
+        counts = longer
     return TokenScan(tuple(hashes), counts, largest)
 
 

@@ -74,7 +74,7 @@ def verify(
                 )
         num_empty = check_index(pair)
         checker = _TokenChecker(pair, meta, _limit(meta, tokenizer), _eod(meta, tokenizer), report)
-        scan = scan_tokens(bin_path(prefix), pair.dtype, visit=checker)
+        scan = scan_tokens(bin_path(prefix), pair.dtype, visit=checker, places=checker.ends)
         _check_totals(prefix, meta, scan, checker)
         mask = check_mask(pair, None if meta is None else meta.mask)
         unended, documents = checker.num_unended, pair.num_documents
@@ -131,16 +131,31 @@ class _TokenChecker:
         if self._eod_id is not None:
             self._check_ends(block, width)
         self._number += 1
-        self._report((block.first + len(block.tokens)) * width, self._pair.num_tokens * width)
+        self._report((block.first + block.length) * width, self._pair.num_tokens * width)
+
+    def ends(self, start: int, stop: int) -> np.ndarray:
+        """The last token of each document that ends among tokens `start` to before `stop`; to be asked in order."""
+        if self._eod_id is None:
+            return np.empty(0, np.int64)
+        while len(self._pending) == 0 or self._pending[-1] <= stop:
+            more = next(self._ends, None)
+            if more is None:
+                break
+            self._pending = np.concatenate([self._pending, more])
+        cut = int(np.searchsorted(self._pending, stop, side="right"))
+        here, self._pending = self._pending[:cut] - 1, self._pending[cut:]
+        return here
 
     def _check_ids(self, block: ScannedBlock, width: int) -> None:
         limit = self._limit
         if not block.has_negative and (limit is None or block.max_id < limit):
             return
-        at = int(np.argmax((block.tokens < 0) | (block.tokens.astype(np.int64) >= (limit or 1 << 62))))
+        path = bin_path(self._pair.prefix)
+        tokens = np.fromfile(path, self._pair.dtype, block.length, offset=block.first * width)
+        at = int(np.argmax((tokens < 0) | (tokens.astype(np.int64) >= (limit or 1 << 62))))
         raise DataError(
-            f"{bin_path(self._pair.prefix)}, byte {(block.first + at) * width:,}: token {block.first + at:,} is "
-            f"{block.tokens[at]}, outside [0, {limit})"
+            f"{path}, byte {(block.first + at) * width:,}: token {block.first + at:,} is {tokens[at]}, outside "
+            f"[0, {limit})"
         )
 
     def _check_hash(self, block: ScannedBlock, at: int) -> None:
@@ -152,22 +167,13 @@ class _TokenChecker:
             )
 
     def _check_ends(self, block: ScannedBlock, width: int) -> None:
-        end = block.first + len(block.tokens)
-        while len(self._pending) == 0 or self._pending[-1] <= end:
-            more = next(self._ends, None)
-            if more is None:
-                break
-            self._pending = np.concatenate([self._pending, more])
-        cut = int(np.searchsorted(self._pending, end, side="right"))
-        here = self._pending[:cut] - 1 - block.first
-        self._pending = self._pending[cut:]
-        wrong = block.tokens[here] != self._eod_id
+        wrong = block.ids != self._eod_id
         self._num_unended += int(wrong.sum())
         if self._meta is not None and self._meta.append_eod and wrong.any():
-            at = block.first + int(here[np.argmax(wrong)])
+            number = int(np.argmax(wrong))
             raise DataError(
-                f"{bin_path(self._pair.prefix)}, byte {at * width:,}: the document that ends here ends with id "
-                f"{block.tokens[at - block.first]}, not with the end-of-document id {self._eod_id}"
+                f"{bin_path(self._pair.prefix)}, byte {block.places[number] * width:,}: the document that ends here "
+                f"ends with id {block.ids[number]}, not with the end-of-document id {self._eod_id}"
             )
 
 

@@ -26,11 +26,15 @@ def tokens(monkeypatch) -> np.ndarray:
 def test_blocks_are_the_file(dtype, threads, tokens, tmp_path):
     path = bin_path(write_pair(tmp_path / "p", [tokens.tolist()], dtype))
     parts, content = [], path.read_bytes()
-    for block in scan_blocks(path, np.dtype(dtype), threads=threads):
+    places = lambda start, stop: np.arange(-(-start // 7) * 7, stop, 7)  # noqa: E731
+    for block in scan_blocks(path, np.dtype(dtype), threads=threads, places=places):
         start = block.first * np.dtype(dtype).itemsize
         assert block.xxh3 == xxhash.xxh3_128_hexdigest(content[start : start + 64])
-        assert block.max_id == block.tokens.max() and not block.has_negative
-        parts.append(block.tokens.copy())
+        of_block = tokens[block.first : block.first + block.length]
+        assert block.max_id == of_block.max() and not block.has_negative
+        assert block.places.tolist() == [n for n in range(0, 333, 7) if 0 <= n - block.first < block.length]
+        assert block.ids.tolist() == tokens[block.places].tolist() and len(block.counts) == 0
+        parts.append(of_block)
     assert np.concatenate(parts).tolist() == tokens.tolist()
 
 
