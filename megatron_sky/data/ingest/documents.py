@@ -151,7 +151,7 @@ def _lines_of_range(block: Block, max_bytes: int) -> tuple[list[bytes], bool]:
     try:
         with open(block.path, "rb") as file:
             file.seek(max(0, block.start - 1))
-            if block.start and _skip_line(file) >= block.end:
+            if block.start and _skip_line(file, block.end) >= block.end:
                 return [], False
             data = file.read(block.end - file.tell())
             lines = _split(data)
@@ -163,13 +163,13 @@ def _lines_of_range(block: Block, max_bytes: int) -> tuple[list[bytes], bool]:
         raise unreadable(block.path, error) from error
 
 
-def _skip_line(file) -> int:
-    """Move behind the next newline; returns the position there."""
-    while piece := file.read(_READ_BYTES):
+def _skip_line(file, end: int) -> int:
+    """Move behind the next newline, or to `end` if there is none before; returns the position there."""
+    while piece := file.read(min(_READ_BYTES, end - file.tell())):
         at = piece.find(b"\n")
         if at >= 0:
             return file.seek(at + 1 - len(piece), 1)
-    return file.tell()
+    return end
 
 
 def _rest_of_line(file, room: int) -> bytes | None:

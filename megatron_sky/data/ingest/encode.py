@@ -60,7 +60,7 @@ class EncodedTexts:
 
 @dataclass(frozen=True)
 class EncodedBlock:
-    """A block's documents under each key, and the count of what else was in it."""
+    """The documents of a block, or a part of one, under each key, and the count of what else was in it."""
 
     texts: tuple[EncodedTexts, ...]
     lines: int
@@ -99,7 +99,7 @@ class BlockEncoder:
             empty=tuple(int((encoded.sequences == 0).sum()) for encoded in texts),
             rejects=parsed.rejects,
             notes=parsed.notes,
-            source_xxh3=_hash(block) if block.end else None,
+            source_xxh3=_hash(block) if block.end and block.ends_block else None,
         )
 
     def _column(self, column: Sequence[str | list[str]]) -> EncodedTexts:
@@ -116,7 +116,7 @@ class BlockEncoder:
             lengths[last] += 1
         counts = None
         if self.tokenizer.vocab_size <= min(len(tokens), LARGEST_COUNTED_ID):
-            counts = np.zeros(self.tokenizer.vocab_size, np.int64)
+            counts = np.zeros(self.tokenizer.vocab_size, np.int32)
             count_ids(tokens, counts)
         return EncodedTexts(tokens.tobytes(), lengths.astype(np.int32), sequences.astype(np.int64), counts)
 
@@ -131,8 +131,10 @@ class BlockEncoder:
 
 
 def _hash(block: Block) -> str:
+    """Of all of the block that it is a part of."""
+    start, end = block.part_of or (block.start, block.end)
     try:
-        return hash_range(block.path, block.start, block.end - block.start)
+        return hash_range(block.path, start, end - start)
     except OSError as error:
         raise unreadable(block.path, error) from error
 

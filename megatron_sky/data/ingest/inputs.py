@@ -1,8 +1,9 @@
 """The input's files as a list of pieces and a stream of blocks; `input_files` says which files.
 
 A piece is the unit of a shard: 16 MiB of a plain JSONL file, or a whole file that can't be entered in the middle.
-A block is the unit of work: some MiB of lines or rows. Plain files are only named here and read by the workers; what is
-compressed or columnar is opened here and handed over in blocks, so that memory does not grow with any file's size.
+A block is the unit of resuming: some MiB of lines or rows, of plain files handed over in parts. Those files are only
+named here and read by the workers; what is compressed or columnar is opened here and handed over in whole blocks, so
+that memory does not grow with any file's size.
 The list of pieces and the cut into blocks depend on the files alone: that is what resuming and sharding rest on.
 """
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
 
 BLOCK_BYTES = 16 << 20
+PART_BYTES = 4 << 20
 MAX_DOCUMENT_BYTES = 64 << 20
 _ROWS_AT_ONCE = 256
 _MOST_UNPACKED = 4 << 30  # bytes of one group of rows, ...
@@ -50,6 +52,7 @@ class Block:
         rows: one tuple of values (one per key) for each row or file read already, or None. Of a string that is no UTF-8
             it holds the bytes.
         first_of_file: the block holds the file's first line, or is all of a text file.
+        part_of: bytes of the block that this is a part of; `end` is the same in its last one. None: it is whole.
     """
 
     path: str
@@ -58,6 +61,21 @@ class Block:
     lines: bytes | None = None
     rows: list[tuple] | None = None
     first_of_file: bool = False
+    part_of: tuple[int, int] | None = None
+
+    @property
+    def ends_block(self) -> bool:
+        return self.part_of is None or self.part_of[1] == self.end
+
+    def parts(self) -> list["Block"]:
+        """The block in parts of `PART_BYTES`, if workers read it themselves: small ones keep all busy to the end."""
+        if self.end - self.start <= PART_BYTES:
+            return [self]
+        starts = range(self.start, self.end, PART_BYTES)
+        whole = (self.start, self.end)
+        return [
+            Block(self.path, at, min(at + PART_BYTES, self.end), first_of_file=at == 0, part_of=whole) for at in starts
+        ]
 
 
 def cut_pieces(files: Sequence[Path]) -> list[Piece]:

@@ -52,8 +52,8 @@ class Progress:
             self.path, self.lines = block.path, 0
 
     def add(self, block: Block, encoded: EncodedBlock) -> None:
-        """Count a block whose documents are written and whose rejects are counted."""
-        self.blocks += 1
+        """Count a block, or a part of one, whose documents are written and whose rejects are counted."""
+        self.blocks += block.ends_block
         self.lines += encoded.lines
         self.read += encoded.documents + len(encoded.rejects)
         self.empty = [before + now for before, now in zip(self.empty, encoded.empty, strict=True)]

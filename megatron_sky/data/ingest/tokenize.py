@@ -1,9 +1,9 @@
 """Texts to `.bin/.idx` pairs and their meta files: bounded memory, all cores, gone on with where it stopped.
 
-Blocks of the input go to worker processes, and their ids come back in order to this one, which writes. Every few
-seconds the files are brought to the disk and `<prefix>.progress.json` says how far they reach; an interrupted run goes
-on from there. The pair is the one that Megatron-LM's preprocessing writes for the same texts and tokenizer, byte for
-byte.
+Parts of the input's blocks go to worker processes, and their ids come back in order to this one, which writes. Every
+few seconds the files are brought to the disk and `<prefix>.progress.json` says how far they reach; an interrupted run
+goes on from there. The pair is the one that Megatron-LM's preprocessing writes for the same texts and tokenizer, byte
+for byte.
 
 Every document read is written, written as empty, or rejected with a reason; the meta file holds the counts, and
 `<prefix>.rejects.jsonl` the first `KEPT_REJECTS` rejections.
@@ -281,6 +281,8 @@ class _Job:
             rejects.truncate(progress.rejects_size)
             for done, block, encoded in self._encoded_blocks(progress.blocks):
                 self._take(progress, writers, rejects, block, encoded)
+                if not block.ends_block:
+                    continue
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     self._save(progress, writers, rejects)
                     saved = time.monotonic()
@@ -289,13 +291,13 @@ class _Job:
             self._save(progress, writers, rejects)
 
     def _blocks(self, skip: int) -> Iterator[tuple[int, Block]]:
-        """Blocks after the first `skip`, each with the input bytes done once it is written."""
+        """The parts of all blocks after the first `skip`, each with the input bytes done once its block is written."""
         number, done = 0, 0
         for piece in self.pieces:
             done += piece.end - piece.start
             for block in blocks_of(piece, self.options.keys, self.options.max_document_bytes):
                 if number >= skip:
-                    yield done, block
+                    yield from ((done, part) for part in block.parts())
                 number += 1
 
     def _encoded_blocks(self, skip: int) -> Iterator[tuple[int, Block, EncodedBlock]]:
@@ -312,7 +314,7 @@ class _Job:
         try:
             for done, block in self._blocks(skip):
                 waiting.append((done, block, pool.submit(encode_in_worker, block)))
-                if len(waiting) > self.options.workers + 1:
+                if len(waiting) > 2 * self.options.workers + 1:
                     yield _wait(*waiting.popleft())
             while waiting:
                 yield _wait(*waiting.popleft())

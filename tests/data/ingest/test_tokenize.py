@@ -53,8 +53,9 @@ def megatrons_pair(prefix, texts, tokenizer, append_eod=True):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of 2 KB, so that small files have many."""
+    """Blocks of 2 KB in parts of 700 bytes, so that small files have many."""
     monkeypatch.setattr(inputs_module, "BLOCK_BYTES", 2048)
+    monkeypatch.setattr(inputs_module, "PART_BYTES", 700)
     monkeypatch.setattr(tokenize_module, "BLOCK_BYTES", 2048)
 
 
@@ -241,13 +242,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(text_corpus, tmp_path, smal
         file.write(b"what a killed process left")
     stop_after(10**9)
     (meta,) = tokenize_files([path], tmp_path / "parts", text_corpus.tokenizer, TokenizeOptions())
-    assert encoded == sorted(set(encoded))
+    assert encoded[:9] == [0, 700, 1400, 2048, 2048, 2748, 3448, 4096, 4796]  # a block begins anew, and no other one
+    assert encoded[9:] == sorted(set(encoded[9:])) and encoded[9] == 4096
     assert read_pair(tmp_path / "parts") == read_pair(tmp_path / "whole") and meta == read_meta(tmp_path / "whole")
     assert sorted(os.listdir(tmp_path)) == sorted(
         f"{name}.{ending}" for name in ("parts", "whole") for ending in ("bin", "idx", "meta.json")
     )
     tokenize_files([path], tmp_path / "parts", text_corpus.tokenizer, TokenizeOptions())
-    assert len(encoded) == len(set(encoded))
+    assert len(encoded) == len(set(encoded)) + 3
 
 
 @pytest.mark.slow
