@@ -1,7 +1,6 @@
 """Tensors read in pieces of rows into memory that is used again, and what each piece must be where it is written.
 
-New memory for each tensor would cost more of the system's time than its bytes cost the disk. A piece is hashed and
-looked through block by block as it is read, while it is in the processor's cache.
+New memory for each tensor would cost more of the system's time than its bytes cost the disk.
 """
 
 import contextlib
@@ -37,25 +36,15 @@ def read_pieces(wanted: Iterable[tuple[str, LazyTensor, int]], size: int) -> Ite
     return ahead(_pieces(wanted, size))
 
 
-def whole_piece(name: str, bits: np.ndarray, dtype: str) -> Piece:
-    """An array in memory, numbers of the format `dtype`, as a piece."""
-    flat, measure = np.ascontiguousarray(bits).reshape(-1), _Measure(dtype)
+def piece_of(name: str, first: int, bits: np.ndarray, dtype: str) -> Piece:
+    """Rows of a tensor that are in memory, numbers of the format `dtype`, as a piece."""
+    flat, digest, not_finite = np.ascontiguousarray(bits).reshape(-1), xxhash.xxh3_128(), 0
     step = _BLOCK // flat.itemsize
     for start in range(0, len(flat), step):
-        measure.add(flat[start : start + step])
-    return measure.piece(name, 0, flat.reshape(bits.shape))
-
-
-class _Measure:
-    def __init__(self, dtype: str):
-        self._dtype, self._digest, self._not_finite = dtype, xxhash.xxh3_128(), 0
-
-    def add(self, block: np.ndarray) -> None:
-        self._digest.update(block.reshape(-1).data)
-        self._not_finite += count_not_finite(block, self._dtype)
-
-    def piece(self, name: str, first: int, bits: np.ndarray) -> Piece:
-        return Piece(name, first, bits, self._digest.digest(), self._not_finite)
+        block = flat[start : start + step]
+        digest.update(block.data)
+        not_finite += count_not_finite(block, dtype)
+    return Piece(name, first, flat.reshape(bits.shape), digest.digest(), not_finite)
 
 
 def _pieces(wanted: Iterable[tuple[str, LazyTensor, int]], size: int) -> Iterator[Piece]:
@@ -68,7 +57,8 @@ def _pieces(wanted: Iterable[tuple[str, LazyTensor, int]], size: int) -> Iterato
             if memory.nbytes < shape[0] * row_bytes:
                 memory = _memory(shape[0] * row_bytes)
             target = memory[: shape[0] * row_bytes].view(bits_dtype(tensor.dtype)).reshape(shape)
-            yield _filled(name, tensor, first, target, whole)
+            _fill(tensor, first, target, whole)
+            yield piece_of(name, first, target, tensor.dtype)
             memory, other = other, memory
 
 
@@ -81,16 +71,11 @@ def _memory(size: int) -> np.ndarray:
     return np.frombuffer(memory, np.uint8)
 
 
-def _filled(name: str, tensor: LazyTensor, first: int, target: np.ndarray, whole: np.ndarray | None) -> Piece:
+def _fill(tensor: LazyTensor, first: int, target: np.ndarray, whole: np.ndarray | None) -> None:
     """`target` with the tensor's rows from `first` on: of `whole`, which is the tensor where it is read at once."""
-    measure, step = _Measure(tensor.dtype), max(1, _BLOCK // max(1, target[:1].nbytes))
-    for start in range(0, len(target), step):
-        block = target[start : start + step]
-        there = max(0, min(len(block), tensor.shape[0] - first - start))
-        if whole is not None:
-            block[:there] = whole[first + start : first + start + there]
-        elif there and tensor.fill is not None:
-            tensor.fill(block[:there], first + start)
-        block[there:] = 0
-        measure.add(block)
-    return measure.piece(name, first, target)
+    there = max(0, min(len(target), tensor.shape[0] - first))
+    if whole is not None:
+        target[:there] = whole[first : first + there]
+    elif there and tensor.fill is not None:
+        tensor.fill(target[:there], first)
+    target[there:] = 0

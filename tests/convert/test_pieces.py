@@ -6,7 +6,7 @@ import xxhash
 
 from megatron_sky.checkpoint.reader.lazy import LazyTensor, filled
 from megatron_sky.convert import pieces
-from megatron_sky.convert.pieces import read_pieces, whole_piece
+from megatron_sky.convert.pieces import piece_of, read_pieces
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,6 @@ def test_pieces_are_the_tensor_and_zeros_for_the_rows_that_it_lacks(lazily):
 
 def test_an_array_is_a_piece_as_it_is():
     turned = values(4, 6).T
-    piece = whole_piece("w", turned, "F32")
+    piece = piece_of("w", 0, turned, "F32")
     assert np.array_equal(piece.bits, turned) and piece.not_finite == 1
     assert piece.xxh3 == xxhash.xxh3_128_digest(np.ascontiguousarray(turned))

@@ -8,7 +8,7 @@ import xxhash
 
 from megatron_sky import files
 from megatron_sky.convert import pieces, weight_file
-from megatron_sky.convert.pieces import whole_piece
+from megatron_sky.convert.pieces import piece_of
 from megatron_sky.convert.weight_file import WeightFile, cant_write
 from megatron_sky.errors import CheckpointError
 
@@ -31,7 +31,7 @@ def test_the_record_is_of_the_file(direct, tmp_path, monkeypatch):
     arrays = [bits(*range(9)), bits(), bits(*range(3000)).reshape(40, 75), bits()]
     with WeightFile(tmp_path / "w") as file:
         assert file.write(b"head") == 4
-        begins = [file.write_piece(whole_piece("w", array, "F32")) for array in arrays]
+        begins = [file.write_piece(piece_of("w", 0, array, "F32")) for array in arrays]
         assert begins == [4, 40, 40, 12_040]
         record = file.finish()
     content = (tmp_path / "w").read_bytes()
@@ -42,13 +42,13 @@ def test_the_record_is_of_the_file(direct, tmp_path, monkeypatch):
 def test_numbers_that_are_not_finite_are_counted_by_tensor(tmp_path):
     with WeightFile(tmp_path / "w") as file:
         for name, array in (("a", bits(1, np.nan, np.inf, *range(9), -np.inf)), ("b", bits(0, 1))):
-            file.write_piece(whole_piece(name, array, "F32"))
+            file.write_piece(piece_of(name, 0, array, "F32"))
         assert file.finish()["not_finite"] == {"a": 3}
 
 
 @pytest.mark.parametrize("place", [0, 17, 35])
 def test_a_byte_that_differs_is_found(place, tmp_path):
-    piece = whole_piece("embedding", bits(*range(9)), "F32")
+    piece = piece_of("embedding", 0, bits(*range(9)), "F32")
     piece.bits.view(np.uint8)[place] ^= 1
     with (
         pytest.raises(CheckpointError, match="embedding: on its way to the disk, differs from what was read"),
@@ -60,7 +60,7 @@ def test_a_byte_that_differs_is_found(place, tmp_path):
 
 def test_a_piece_that_is_not_written_to_its_end_is_found(tmp_path):
     with pytest.raises(CheckpointError, match="the file is truncated"), WeightFile(tmp_path / "w") as file:
-        file.write_piece(whole_piece("embedding", bits(1, 2, 3), "F32"), b"1234")
+        file.write_piece(piece_of("embedding", 0, bits(1, 2, 3), "F32"), b"1234")
         file.finish()
 
 

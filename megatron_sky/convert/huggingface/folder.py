@@ -17,7 +17,7 @@ from megatron_sky.convert.huggingface import config as hf_config
 from megatron_sky.convert.huggingface import families
 from megatron_sky.convert.huggingface.safetensors_file import Entry, build_header
 from megatron_sky.convert.output import DEFAULT_FILE_SIZE, Converted, Output, convert, plan_files, write_weights
-from megatron_sky.convert.pieces import Piece, whole_piece
+from megatron_sky.convert.pieces import Piece, piece_of
 from megatron_sky.convert.sources import Source
 from megatron_sky.convert.weight_file import WeightFile
 from megatron_sky.errors import CheckpointError
@@ -117,7 +117,7 @@ def _parts(source: Source, weight: str, rule: families.Rule) -> list[Piece]:
     parts = [np.ascontiguousarray(part) for part in rule.split(bits)]
     if not weight.startswith(_LATER_LAYERS) and not same_bits(rule.join(parts), bits):
         raise CheckpointError(f"{tensor.place}: {', '.join(rule.names)} don't join to the weight again")
-    return [whole_piece(name, part, tensor.dtype) for name, part in zip(rule.names, parts, strict=True)]
+    return [piece_of(name, 0, part, tensor.dtype) for name, part in zip(rule.names, parts, strict=True)]
 
 
 def _index(source: Source, files: dict[str, list[str]], architecture: str) -> dict:
