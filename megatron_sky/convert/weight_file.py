@@ -53,6 +53,8 @@ class WeightFile:
         except (OSError, CheckpointError):
             if kind is None:  # else it is a failed file already, and why was told
                 raise
+        finally:
+            del self._file  # and its memory, which would stay until the two are found to hold each other
 
     @property
     def size(self) -> int:
