@@ -60,7 +60,7 @@ def convert(arguments: argparse.Namespace) -> None:
         done = write_hf(source, arguments.save_dir, architecture=arguments.architecture)
     else:
         done = write_native(source, arguments.save_dir, vocab_multiple=arguments.make_vocab_size_divisible_by)
-    print(f"{done.folder}: {done.num_tensors} tensors, each read back and equal")
+    print(f"{done.folder}: {done.num_tensors} tensors, each compared as it was written")
 
 
 if __name__ == "__main__":
