@@ -10,6 +10,7 @@ import os
 import pickle
 import queue
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from functools import cache, partial, wraps
 from pathlib import Path
@@ -144,15 +145,19 @@ def _crc_of_weights_alone(write_item: Callable) -> Callable:
     """`write_item` of torch, which leaves the optimizer's tensors without torch's own CRC-32.
 
     It would be most of a writer's work, for bytes that the manifest has a hash of. Weights keep theirs: by it a
-    conversion verifies what it reads, which is a small part of a file.
+    conversion verifies what it reads, which is a small part of a file. torch asks for its setting at each archive;
+    set the way that it offers, it would be that of all threads in some versions.
     """
     import torch
     from torch.distributed.checkpoint.planner import WriteItem
 
+    of_this_thread = threading.local()
+    compat.replace_members(torch.serialization, get_crc32_options=lambda: getattr(of_this_thread, "has_crc", True))
+
     @wraps(write_item)
     def write(*args, **kwargs):
         (item,) = (one for one in args if isinstance(one, WriteItem))
-        torch.serialization.set_crc32_options(not item.index.fqn.startswith(MODEL_SPACE))  # a setting of this thread
+        of_this_thread.has_crc = not item.index.fqn.startswith(MODEL_SPACE)
         return write_item(*args, **kwargs)
 
     return write

@@ -18,9 +18,10 @@ _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLE
 
 
 def keep_freed_blocks() -> bool:
-    """Has the C library keep what is freed, up to KEPT_BYTES, and large blocks in huge pages; whether so.
+    """Has the C library keep what is freed, up to KEPT_BYTES, and torch ask for huge pages; whether so.
 
-    Not where the user's environment says how, nor in a C library without `mallopt`.
+    To be called before torch's first tensor. Not where the user's environment says how, nor in a C library without
+    `mallopt`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or any(name in os.environ for name in _USERS_OWN):
@@ -32,7 +33,8 @@ def keep_freed_blocks() -> bool:
 def give_back_freed_blocks() -> None:
     """Gives what is freed to the kernel, before a fork: who writes there next gets new pages and copies none.
 
-    Nothing where the C library has no `malloc_trim`.
+    Not where the user's environment says how it is kept, nor in a C library without `malloc_trim`.
     """
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None and not any(name in os.environ for name in _USERS_OWN):
         trim(0)

@@ -111,8 +111,11 @@ class BadSteps:
 
 def is_same(one: StepResult, other: StepResult) -> bool:
     """Whether two runs of a step gave the same numbers, NaN being the same as NaN."""
-    both_nan = math.isnan(one.lm_loss) and math.isnan(other.lm_loss)
-    return both_nan or (one.lm_loss, one.grad_norm) == (other.lm_loss, other.grad_norm)
+
+    def same(number: float | None, again: float | None) -> bool:
+        return number == again or (number != number and again != again)
+
+    return same(one.lm_loss, other.lm_loss) and (math.isnan(one.lm_loss) or same(one.grad_norm, other.grad_norm))
 
 
 def nowhere_to_roll_back(bad: BadStep, reason: str) -> RunError:

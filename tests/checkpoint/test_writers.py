@@ -1,11 +1,17 @@
 """What the process that writes a checkpoint hands back: through memory that a fork shares."""
 
+import io
 import os
 import queue
+import threading
+import zipfile
 
 import pytest
+import torch
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
-from megatron_sky.checkpoint.writers import _Results, _unnamed_file
+from megatron_sky.checkpoint.writers import _crc_of_weights_alone, _Results, _unnamed_file
 
 
 @pytest.fixture(params=["memory", "a file"])
@@ -47,3 +53,24 @@ def test_the_file_has_no_name():
     handle = _unnamed_file()
     assert os.fstat(handle).st_nlink == 0
     os.close(handle)
+
+
+def test_two_threads_that_write_at_once_give_weights_alone_a_crc(monkeypatch):
+    monkeypatch.setattr(torch.serialization, "get_crc32_options", torch.serialization.get_crc32_options)
+    both, found = threading.Barrier(2), {}
+
+    def write_item(item: WriteItem) -> None:
+        both.wait()
+        file = io.BytesIO()
+        torch.save(torch.arange(1000.0), file)
+        found[item.index.fqn] = next(r.CRC for r in zipfile.ZipFile(file).infolist() if r.filename.endswith("data/0"))
+
+    write = _crc_of_weights_alone(write_item)
+    keys = ("decoder.a", "optimizer.state.exp_avg.decoder.a")
+    items = [WriteItem(MetadataIndex(key), WriteItemType.TENSOR) for key in keys]
+    threads = [threading.Thread(target=write, args=(item,)) for item in items]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[keys[0]] and found[keys[1]] == 0

@@ -109,4 +109,6 @@ def test_another_session_has_another_level(policy):
 
 def test_same_numbers():
     assert is_same(NAN, StepResult(math.nan, 3.0)) and is_same(GOOD, StepResult(2.0, 1.0))
+    assert is_same(StepResult(2.0, float("nan")), StepResult(2.0, float("nan")))
     assert not is_same(GOOD, StepResult(2.0, 1.1)) and not is_same(GOOD, NAN)
+    assert not is_same(GOOD, StepResult(2.0, math.nan)) and not is_same(StepResult(2.0, None), GOOD)
