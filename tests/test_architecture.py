@@ -284,7 +284,6 @@ TESTED_ELSEWHERE = {
     "corpus/outputs.py": "the last passes: tests/corpus/test_build.py",
     "corpus/passes.py": "the passes put together: tests/corpus/test_build.py",
     "corpus/stage.py": "what all steps share: every test of a step is its test",
-    "distributed/cpu_emulation.py": "a CPU in a GPU's place: every test of training is its test",
     "generation/prompts.py": "files of prompts: tests/generation/test_chat.py reads and answers them",
     "planner/picture.py": "pictures: tests/cli/test_plan.py has them drawn",
     "planner/run.py": "what a verb does: tests/cli/test_plan.py calls it",

@@ -65,6 +65,7 @@ PRIVATE = {
     "_dump_snapshot": "torch.cuda.memory",
     "_StorageInfo": "torch.distributed.checkpoint.filesystem",
     "_results_queue": "megatron.core.dist_checkpointing.strategies.filesystem_async",
+    "_write_item": "torch.distributed.checkpoint.filesystem, in megatron-core's filesystem_async",
     "_get_main_param_and_optimizer_states": "megatron-core's DistributedOptimizer",
     "_set_main_param_and_optimizer_states": "megatron-core's DistributedOptimizer",
     "_apply_rotary_pos_emb_bshd": "megatron.core.models.common.embeddings.rope_utils",
