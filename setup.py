@@ -15,6 +15,7 @@ BASE = [
     "packaging>=23.2",
     "psutil>=5.9,<8",  # megatron-core's checkpoint writer imports it without declaring it, and hangs when it is absent
     "xxhash>=3.4,<5",
+    "orjson>=3.9,<4",  # parses the lines of JSONL files
     "einops>=0.7,<1",  # megatron-core's process groups import it without declaring it
     "pydantic>=2.8,<3",
     "PyYAML>=6.0,<7",
@@ -38,7 +39,6 @@ EXTRAS = {
     "corpus": ["gigatoken>=0.10,<0.11", "zstandard>=0.22,<1", "pyarrow>=15,<27"],
     "crawl": [  # `corpus build`: the engine, and what reads crawl files and pages
         "datatrove>=0.9,<0.11",
-        "orjson>=3.9,<4",
         "regex>=2023.6.3,<2028",  # the engine imports it without declaring it
         "warcio>=1.7.4,<2",
         "resiliparse>=0.15,<3",

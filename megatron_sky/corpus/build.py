@@ -94,7 +94,7 @@ def status(recipe: CorpusRecipe) -> list[PassStatus]:
 
 def require_engine(recipe: CorpusRecipe) -> None:
     """Raises MissingDependency for the first package that this recipe needs and that is not there."""
-    needed = ["datatrove", "orjson", "zstandard"]
+    needed = ["datatrove", "zstandard"]
     if any(source.kind in ("warc", "wet") for source in recipe.sources):
         needed.append("warcio")
     if any(source.kind == "parquet" for source in recipe.sources):
