@@ -40,6 +40,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24, help="24: 500 M parameters")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         run(Path(folder), options.layers, options.rounds)
 
