@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,8 @@ HERE = Path(__file__).parent
 PACKAGES = ("megatron-sky", "torch", "megatron-core", "transformers", "numpy")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
 INTERVAL = 0.5
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d |\[rank\d+\]:|.*Warning: |  warnings\.warn|.*\d+%\||/|\s*$")
+"""The program's own log, warnings of packages, progress bars, what a verb says of its file: no figures."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return " ".join((self.script, *self.options))
+        """Without the folders of files, which tell nothing elsewhere."""
+        return " ".join((self.script, *(Path(word).name for word in self.options)))
 
 
 @dataclass(frozen=True)
@@ -186,8 +190,8 @@ def page(outcomes: Sequence[Outcome], omitted: Sequence[str], waiting: Sequence[
             f"| {one.load:.1f} | {one.case.hides} |"
         )
     for one in outcomes:
-        text = one.text if one.code == 0 else "\n".join(one.text.splitlines()[-20:])
-        lines += ["", f"## {one.case.name}", "", "```", text, "```"]
+        text = [line for line in one.text.splitlines() if one.code or not LOG_LINE.match(line)]
+        lines += ["", f"## {one.case.name}", "", "```", *(text if one.code == 0 else text[-20:]), "```"]
     return "\n".join(lines) + "\n"
 
 
