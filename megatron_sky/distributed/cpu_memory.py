@@ -18,15 +18,13 @@ _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLE
 
 
 def keep_freed_blocks() -> bool:
-    """Has the C library keep what is freed, up to KEPT_BYTES, and torch ask for huge pages; whether so.
+    """Has the C library keep what is freed, up to KEPT_BYTES; whether so.
 
-    To be called before torch's first tensor. Not where the user's environment says how, nor in a C library without
-    `mallopt`.
+    Not where the user's environment says how, nor in a C library without `mallopt`.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or any(name in os.environ for name in _USERS_OWN):
         return False
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's: blocks of 2 MB and more come in huge pages
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_TRIM_THRESHOLD, KEPT_BYTES))
 
 

@@ -79,8 +79,8 @@ def setup(
             torch.cuda.set_device(_gpu_of(local_rank, torch.cuda.device_count()))
             torch.use_deterministic_algorithms(deterministic)
         else:
-            cpu_memory.keep_freed_blocks()  # before the first tensor, at which torch asks for once
             _state["products"] = "oneDNN" if cpu_products.choose_library() else "torch's default"
+            cpu_memory.keep_freed_blocks()
             cpu_emulation.install(product_dtype)
             _state["redirected"] = True
             torch.set_num_threads(choose_threads(num_threads, local_world_size))

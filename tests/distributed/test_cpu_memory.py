@@ -4,7 +4,6 @@ import ctypes
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -60,23 +59,3 @@ def test_freed_blocks_are_given_back_when_asked_for(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     done = subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 48 << 20
-
-
-HUGE = """
-from pathlib import Path
-from megatron_sky.distributed import device
-device.setup(num_threads=1)
-import torch
-blocks = [torch.ones(3 << 20) for _ in range(16)]
-lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-print(sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages:")))
-"""
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(), reason="no huge pages here")
-def test_a_runs_large_blocks_come_in_huge_pages(monkeypatch):
-    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE"):
-        monkeypatch.delenv(name, raising=False)
-    done = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True)
-    assert int(done.stdout.split()[-1]) > 100_000
