@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 PACKAGES = ("megatron-sky", "torch", "megatron-core", "transformers", "numpy")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
 INTERVAL = 0.5
-LOG_LINE = re.compile(r"\d\d:\d\d:\d\d |\[rank\d+\]:|.*Warning: |  warnings\.warn|.*\d+%\||/|\s*$")
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d |\[rank\d+\]:|.*Warning: |  warnings\.warn|.*\d+%\||/|\{|\s*$")
 """The program's own log, warnings of packages, progress bars, what a verb says of its file: no figures."""
 
 
