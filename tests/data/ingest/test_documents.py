@@ -93,6 +93,7 @@ BLOCKS = st.lists(st.tuples(PLAIN | NEARLY | OBJECTS | VALUES, ENDS).map(b"".joi
 @settings(max_examples=1000, deadline=None)
 @given(lines=BLOCKS, keys=st.sampled_from(KEYS))
 @example(lines=b'{"text": "a", "o": "b"}\n' * 2, keys=("text", "o"))
+@example(lines=b'{"text": "a", "o": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n", keys=("text",))
 def test_both_ways_agree_on_odd_lines(lines, keys):
     assert parse(lines, keys) == parse(lines, keys, plain=False)
 
