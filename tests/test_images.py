@@ -121,7 +121,11 @@ def test_the_image_holds_the_wheel_and_what_it_requires(image):
     packages = next(Path(path).parent for path in added if path.endswith("/megatron_sky/__init__.py"))
     for inside, folder in (("recipes", "examples"), ("slurm_scripts", "slurm")):
         held = {path for path in added if path.startswith(f"{packages}/{inside}/") and not path.endswith(".py")}
-        kept = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".yaml", ".csv", ".jsonl", ".sbatch")]
+        kept = [
+            path
+            for path in (ROOT / folder).rglob("*")
+            if path.suffix in (".yaml", ".csv", ".jsonl", ".jinja", ".sbatch")
+        ]
         assert kept and held == {f"{packages}/{inside}/{path.relative_to(ROOT / folder)}" for path in kept}
 
 
