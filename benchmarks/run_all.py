@@ -190,8 +190,9 @@ def page(outcomes: Sequence[Outcome], omitted: Sequence[str], waiting: Sequence[
             f"| {one.load:.1f} | {one.case.hides} |"
         )
     for one in outcomes:
-        text = [line for line in one.text.splitlines() if one.code or not LOG_LINE.match(line)]
-        lines += ["", f"## {one.case.name}", "", "```", *(text if one.code == 0 else text[-20:]), "```"]
+        text = one.text.splitlines()
+        shown = text[-20:] if one.code else [line for line in text if not LOG_LINE.match(line)]
+        lines += ["", f"## {one.case.name}", "", "```", *shown, "```"]
     return "\n".join(lines) + "\n"
 
 

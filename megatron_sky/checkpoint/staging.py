@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_sky.distributed.context import ParallelContext
+from megatron_sky.distributed.cpu_memory import huge_pages
 from megatron_sky.log import get_logger
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Staging:
         tensors = tensors_of(buckets)
         places, size = _places(tensors)
         if self._memory is None or len(self._memory) < size:
-            self._memory = _huge_pages(size)
+            self._memory = huge_pages(size)
         copies = {}
         with torch.no_grad():
             for tensor in tensors:
@@ -123,14 +124,6 @@ def _places(tensors: "Sequence[torch.Tensor]") -> tuple[dict[tuple, int], int]:
             places[_key(tensor)] = end
             end += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
     return places, end
-
-
-def _huge_pages(size: int) -> mmap.mmap:
-    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them: small pages do, slower
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
 
 
 def training_memory(

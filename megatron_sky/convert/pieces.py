@@ -3,8 +3,6 @@
 New memory for each tensor would cost more of the system's time than its bytes cost the disk.
 """
 
-import contextlib
-import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +10,7 @@ import numpy as np
 import xxhash
 
 from megatron_sky.checkpoint.reader.lazy import LazyTensor, ahead, bits_dtype, count_not_finite
+from megatron_sky.distributed.cpu_memory import huge_pages
 
 _BLOCK = 1 << 20  # bytes
 
@@ -55,20 +54,11 @@ def _pieces(wanted: Iterable[tuple[str, LazyTensor, int]], size: int) -> Iterato
         for first in range(0, rows, step):
             shape = (min(step, rows - first), *tensor.shape[1:])
             if memory.nbytes < shape[0] * row_bytes:
-                memory = _memory(shape[0] * row_bytes)
+                memory = np.frombuffer(huge_pages(shape[0] * row_bytes), np.uint8)
             target = memory[: shape[0] * row_bytes].view(bits_dtype(tensor.dtype)).reshape(shape)
             _fill(tensor, first, target, whole)
             yield piece_of(name, first, target, tensor.dtype)
             memory, other = other, memory
-
-
-def _memory(size: int) -> np.ndarray:
-    """New memory, at the begin of a page, where the kernel copies to twice as fast; in huge pages where it has them."""
-    memory = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # of a kernel that has none
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
 
 
 def _fill(tensor: LazyTensor, first: int, target: np.ndarray, whole: np.ndarray | None) -> None:

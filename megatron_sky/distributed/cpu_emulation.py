@@ -58,7 +58,7 @@ def install(product_dtype: Callable) -> None:
         _reduce_scatter_base=scatter,
     )
     modules: dict[str, Any] = sys.modules
-    modules["fused_weight_gradient_mlp_cuda"] = _in_its_format(WeightGradients, product_dtype)
+    modules["fused_weight_gradient_mlp_cuda"] = _weight_gradients(product_dtype)
     compat.replace_members(torch, matmul=_in_product_dtype(torch.matmul, product_dtype))
     compat.replace_members(torch.Tensor, matmul=_in_product_dtype(torch.Tensor.matmul, product_dtype))
     redirect(torch.device("cpu"), compiled=lambda function: function)
@@ -97,21 +97,21 @@ class WeightGradients:
 
     @staticmethod
     def wgrad_gemm_accum_fp16(input, grad_output, main_grad) -> None:
-        """The same for a buffer of 16 bits: the product is rounded to it once."""
+        """The same with the product in the factors' own format, to which it is rounded once."""
         main_grad.add_(grad_output.t().matmul(input))
 
 
-def _in_its_format(kernels: type[WeightGradients], product_dtype: Callable) -> type[WeightGradients]:
-    """`kernels` for a CPU that multiplies 16 bits: torch gives such a product rounded to 16 bits, once for each micro
-    batch, before it is added in fp32. It takes half of the time of one in fp32."""
+def _weight_gradients(product_dtype: Callable) -> type[WeightGradients]:
+    """Those of this processor. Where it multiplies 16 bits, torch gives such a product rounded to them, once for each
+    micro batch, before it is added in fp32. It takes half of the time of one in fp32."""
 
-    class OfThisProcessor(kernels):
+    class OfThisProcessor(WeightGradients):
         @staticmethod
         def wgrad_gemm_accum_fp32(input, grad_output, main_grad) -> None:
             if product_dtype(input.dtype) == main_grad.dtype:
-                kernels.wgrad_gemm_accum_fp32(input, grad_output, main_grad)
+                WeightGradients.wgrad_gemm_accum_fp32(input, grad_output, main_grad)
             else:
-                main_grad.add_(grad_output.t().matmul(input))
+                WeightGradients.wgrad_gemm_accum_fp16(input, grad_output, main_grad)
 
     return OfThisProcessor
 

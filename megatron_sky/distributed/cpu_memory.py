@@ -5,7 +5,9 @@ hands them out again page by page, each set to zero, in the next step: some 60,0
 step of 50 M parameters. Whoever works through blocks of many MiB, as workers of `data tokenize`, has the same.
 """
 
+import contextlib
 import ctypes
+import mmap
 import os
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -22,10 +24,10 @@ def keep_freed_blocks() -> bool:
 
     Not where the user's environment says how, nor in a C library without `mallopt`.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or any(name in os.environ for name in _USERS_OWN):
-        return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_TRIM_THRESHOLD, KEPT_BYTES))
+    mallopt = _of_c_library("mallopt")
+    return mallopt is not None and bool(
+        mallopt(_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
+    )
 
 
 def give_back_freed_blocks() -> None:
@@ -33,6 +35,19 @@ def give_back_freed_blocks() -> None:
 
     Not where the user's environment says how it is kept, nor in a C library without `malloc_trim`.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None and not any(name in os.environ for name in _USERS_OWN):
+    if (trim := _of_c_library("malloc_trim")) is not None:
         trim(0)
+
+
+def _of_c_library(name: str):
+    """Its function that says how memory is kept; None where it has none, or where the user's environment says how."""
+    return None if any(name in os.environ for name in _USERS_OWN) else getattr(ctypes.CDLL(None), name, None)
+
+
+def huge_pages(size: int) -> mmap.mmap:
+    """New memory of zeros, at the begin of a page; in huge pages where the kernel has them."""
+    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them: small pages do, slower
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

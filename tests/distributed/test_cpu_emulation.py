@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_sky.distributed.cpu_emulation import WeightGradients, _in_its_format
+from megatron_sky.distributed.cpu_emulation import _weight_gradients
 
 
 @pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16])
@@ -11,7 +11,7 @@ from megatron_sky.distributed.cpu_emulation import WeightGradients, _in_its_form
 def test_products_are_added_in_fp32_and_rounded_only_to_the_format_they_are_taken_in(factors, multiplied):
     generator = torch.Generator().manual_seed(1)
     inputs, gradients = (torch.randn(64, width, generator=generator).to(factors) for width in (24, 40))
-    kernels = _in_its_format(WeightGradients, lambda dtype: multiplied if dtype == torch.bfloat16 else dtype)
+    kernels = _weight_gradients(lambda dtype: multiplied if dtype == torch.bfloat16 else dtype)
     buffer = torch.full((40, 24), 1000.0)
     for _ in range(3):
         kernels.wgrad_gemm_accum_fp32(inputs, gradients, buffer)

@@ -147,13 +147,15 @@ def of_runs(
     parts: list[LazyTensor], runs: list[tuple[int, int, int]], shape: tuple[int, ...], place: str
 ) -> LazyTensor:
     """A tensor whose rows are, run after run, (part, its first row, number of rows) of `parts`, each with a `fill`."""
+    fills = [part.fill for part in parts if part.fill is not None]
+    assert len(fills) == len(parts), place
 
     def fill(target: np.ndarray, row: int) -> None:
         begin = -row  # of the run, in the target
         for part, first, count in runs:
             start, stop = max(0, begin), min(len(target), begin + count)
-            if start < stop and (of_part := parts[part].fill) is not None:
-                of_part(target[start:stop], first + start - begin)
+            if start < stop:
+                fills[part](target[start:stop], first + start - begin)
             begin += count
 
     return filled(parts[0].dtype, shape, fill, place)

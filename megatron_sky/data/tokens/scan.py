@@ -133,7 +133,8 @@ def _read(file: int, target: np.ndarray, at: int) -> int:
 
 def _counted(counts: np.ndarray, ids: np.ndarray, high: int) -> np.ndarray:
     """`counts` and those of `ids`, of which none is above `high`."""
-    counts = np.pad(counts, (0, max(0, high + 1 - len(counts))))
+    if high >= len(counts):
+        counts = np.pad(counts, (0, high + 1 - len(counts)))
     count_ids(ids, counts)
     return counts
 
